@@ -1,0 +1,34 @@
+"""An accelerator: the device that a model is optimized for and the execution provider that drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Accelerator"]
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """device: "cpu", "gpu", "npu" or a plugin's own. execution_provider: as ONNX Runtime names them, or None.
+
+    options: what the runtime is opened with (provider options, memory limit), part of measurement keys.
+    """
+
+    device: str = "cpu"
+    execution_provider: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON data."""
+        return {
+            "device": self.device,
+            "execution_provider": self.execution_provider,
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Accelerator:
+        """Build an accelerator from what `to_json` gave."""
+        return cls(data["device"], data.get("execution_provider"), data.get("options", {}))

@@ -1,0 +1,165 @@
+"""Typed configs: fields that carry type, default, search range and doc in one place.
+
+A field made with `searchable` says over which range it is worth searching; it is searched only where the workflow marks
+it. Fields that refer to something are `DataRef`, `FileRef` or `SecretRef`: step keys are built from what they refer to,
+and a secret enters no key, log or manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Choice",
+    "DataRef",
+    "FileRef",
+    "FloatRange",
+    "IntRange",
+    "Ordered",
+    "PassConfig",
+    "PluginConfig",
+    "Range",
+    "Reference",
+    "SecretRef",
+    "references",
+    "search_range",
+    "searchable",
+]
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """Integers from low to high, both included; log spacing or a step, not both."""
+
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Floats from low to high, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Unordered values."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        object.__setattr__(self, "values", tuple(values))
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Ordered values (bits, ranks, block sizes): a sampler may treat them as numbers."""
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        object.__setattr__(self, "values", tuple(values))
+
+
+Range = IntRange | FloatRange | Choice | Ordered
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Marks a field's type as a reference: what = "data", "file" or "secret"."""
+
+    what: str
+
+
+DataRef = Annotated[str, Reference("data")]
+"""The name of an entry of `data_configs`."""
+FileRef = Annotated[str, Reference("file")]
+"""A path to a file or folder, resolved against the workflow's folder; its content enters the step key."""
+SecretRef = Annotated[str, Reference("secret")]
+"""The name of an environment variable that holds a secret; neither name's value nor anything of it is written."""
+
+
+class PluginConfig(BaseModel):
+    """Base of every config: unknown fields are errors, values are frozen, defaults are validated."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_enum_values=True
+    )
+
+
+class PassConfig(PluginConfig):
+    """Base of pass configs."""
+
+
+def searchable(
+    default: Any, over: Range, *, doc: str = "", when: Mapping[str, Sequence[Any]] | None = None, **field: Any
+) -> Any:
+    """Declare a config field with its default, the range it is worth searching over, and its doc.
+
+    when: {"other_field": [values]} — the field matters only where the other field has one of the values.
+    field: further arguments for pydantic's Field (ge, le, alias, …).
+    """
+    return Field(default, description=doc, json_schema_extra={"drupe_search": _range_json(over, when)}, **field)
+
+
+def search_range(config: type[BaseModel], name: str) -> Range | None:
+    """Return the search range that `config` declares for field `name`, or None."""
+    extra = config.model_fields[name].json_schema_extra
+    if not isinstance(extra, dict) or "drupe_search" not in extra:
+        return None
+    data: Any = extra["drupe_search"]
+    match data["type"]:
+        case "int":
+            return IntRange(data["low"], data["high"], data["log"], data["step"])
+        case "float":
+            return FloatRange(data["low"], data["high"], data["log"], data["step"])
+        case "ordered":
+            return Ordered(*data["values"])
+        case _:
+            return Choice(*data["values"])
+
+
+def references(config: type[BaseModel]) -> dict[str, str]:
+    """Return {field name: "data" | "file" | "secret"} for the fields of `config` that refer to something.
+
+    Optional references and lists of references count as well.
+    """
+    found: dict[str, str] = {}
+    for name, info in config.model_fields.items():
+        for mark in (*info.metadata, *_annotated_marks(info.annotation)):
+            if isinstance(mark, Reference):
+                found[name] = mark.what
+    return found
+
+
+def _annotated_marks(annotation: Any) -> list[Any]:
+    marks = list(getattr(annotation, "__metadata__", ()))
+    for inner in getattr(annotation, "__args__", ()):
+        marks += _annotated_marks(inner)
+    return marks
+
+
+def _range_json(over: Range, when: Mapping[str, Sequence[Any]] | None) -> dict[str, Any]:
+    data: dict[str, Any]
+    match over:
+        case IntRange():
+            data = {"type": "int", "low": over.low, "high": over.high, "log": over.log, "step": over.step}
+        case FloatRange():
+            data = {"type": "float", "low": over.low, "high": over.high, "log": over.log, "step": over.step}
+        case Choice():
+            data = {"type": "choice", "values": list(over.values)}
+        case Ordered():
+            data = {"type": "ordered", "values": list(over.values)}
+    if when:
+        data["when"] = {key: list(values) for key, values in when.items()}
+    return data

@@ -1,0 +1,227 @@
+"""What a plugin can contribute and observe. Imports pluggy and nothing heavier.
+
+A plugin module is named by an entry point in the group `drupe`. Contributing hooks return lists of specs and run once,
+when the plugin is discovered; observers run while a workflow runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from drupe.core import specs
+
+__all__ = ["ENTRY_POINT_GROUP", "hookimpl", "hookspec"]
+
+ENTRY_POINT_GROUP = "drupe"
+
+hookspec = pluggy.HookspecMarker("drupe")
+hookimpl = pluggy.HookimplMarker("drupe")
+
+
+@hookspec
+def drupe_passes() -> Sequence[specs.PassSpec]:
+    """Contribute optimization passes.
+
+    ```python
+    from drupe import PassSpec, hookimpl
+
+    @hookimpl
+    def drupe_passes():
+        return [
+            PassSpec(name="PruneHeads", target="examplelib.prune:PruneHeads", accepts={"onnx"}, produces="onnx"),
+        ]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_data_containers() -> Sequence[specs.DataSpec]:
+    """Contribute data containers.
+
+    ```python
+    from drupe import DataSpec, hookimpl
+
+    @hookimpl
+    def drupe_data_containers():
+        return [DataSpec(name="ParquetLake", target="examplelib.lake:ParquetLake")]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_hosts() -> Sequence[specs.HostSpec]:
+    """Contribute hosts.
+
+    ```python
+    from drupe import HostSpec, hookimpl
+
+    @hookimpl
+    def drupe_hosts():
+        return [HostSpec(name="Board", target="examplelib.board:BoardHost")]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_accelerators() -> Sequence[specs.AcceleratorSpec]:
+    """Contribute accelerators: devices and the execution providers that drive them.
+
+    ```python
+    from drupe import AcceleratorSpec, hookimpl
+
+    @hookimpl
+    def drupe_accelerators():
+        return [AcceleratorSpec(name="acme_npu", target="examplelib.npu:AcmeNpu", providers=("AcmeExecutionProvider",))]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_runtimes() -> Sequence[specs.RuntimeSpec]:
+    """Contribute runtimes: what opens a model kind on an accelerator.
+
+    ```python
+    from drupe import RuntimeSpec, hookimpl
+
+    @hookimpl
+    def drupe_runtimes():
+        return [
+            RuntimeSpec(
+                name="acme",
+                target="examplelib.runtime:AcmeRuntime",
+                kinds={"acme"},
+                accelerators={"acme_npu"},
+                capabilities={"forward"},
+            ),
+        ]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_metrics() -> Sequence[specs.MetricSpec]:
+    """Contribute metrics.
+
+    ```python
+    from drupe import MetricSpec, hookimpl
+
+    @hookimpl
+    def drupe_metrics():
+        return [MetricSpec(name="energy", target="examplelib.energy:Energy", needs="forward", timed=True)]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_model_kinds() -> Sequence[specs.ModelKindSpec]:
+    """Contribute model kinds.
+
+    ```python
+    from drupe import ModelKindSpec, hookimpl
+
+    @hookimpl
+    def drupe_model_kinds():
+        return [ModelKindSpec(name="acme", target="examplelib.model:AcmeModel", aliases=("AcmeModel",))]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_model_sources() -> Sequence[specs.ModelSourceSpec]:
+    """Contribute model sources: where an input model is fetched from.
+
+    ```python
+    from drupe import ModelSourceSpec, hookimpl
+
+    @hookimpl
+    def drupe_model_sources():
+        return [ModelSourceSpec(name="vault", target="examplelib.vault:VaultSource", schemes=("vault",))]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_studies() -> Sequence[specs.StudySpec]:
+    """Contribute studies: what proposes points of a search space.
+
+    ```python
+    from drupe import StudySpec, hookimpl
+
+    @hookimpl
+    def drupe_studies():
+        return [StudySpec(name="hill-climb", target="examplelib.climb:HillClimb")]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_commands() -> Sequence[specs.CommandSpec]:
+    """Contribute sub-commands of `drupe`.
+
+    ```python
+    from drupe import CommandSpec, hookimpl
+
+    @hookimpl
+    def drupe_commands():
+        return [CommandSpec(name="audit", target="examplelib.audit:audit", summary="Check a model against our rules.")]
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_step_started(step: Mapping[str, Any]) -> None:
+    """Observe that a step starts. step: key, kind ("import", "pass", "measure"), name, input, host.
+
+    ```python
+    from drupe import hookimpl
+
+    @hookimpl
+    def drupe_step_started(step):
+        print("starting", step["name"])
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_step_finished(step: Mapping[str, Any], record: Mapping[str, Any] | None, error: str | None) -> None:
+    """Observe that a step ended. record: its record in the store (None on failure); error: why it failed.
+
+    ```python
+    from drupe import hookimpl
+
+    @hookimpl
+    def drupe_step_finished(step, record, error):
+        print(step["name"], "failed" if error else f"took {record['seconds']:.1f} s")
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def drupe_trial_finished(trial: Mapping[str, Any]) -> None:
+    """Observe that a trial ended. trial: number, target, point, state, measurements, error.
+
+    ```python
+    from drupe import hookimpl
+
+    @hookimpl
+    def drupe_trial_finished(trial):
+        print(trial["number"], trial["state"])
+    ```
+    """
+    raise NotImplementedError

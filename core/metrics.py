@@ -1,0 +1,118 @@
+"""The base class of metrics, and measurements.
+
+A metric takes rows (one vector of statistics per sample) and aggregates them; so one paired bootstrap serves every
+metric. A metric has sub-types (accuracy_score, f1; p50, p90): one measuring run gives all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from drupe.core.config import PluginConfig
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.model import Model
+from drupe.core.runtimes import Session
+
+if TYPE_CHECKING:
+    from drupe.core.specs import MetricSpec
+
+__all__ = ["Direction", "Measurement", "Metric", "MetricConfig", "Rows", "SubType"]
+
+Direction = Literal["lower", "higher"]
+Rows = Mapping[str, tuple[float, ...]]
+"""Sample id → vector of statistics."""
+
+
+@dataclass(frozen=True)
+class SubType:
+    """One value that a metric gives. proportion: rows are (0 or 1,) and the value is their mean, so exact binomial
+    methods apply. paired: rows of the same samples can be compared between two models."""
+
+    unit: str
+    direction: Direction
+    proportion: bool = False
+    paired: bool = True
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A value and the evidence behind it. metric reads "name" or "name-sub_type"; interval at `confidence`."""
+
+    metric: str
+    value: float
+    unit: str
+    direction: Direction
+    n: int
+    interval: tuple[float, float] | None = None
+    confidence: float = 0.95
+    rows: Rows = field(default_factory=dict, compare=False)
+    proportion: bool = False
+    split: str | None = None
+
+    def to_json(self, *, rows: bool = False) -> dict[str, Any]:
+        """Return JSON data, with the per-sample rows where asked for."""
+        data: dict[str, Any] = {
+            "metric": self.metric,
+            "value": self.value,
+            "unit": self.unit,
+            "direction": self.direction,
+            "n": self.n,
+            "interval": list(self.interval) if self.interval else None,
+            "confidence": self.confidence,
+            "proportion": self.proportion,
+            "split": self.split,
+        }
+        if rows:
+            data["rows"] = {key: list(value) for key, value in self.rows.items()}
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Measurement:
+        """Build a measurement from what `to_json` gave."""
+        interval = data.get("interval")
+        return cls(
+            metric=data["metric"],
+            value=data["value"],
+            unit=data["unit"],
+            direction=data["direction"],
+            n=data["n"],
+            interval=(interval[0], interval[1]) if interval else None,
+            confidence=data.get("confidence", 0.95),
+            rows={key: tuple(value) for key, value in data.get("rows", {}).items()},
+            proportion=data.get("proportion", False),
+            split=data.get("split"),
+        )
+
+
+class MetricConfig(PluginConfig):
+    """Base of metric configs (Olive's `user_config` and per-metric options)."""
+
+
+class Metric:
+    """Measures a model through a session."""
+
+    Config: ClassVar[type[MetricConfig]] = MetricConfig
+    version: ClassVar[int] = 1
+    sub_types: ClassVar[Mapping[str, SubType]] = {}
+    default_sub_type: ClassVar[str] = ""
+    needs_reference: ClassVar[bool] = False
+    """Whether samples carry the source model's outputs in extras["reference"]."""
+
+    def __init__(self, spec: MetricSpec) -> None:
+        self.spec = spec
+
+    def measure(
+        self, model: Model, session: Session | None, samples: Sequence[Sample], config: Any, context: JobContext
+    ) -> Rows:
+        """Return one vector of statistics per sample (for timed metrics: per repetition).
+
+        session is None where the spec needs no capability. Raises EvaluationError.
+        """
+        raise NotImplementedError
+
+    def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: Any) -> float:
+        """Return the value of `sub_type` over rows. Pure; called many times by the bootstrap."""
+        raise NotImplementedError

@@ -1,0 +1,107 @@
+"""The base classes of runtimes and sessions.
+
+A runtime turns a model kind into something that runs on an accelerator. Metrics talk to sessions only. Batches are
+mappings of numpy arrays or strings, never a framework's tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.model import Model
+
+if TYPE_CHECKING:
+    from drupe.core.specs import RuntimeSpec
+
+__all__ = ["GenerateOptions", "Result", "Runtime", "Session"]
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How to generate: greedy unless temperature > 0; stop: strings at which the text is cut."""
+
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call gave. device_seconds: time on the device where it knows better than the caller; counters: energy (J),
+    cycles, …"""
+
+    outputs: Mapping[str, Any]
+    device_seconds: float | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+
+
+class Session:
+    """A model that is loaded and can be called. Sessions are context managers; `close` frees the device."""
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
+        """Run the model on a batch: arrays of shape (batch, …) by input name → arrays by output name."""
+        raise NotImplementedError
+
+    def generate(self, prompt: str | np.ndarray, options: GenerateOptions) -> Result:
+        """Generate from one prompt, text or token ids of shape (n,).
+
+        outputs: "text" (str, without the prompt), "token_ids" (int64, (m,)), "token_seconds" (float64, (m,): seconds
+        from the call to each token, the first one being the time to first token).
+        """
+        raise NotImplementedError
+
+    def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
+        """Score one sequence. input_ids, labels: int64 (n,); labels -100 where nothing is scored.
+
+        outputs: "logprobs" (float64, (n,)): the natural log-probability of labels[i] given input_ids[:i], NaN where
+        nothing is scored (position 0 always).
+        """
+        raise NotImplementedError
+
+    def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
+        """Return the token ids (int64, (n,)) of a text by the model's own tokenizer."""
+        raise NotImplementedError
+
+    def input_shapes(self) -> Mapping[str, tuple[tuple[int | str, ...], str]]:
+        """Return name → (shape, numpy dtype name) of what `forward` takes; named axes are strings."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Runtime:
+    """Opens models."""
+
+    version: int = 1
+
+    def __init__(self, spec: RuntimeSpec) -> None:
+        self.spec = spec
+
+    def options(self, accelerator: Accelerator, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Check and complete options; part of measurement keys. Raises ConfigError for an unknown one."""
+        return dict(options)
+
+    def capabilities(self, model: Model) -> Sequence[str]:
+        """What a session of this very model can do; a subset of the spec's capabilities."""
+        return tuple(sorted(self.spec.capabilities))
+
+    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
+        """Load `model.folder` and return a session. options["threads"] is honoured. Raises EvaluationError."""
+        raise NotImplementedError

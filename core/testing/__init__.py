@@ -1,0 +1,1 @@
+"""The contract kit: base classes, fixtures and tiny models for plugin authors' tests."""

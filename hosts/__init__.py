@@ -1,0 +1,1 @@
+"""Where jobs run: this machine, another environment, another machine, a cluster."""

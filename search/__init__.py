@@ -1,0 +1,1 @@
+"""Optuna-driven search under constraints, and its statistics."""

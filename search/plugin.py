@@ -1,0 +1,1 @@
+"""Registers the Optuna study and its commands."""
