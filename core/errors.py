@@ -42,7 +42,8 @@ class DrupeError(Exception):
 class Fault:
     """One thing that is wrong in a workflow: where, what was found, what was expected, what to do.
 
-    `kind` is "fault" (wrong), "missing" (no installed plugin provides it) or "needs" (an absent file, a consent to give).
+    `kind` is "fault" (wrong), "missing" (no installed plugin provides it) or "needs" (an absent file, a consent to
+    give).
     """
 
     path: str

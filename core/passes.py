@@ -48,7 +48,8 @@ class Pass:
             )
         if spec.accelerators and accelerator.device not in spec.accelerators:
             raise ConfigError(
-                f"{spec.name} is for {', '.join(sorted(spec.accelerators))}; the target's device is {accelerator.device}"
+                f"{spec.name} is for {', '.join(sorted(spec.accelerators))}; the target's device is "
+                f"{accelerator.device}"
             )
         provider = accelerator.execution_provider
         if spec.providers and provider is not None and provider not in spec.providers:

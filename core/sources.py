@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from drupe.core.config import PluginConfig
 from drupe.core.context import JobContext
-from drupe.core.errors import Fault
+from drupe.core.errors import ConfigError, Fault
 from drupe.core.model import Model, ModelInfo
+from drupe.core.specs import ModelKindSpec, ModelSourceSpec
 
 if TYPE_CHECKING:
-    from drupe.core.specs import ModelKindSpec, ModelSourceSpec
+    from drupe.core.registry import Registry
 
-__all__ = ["ModelConfig", "ModelKind", "ModelSource"]
+__all__ = ["ModelConfig", "ModelKind", "ModelSource", "find_source"]
 
 
 class ModelConfig(PluginConfig):
@@ -32,6 +33,10 @@ class ModelSource:
 
     def __init__(self, spec: ModelSourceSpec) -> None:
         self.spec = spec
+
+    def serves(self, reference: str | Mapping[str, Any], workflow_dir: Path) -> bool:
+        """Whether this source is the one for a reference that matches its schemes or types. Light."""
+        return True
 
     def check(self, reference: str | Mapping[str, Any], workflow_dir: Path) -> Sequence[Fault]:
         """Return what can be known to be wrong without fetching. Light."""
@@ -79,3 +84,26 @@ class ModelKind:
     def load(self, config: Any, fetched: Mapping[str, Path], context: JobContext) -> Model:
         """Write the model's files below `context.output_dir` and return the Model."""
         raise NotImplementedError
+
+
+def find_source(registry: Registry, reference: str | Mapping[str, Any], workflow_dir: Path) -> ModelSource:
+    """Return the source that serves a reference. Raises ConfigError when none does, naming what is installed.
+
+    A mapping is matched by its "type"; a string by its URL scheme; one without a scheme goes to the first source of
+    scheme "" whose `serves` says yes.
+    """
+    entries = registry.of("drupe_model_sources")
+    if isinstance(reference, Mapping):
+        wanted = str(reference.get("type", "")).lower()
+        matching = [e for e in entries if wanted in (t.lower() for t in cast(ModelSourceSpec, e.spec).resource_types)]
+        what = f"model references of type {reference.get('type')!r}"
+    else:
+        scheme = reference.split("://", 1)[0].lower() if "://" in reference else ""
+        matching = [e for e in entries if scheme in cast(ModelSourceSpec, e.spec).schemes]
+        what = f"{scheme}:// models" if scheme else f"the model {reference!r}"
+    for entry in matching:
+        source: ModelSource = registry.resolve(entry)(entry.spec)
+        if source.serves(reference, workflow_dir):
+            return source
+    names = ", ".join(sorted(e.spec.name for e in entries)) or "none"
+    raise ConfigError(f"no installed model source serves {what}; installed sources: {names}")
