@@ -19,6 +19,7 @@ from drupe.core.errors import ConfigError, Interrupted
 if TYPE_CHECKING:
     from drupe.core.data import Sample
     from drupe.core.model import Model
+    from drupe.core.runtimes import Session
 
 __all__ = ["DataSource", "JobContext", "PassContext", "Resources"]
 
@@ -66,6 +67,10 @@ class JobContext:
     data_source: DataSource | None = None
     on_progress: Callable[[Mapping[str, Any]], None] | None = None
     is_cancelled: Callable[[], bool] | None = None
+    model_sessions: Callable[[], Session] | None = None
+    """In a measuring job: opens a fresh session of the model, for metrics that watch the opening itself."""
+    baseline_session: Session | None = None
+    """In a measuring job with a relative goal: the baseline's session; timed metrics interleave the two."""
 
     def data(self, name: str, *, model: Model | None = None, part: str | None = "train") -> Sequence[Sample]:
         """Return the samples of the data config `name`.

@@ -1,0 +1,180 @@
+"""What each kind of job does: import an input model, run a pass, measure a model. Runs in the worker.
+
+Every function takes a job, its folder and its context, and returns the fields that it adds to result.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drupe.core.context import JobContext
+from drupe.core.errors import ConfigError, DrupeError, EvaluationError, Interrupted
+from drupe.core.job import Job
+from drupe.core.metrics import Metric
+from drupe.core.model import Model
+from drupe.core.registry import Registry, get_registry
+from drupe.core.runtimes import Session
+
+__all__ = ["WORK", "run_import", "run_measure", "run_pass"]
+
+
+def run_import(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
+    """Fetch what an `input_model` refers to and make a Model of it."""
+    from drupe.core.sources import find_source
+
+    registry = get_registry(job.plugins)
+    kind = registry.create("drupe_model_kinds", job.subject)
+    config = kind.Config.model_validate(dict(job.config))
+    workflow_dir = Path(job.workflow_dir or ".")
+    options = {**kind.source_options(config)}
+    fetched: dict[str, Path] = {}
+    for role, reference in kind.references(config).items():
+        into = folder / "fetched" / role
+        into.mkdir(parents=True, exist_ok=True)
+        source = find_source(registry, reference, workflow_dir)
+        fetched[role] = source.fetch(reference, options, into, context)
+    model: Model = kind.load(config, fetched, context)
+    return {"model": model.to_json()}
+
+
+def run_pass(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
+    """Run one pass on the staged input model."""
+    registry = get_registry(job.plugins)
+    _give_data(job, registry, context)
+    pass_ = registry.create("drupe_passes", job.subject)
+    config = pass_.Config.model_validate(dict(job.config))
+    result: Model = pass_(_staged(job, folder, "model"), config, context)
+    return {"model": result.to_json()}
+
+
+def run_measure(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
+    """Measure the staged model with every metric of the job; one that fails does not take the others along.
+
+    options: runtime (name or None), runtime_options, part, metrics: [{"name", "type", "config", "data", "sub_types"}].
+    """
+    registry = get_registry(job.plugins)
+    _give_data(job, registry, context)
+    model = _staged(job, folder, "model")
+    baseline = _staged(job, folder, "baseline") if "baseline" in job.inputs else None
+    results: dict[str, Any] = {}
+    sessions = _Sessions(job, registry, context)
+    try:
+        for index, request in enumerate(job.options["metrics"]):
+            context.progress(index, len(job.options["metrics"]), request["name"])
+            try:
+                results[request["name"]] = _measure_one(request, job, registry, model, baseline, sessions, context)
+            except Interrupted:
+                raise
+            except DrupeError as error:
+                results[request["name"]] = {"error": str(error)}
+            except Exception as error:
+                context.log.exception("metric %s failed", request["name"])
+                results[request["name"]] = {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        sessions.close()
+    return {"measurements": results}
+
+
+def _measure_one(
+    request: Mapping[str, Any],
+    job: Job,
+    registry: Registry,
+    model: Model,
+    baseline: Model | None,
+    sessions: _Sessions,
+    context: JobContext,
+) -> dict[str, Any]:
+    from drupe.core.statistics.intervals import interval_for
+
+    metric: Metric = registry.create("drupe_metrics", request["type"])
+    config = metric.Config.model_validate(dict(request["config"]))
+    needs = metric.spec.needs
+    samples = context.data(request["data"], model=model, part=job.options.get("part")) if request["data"] else ()
+    context.model_sessions = sessions.opener(model)
+    session = sessions.get("model", model, needs) if needs else None
+    if baseline is not None and needs:
+        context.baseline_session = sessions.get("baseline", baseline, needs)
+    started = time.perf_counter()
+    rows = metric.measure(model, session, samples, config, context)
+    seconds = time.perf_counter() - started
+    if not rows:
+        raise EvaluationError(f"metric {request['name']} gave no rows; its data config may be empty")
+    vectors = list(rows.values())
+    values: dict[str, Any] = {}
+    for name in request["sub_types"]:
+        sub = metric.sub_types[name]
+
+        def aggregate(part: Sequence[tuple[float, ...]], name: str = name) -> float:
+            return metric.aggregate(part, name, config)
+
+        interval = interval_for(vectors, aggregate, 0.95, proportion=sub.proportion, seed=job.seed)
+        values[name] = {
+            "value": float(aggregate(vectors)),
+            "unit": sub.unit,
+            "direction": sub.direction,
+            "n": len(vectors),
+            "interval": list(interval) if interval else None,
+            "confidence": 0.95,
+            "proportion": sub.proportion,
+        }
+    return {"rows": {key: [float(x) for x in row] for key, row in rows.items()}, "values": values, "seconds": seconds}
+
+
+class _Sessions:
+    """Opens each model once for all the metrics of a job."""
+
+    def __init__(self, job: Job, registry: Registry, context: JobContext) -> None:
+        self._job, self._registry, self._context = job, registry, context
+        self._open: dict[str, Session] = {}
+
+    def opener(self, model: Model) -> Callable[[], Session]:
+        """Return what opens a fresh session of `model`, for metrics that watch the opening itself."""
+        return lambda: self._start(model, None)
+
+    def get(self, role: str, model: Model, needs: str | None) -> Session:
+        if role not in self._open:
+            self._open[role] = self._start(model, needs)
+        return self._open[role]
+
+    def _start(self, model: Model, needs: str | None) -> Session:
+        from drupe.core.serving import find_runtime
+
+        job = self._job
+        own = job.options.get("baseline_runtime") if model.digest != job.inputs["model"].digest else None
+        entry = find_runtime(self._registry, model.kind, job.accelerator, own or job.options.get("runtime"))
+        runtime = self._registry.resolve(entry)(entry.spec)
+        able = runtime.capabilities(model)
+        if needs is not None and needs not in able:
+            raise EvaluationError(
+                f"the runtime {entry.spec.name} can't {needs} with this {model.kind} model; it can: {', '.join(able)}"
+            )
+        options = {"threads": job.resources.thread_count, **job.options.get("runtime_options", {})}
+        session: Session = runtime.open(model, job.accelerator, dict(runtime.options(job.accelerator, options)))
+        return session
+
+    def close(self) -> None:
+        for session in self._open.values():
+            session.close()
+
+
+def _give_data(job: Job, registry: Registry, context: JobContext) -> None:
+    from drupe.core.work_data import WorkflowData
+
+    context.data_source = WorkflowData(job.data, registry, Path(job.workflow_dir or "."))
+
+
+def _staged(job: Job, folder: Path, role: str) -> Model:
+    if role not in job.inputs:
+        raise ConfigError(f"the job has no input named {role!r}")
+    return job.inputs[role].at(folder / "inputs" / role)
+
+
+WORK: dict[str, Callable[[Job, Path, JobContext], Mapping[str, Any]]] = {
+    "import": run_import,
+    "pass": run_pass,
+    "measure": run_measure,
+}
+"""Job kind → what does it."""
