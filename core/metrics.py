@@ -104,6 +104,20 @@ class Metric:
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec
 
+    def needs(self, config: Any) -> Sequence[str]:
+        """Return the capabilities of which a session must have one, the most wanted first; () for no session.
+
+        The default is the spec's. A metric whose config chooses the way (generate, score, forward) refines it.
+        """
+        return (self.spec.needs,) if self.spec.needs else ()
+
+    def sub_type(self, name: str, config: Any) -> SubType:
+        """Return what the value `name` is: unit, direction. Raises KeyError. The default looks into `sub_types`.
+
+        Refined where the config decides (a user's own metric, an average that is no proportion).
+        """
+        return self.sub_types[name]
+
     def measure(
         self, model: Model, session: Session | None, samples: Sequence[Sample], config: Any, context: JobContext
     ) -> Rows:

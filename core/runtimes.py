@@ -44,7 +44,12 @@ class Result:
 
 
 class Session:
-    """A model that is loaded and can be called. Sessions are context managers; `close` frees the device."""
+    """A model that is loaded and can be called. Sessions are context managers; `close` frees the device.
+
+    capabilities: what this session can do, as `Runtime.capabilities` told for its model; set by who opens it.
+    """
+
+    capabilities: Sequence[str] = ()
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
         """Run the model on a batch: arrays of shape (batch, …) by input name → arrays by output name."""

@@ -91,7 +91,7 @@ def _measure_one(
 
     metric: Metric = registry.create("drupe_metrics", request["type"])
     config = metric.Config.model_validate(dict(request["config"]))
-    needs = metric.spec.needs
+    needs = metric.needs(config)
     samples = context.data(request["data"], model=model, part=job.options.get("part")) if request["data"] else ()
     context.model_sessions = sessions.opener(model)
     session = sessions.get("model", model, needs) if needs else None
@@ -105,7 +105,7 @@ def _measure_one(
     vectors = list(rows.values())
     values: dict[str, Any] = {}
     for name in request["sub_types"]:
-        sub = metric.sub_types[name]
+        sub = metric.sub_type(name, config)
 
         def aggregate(part: Sequence[tuple[float, ...]], name: str = name) -> float:
             return metric.aggregate(part, name, config)
@@ -132,14 +132,14 @@ class _Sessions:
 
     def opener(self, model: Model) -> Callable[[], Session]:
         """Return what opens a fresh session of `model`, for metrics that watch the opening itself."""
-        return lambda: self._start(model, None)
+        return lambda: self._start(model, ())
 
-    def get(self, role: str, model: Model, needs: str | None) -> Session:
+    def get(self, role: str, model: Model, needs: Sequence[str]) -> Session:
         if role not in self._open:
             self._open[role] = self._start(model, needs)
         return self._open[role]
 
-    def _start(self, model: Model, needs: str | None) -> Session:
+    def _start(self, model: Model, needs: Sequence[str]) -> Session:
         from drupe.core.serving import find_runtime
 
         job = self._job
@@ -147,12 +147,13 @@ class _Sessions:
         entry = find_runtime(self._registry, model.kind, job.accelerator, own or job.options.get("runtime"))
         runtime = self._registry.resolve(entry)(entry.spec)
         able = runtime.capabilities(model)
-        if needs is not None and needs not in able:
+        if needs and not set(needs) & set(able):
             raise EvaluationError(
-                f"the runtime {entry.spec.name} can't {needs} with this {model.kind} model; it can: {', '.join(able)}"
+                f"the runtime {entry.spec.name} can't {' or '.join(needs)} with this {model.kind} model; it can: {', '.join(able)}"
             )
         options = {"threads": job.resources.thread_count, **job.options.get("runtime_options", {})}
         session: Session = runtime.open(model, job.accelerator, dict(runtime.options(job.accelerator, options)))
+        session.capabilities = tuple(able)
         return session
 
     def close(self) -> None:
