@@ -149,7 +149,8 @@ class _Sessions:
         able = runtime.capabilities(model)
         if needs and not set(needs) & set(able):
             raise EvaluationError(
-                f"the runtime {entry.spec.name} can't {' or '.join(needs)} with this {model.kind} model; it can: {', '.join(able)}"
+                f"the runtime {entry.spec.name} can't {' or '.join(needs)} with this {model.kind} model; "
+                f"it can: {', '.join(able)}"
             )
         options = {"threads": job.resources.thread_count, **job.options.get("runtime_options", {})}
         session: Session = runtime.open(model, job.accelerator, dict(runtime.options(job.accelerator, options)))
