@@ -62,6 +62,10 @@ class DataContainer:
         """Return JSON data that changes whenever the samples would: file digests, a hub revision. Light."""
         raise NotImplementedError
 
+    def prompting(self, config: Any) -> Mapping[str, Any]:
+        """Say how a user's text becomes a prompt: {"prompt_template": str with one {field}, "stop": [str]}, or {}."""
+        return {}
+
     def load(self, config: Any, model: Model | None, context: JobContext) -> Iterable[Sample]:
         """Yield the samples, prepared with `model`'s tokenizer or processor where the task needs one.
 

@@ -1,0 +1,407 @@
+"""Runs a workflow: per target a study of trials, then the verdict on data nobody selected on, then the hand-over.
+
+Nothing finished is lost: every step is in the store, every trial in the study's file, and the manifest is rewritten
+after each trial. The same command goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from drupe.core.plan import Plan, build_plan
+from drupe.core.store import Store
+
+from drupe.core.digests import digest_of
+from drupe.core.engine import ChainResult, Engine
+from drupe.core.errors import ConfigError, DrupeError, Interrupted
+from drupe.core.measuring import Measurer
+from drupe.core.metrics import Measurement
+from drupe.core.model import Model
+from drupe.core.registry import Registry
+from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
+from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
+from drupe.core.trials import TrialRunner
+from drupe.core.workflow.model import Evaluator, Workflow
+
+__all__ = ["Driver"]
+
+Events = Callable[[Mapping[str, Any]], None]
+_EVERYTHING_HELD_OUT = "evaluation"
+
+
+class Driver:
+    """Runs one workflow into its output folder."""
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        registry: Registry,
+        *,
+        allow: frozenset[str] = frozenset(),
+        events: Events = lambda event: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.workflow = _with_certification_split(workflow)
+        self.registry = registry
+        self._events = events
+        self._cancelled = cancelled
+        self._stop = threading.Event()
+        self.store = Store(workflow.cache_dir)
+        self.engine = Engine(
+            self.workflow,
+            registry,
+            self.store,
+            allow=allow,
+            events=events,
+            cancelled=lambda: cancelled() or self._stop.is_set(),
+            log_dir=workflow.output_dir / "logs",
+        )
+        self.measurer = Measurer(self.engine)
+        self.result = RunResult(workflow.output_dir)
+        self._facts: dict[str, Any] = {}
+        self._write_lock = threading.Lock()
+
+    def run(self) -> RunResult:
+        """Run to the end. Raises ConfigError, HostError, StoreError, Interrupted; the manifest is written even then."""
+        started = time.monotonic()
+        plan = build_plan(self.workflow, self.registry)
+        with self._output_lock():
+            try:
+                source = self.engine.import_model()
+                assert source.model is not None
+                for target in self.workflow.targets:
+                    self.result.targets[target] = TargetResult(target)
+                    self._run_target(target, plan, source.model)
+            except DrupeError as error:
+                self.result.exit_code = error.exit_code
+                raise
+            finally:
+                self.result.seconds = time.monotonic() - started
+                if self.result.exit_code == 0:
+                    self.result.exit_code = max((_exit_code(t) for t in self.result.targets.values()), default=0)
+                self._facts |= {"seed": self.workflow.seed, "notices": [str(n) for n in self.workflow.notices]}
+                self._write()
+                self.engine.close()
+        return self.result
+
+    # One target
+
+    def _run_target(self, target: str, plan: Plan, source: Model) -> None:
+        evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
+        searching = bool(plan.space.dimensions) and self.workflow.search is not None
+        certify = searching and _wants_confidence(evaluator)
+        runner = TrialRunner(
+            self.engine,
+            self.measurer,
+            plan,
+            target,
+            evaluator,
+            source,
+            part="selection" if certify else _EVERYTHING_HELD_OUT,
+        )
+        result = self.result.targets[target]
+        result.generate = self._generate_hint(evaluator)
+        self._measure_input(runner, result)
+        study = self._open_study(target, plan, runner, searching)
+        try:
+            known = {c.number: c for c in self._earlier(study, runner)}
+            result.candidates = [known[n] for n in sorted(known)]
+            self._search(study, runner, result)
+            self._decide(study, runner, result, certify)
+        finally:
+            study.close()
+        self._write()
+
+    def _open_study(self, target: str, plan: Plan, runner: TrialRunner, searching: bool) -> Study:
+        evaluator = runner.evaluator
+        goals = evaluator.goals if evaluator else ()
+        objectives = evaluator.objectives if evaluator else ()
+        study: Study = OnePointStudy()
+        entries = self.registry.of("drupe_studies")
+        if searching:
+            if not entries:
+                raise ConfigError("the workflow searches, and no installed plugin provides a study")
+            best = max(entries, key=lambda entry: getattr(entry.spec, "priority", 0))
+            study = self.registry.resolve(best)(best.spec)
+        settings = self.workflow.search if searching and self.workflow.search else StudySettings()
+        folder = self.workflow.output_dir / "study"
+        folder.mkdir(parents=True, exist_ok=True)
+        space = plan.space if searching else replace(plan.space, dimensions=())
+        study.open(f"{target}-{self._study_digest(target, runner)[:16]}", space, goals, objectives, settings, folder)
+        return study
+
+    def _study_digest(self, target: str, runner: TrialRunner) -> str:
+        """Name what the study's results depend on: another workflow is another study, and shares steps by the store."""
+        document = {
+            key: value
+            for key, value in self.workflow.document.items()
+            if key not in ("output_dir", "cache_dir", "search_strategy", "plugins", "log_severity_level")
+        }
+        search = self.workflow.search
+        return digest_of(
+            {
+                "document": document,
+                "input": runner.input_model.digest,
+                "target": target,
+                "part": runner.part,
+                "sampler": [search.sampler, search.seed] if search else None,
+                "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
+            }
+        )
+
+    def _earlier(self, study: Study, runner: TrialRunner) -> Iterator[Candidate]:
+        """Yield the trials that an earlier run finished, completed from the store where it still has the steps."""
+        for trial, outcome in study.finished():
+            chain = self._stored_chain(runner, trial) if outcome.state == "complete" else None
+            yield runner.describe(trial, outcome, chain, {})
+
+    def _stored_chain(self, runner: TrialRunner, trial: Trial) -> ChainResult | None:
+        model = runner.input_model
+        steps = []
+        accelerator = self.workflow.systems[runner.target].accelerators[0]
+        for plan in runner.plan.chain(trial.point, runner.target):
+            step = self.engine.stored_pass(plan, model, accelerator)
+            if step is None or step.model is None:
+                return None
+            steps.append(step)
+            model = step.model
+        return ChainResult(model, tuple(steps))
+
+    def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
+        workers = self.workflow.search.workers if self.workflow.search else 1
+        ask_lock = threading.Lock()
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            while not failures and not self._cancelled():
+                try:
+                    with ask_lock:
+                        trial = study.ask()
+                    if trial is None:
+                        return
+                    self._run_trial(study, runner, result, trial, ask_lock)
+                except BaseException as error:
+                    failures.append(error)
+                    self._stop.set()
+                    return
+
+        threads = [threading.Thread(target=work, name=f"trial-{n}", daemon=True) for n in range(1, workers)]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
+        if failures:
+            first = next((f for f in failures if not isinstance(f, Interrupted)), failures[0])
+            raise first
+        if self._cancelled():
+            raise Interrupted("stopped by the user; the same command goes on from here")
+
+    def _run_trial(
+        self, study: Study, runner: TrialRunner, result: TargetResult, trial: Trial, lock: threading.Lock
+    ) -> None:
+        event = {"number": trial.number, "point": dict(trial.point), "target": runner.target}
+        self._events({"event": "trial started", **event})
+        if trial.answered is not None:
+            outcome = trial.answered
+            candidate = runner.describe(trial, outcome, None, {})
+        else:
+            outcome, candidate = runner.run(trial)
+        with lock:
+            study.tell(trial, outcome)
+            result.candidates = sorted([*result.candidates, candidate], key=lambda c: c.number)
+        self._events({"event": "trial finished", "candidate": candidate.to_json(), **event})
+        self.registry.notify("drupe_trial_finished", trial={**event, **candidate.to_json()})
+        self._write()
+
+    # The verdict
+
+    def _decide(self, study: Study, runner: TrialRunner, result: TargetResult, certify: bool) -> None:
+        from drupe.core.statistics.verdicts import judge
+
+        if all(c.state == "failed" for c in result.candidates):
+            result.status = "failed"
+            result.message = "every trial failed; first: " + (
+                result.candidates[0].error or "" if result.candidates else ""
+            )
+            self._withdraw(result)
+            return
+        number = study.select()
+        if number is None:
+            result.status = "infeasible"
+            result.message = _nearest(result.candidates, runner)
+            self._withdraw(result)
+            return
+        trial = next(trial for trial, _ in study.finished() if trial.number == number)
+        chain = runner.run_chain(trial.point)
+        part = "certification" if certify else runner.part
+        self._events({"event": "certifying", "number": number, "target": runner.target, "part": part})
+        found, compared, errors, _ = runner.measure(chain, part)
+        for name, error in errors.items():
+            self._events({"event": "warning", "message": f"metric {name} of candidate {number}: {error}"})
+        result.certified = found
+        result.baseline = compared or result.baseline
+        verdicts = [judge(goal, found.get(goal.metric), compared.get(goal.metric)) for goal in runner.goals]
+        result.verdicts = [verdict.to_json() for verdict in verdicts]
+        statuses = {verdict.status for verdict in verdicts}
+        if statuses & {"FAIL", "NOT_MET"}:
+            result.status = "infeasible"
+            broken = next(v for v in verdicts if v.status in ("FAIL", "NOT_MET"))
+            result.message = f"candidate {number} did not hold on the data that certifies: {broken.text}"
+            self._withdraw(result)
+            return
+        if "UNDECIDED" in statuses:
+            result.status = "undecided"
+            open_ = next(v for v in verdicts if v.status == "UNDECIDED")
+            result.message = f"candidate {number} could not be certified: {open_.text}"
+            self._withdraw(result)
+            self._hand_over(chain.model, result, "undecided")
+            return
+        result.status = "certified" if "PASS" in statuses else "met"
+        result.winner = number
+        result.message = "every goal with a confidence holds" if "PASS" in statuses else _plain_message(verdicts)
+        self._hand_over(chain.model, result, "model")
+        _note_why_lost(result)
+
+    def _hand_over(self, model: Model, result: TargetResult, name: str) -> None:
+        folder = self.result.output_dir / result.target / name
+        if self.workflow.options.get("no_artifacts"):
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.store.export(model, folder)
+        if name == "model":
+            result.model_dir = folder.relative_to(self.result.output_dir).as_posix()
+            shutil.rmtree(folder.parent / "undecided", ignore_errors=True)
+
+    def _withdraw(self, result: TargetResult) -> None:
+        """Take an earlier run's winner away: a model that breaks a limit is never handed out."""
+        shutil.rmtree(self.result.output_dir / result.target / "model", ignore_errors=True)
+
+    # Odds and ends
+
+    def _measure_input(self, runner: TrialRunner, result: TargetResult) -> None:
+        if runner.evaluator is not None and self.workflow.options.get("evaluate_input_model"):
+            found, errors, _ = self.measurer.measure(
+                runner.input_model, runner.evaluator, runner.target, part=runner.part
+            )
+            result.baseline = found
+            for name, error in errors.items():
+                self._events({"event": "warning", "message": f"input model, metric {name}: {error}"})
+
+    def _generate_hint(self, evaluator: Evaluator | None) -> Mapping[str, Any]:
+        for metric in evaluator.metrics if evaluator else ():
+            if metric.data is not None:
+                entry = self.workflow.data[metric.data]
+                registered = self.registry.get("drupe_data_containers", entry.type)
+                container = self.registry.resolve(registered)(registered.spec)
+                hint = container.prompting(container.Config.model_validate(dict(entry.config)))
+                if hint:
+                    return dict(hint)
+        return {}
+
+    def _write(self) -> None:
+        with self._write_lock:
+            write_manifest(self.result, document=self.workflow.document, facts=self._facts)
+            write_candidates(self.result)
+
+    @contextmanager
+    def _output_lock(self) -> Iterator[None]:
+        folder = self.result.output_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = (folder / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"the output folder {folder} can't be written: {error.strerror}; name another one with --output-dir"
+            ) from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"another run is writing to {folder}; wait for it, or name another folder with --output-dir"
+                ) from None
+            yield
+
+
+def _with_certification_split(workflow: Workflow) -> Workflow:
+    """Give data that only evaluates, and has no split of its own, halves to select and to certify on."""
+    evaluator = workflow.evaluators.get(workflow.evaluator or "")
+    if workflow.search is None or not _wants_confidence(evaluator):
+        return workflow
+    assert evaluator is not None
+    evaluating = {metric.data for metric in evaluator.metrics if metric.data}
+    trained = {
+        value
+        for entry in workflow.passes.values()
+        for alternative in entry.alternatives
+        for value in alternative.config.values()
+        if isinstance(value, str) and value in workflow.data
+    }
+    half = {"selection": 0.5, "certification": 0.5, "seed": workflow.seed}
+    data = {
+        name: replace(entry, split=half) if name in evaluating - trained and not entry.split else entry
+        for name, entry in workflow.data.items()
+    }
+    return replace(workflow, data=data)
+
+
+def _wants_confidence(evaluator: Evaluator | None) -> bool:
+    return evaluator is not None and any(goal.confidence is not None for goal in evaluator.goals)
+
+
+def _exit_code(target: TargetResult) -> int:
+    return {"met": 0, "certified": 0, "failed": 1}.get(target.status, 3)
+
+
+def _plain_message(verdicts: list[Any]) -> str:
+    return "every goal is met by the point estimates, not certified" if verdicts else "no goals were set"
+
+
+def _nearest(candidates: list[Candidate], runner: TrialRunner) -> str:
+    """Say which candidate came nearest, and which goal blocked it."""
+    complete = [c for c in candidates if c.state == "complete"]
+    if not complete:
+        return "no trial was completed"
+    best = min(complete, key=lambda c: sum(max(v, 0.0) for v in c.violations.values()))
+    name, slack = max(best.violations.items(), key=lambda item: item[1])
+    metric, _, kind = name.partition(" ")
+    goal = next(g for g in runner.goals if g.metric == metric and g.kind == kind)
+    measured = best.measurements.get(metric)
+    if measured is None:
+        return f"nearest: candidate {best.number}; its {metric} could not be measured: {best.metric_errors}"
+    return (
+        f"nearest: candidate {best.number} with {metric} = {measured.value:.6g} {measured.unit}; the goal "
+        f"{kind} {goal.value:g} blocks it (it is {slack:.1%} off the limit)"
+    )
+
+
+def _note_why_lost(result: TargetResult) -> None:
+    """Say of every candidate but the winner why it lost."""
+    noted = []
+    for c in result.candidates:
+        if c.number == result.winner:
+            reason = None
+        elif c.state == "failed":
+            reason = f"failed: {c.error}"
+        elif not c.feasible:
+            reason = "breaks " + ", ".join(name for name, slack in c.violations.items() if slack > 0)
+        else:
+            reason = f"meets the goals; candidate {result.winner} is better on the objectives"
+        noted.append(replace(c, lost_because=reason))
+    result.candidates = noted
+
+
+def measurement_text(measurement: Measurement) -> str:
+    """Return "value unit [low, high]" for a person."""
+    text = f"{measurement.value:.4g} {measurement.unit}".rstrip()
+    if measurement.interval:
+        text += f" [{measurement.interval[0]:.4g}, {measurement.interval[1]:.4g}]"
+    return text

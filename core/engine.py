@@ -1,0 +1,280 @@
+"""Turns the steps of a workflow into jobs with keys and has them run: the input model's import, and passes.
+
+A step is looked up by its key; what is stored is not done again. Two engines that want the same step meet at the
+store's lock, and the second one finds the first one's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from drupe.core.plan import StepPlan
+from drupe.core.store import Store
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.context import Resources
+from drupe.core.errors import ConfigError
+from drupe.core.executor import Executor, StepResult
+from drupe.core.hosts import Host, JobOptions
+from drupe.core.job import Job, JobData
+from drupe.core.keys import config_identity, file_identity, step_key
+from drupe.core.model import Model
+from drupe.core.registry import Registered, Registry
+from drupe.core.specs import ModelKindSpec, PassSpec
+from drupe.core.workflow.model import Workflow
+
+__all__ = ["ChainResult", "Engine", "StepResult"]
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """What a chain of steps made. cost: seconds really spent; saved: seconds that the store saved."""
+
+    model: Model
+    steps: tuple[StepResult, ...]
+
+    @property
+    def cost(self) -> float:
+        """Seconds spent in steps that ran."""
+        return sum(step.seconds for step in self.steps if not step.cached)
+
+    @property
+    def saved(self) -> float:
+        """Seconds of the steps that came from the store."""
+        return sum(step.seconds for step in self.steps if step.cached)
+
+
+class Engine:
+    """Runs the steps of one workflow. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        registry: Registry,
+        store: Store,
+        *,
+        allow: frozenset[str] = frozenset(),
+        events: Callable[[Mapping[str, Any]], None] = lambda event: None,
+        cancelled: Callable[[], bool] = lambda: False,
+        log_dir: Path | None = None,
+        state_dir: Path | None = None,
+    ) -> None:
+        self.workflow = workflow
+        self.registry = registry
+        self.store = store
+        self.allow = allow
+        self.cancelled = cancelled
+        self._state_dir = state_dir or store.root / "hosts"
+        self._hosts: dict[str, Host] = {}
+        self._data_identity: dict[str, Any] = {}
+        self.executor = Executor(store, registry, self.host, events=events, cancelled=cancelled, log_dir=log_dir)
+
+    # Hosts
+
+    def host(self, name: str) -> Host:
+        """Return the host of the system `name`, created on first use."""
+        if name not in self._hosts:
+            system = self.workflow.systems[name]
+            entry = self.registry.get("drupe_hosts", system.type)
+            factory = self.registry.resolve(entry)
+            config = factory.Config.model_validate(dict(system.config))
+            self._hosts[name] = factory(entry.spec, config, state_dir=self._state_dir / name)
+        return self._hosts[name]
+
+    def close(self) -> None:
+        """Stop what runs for the hosts."""
+        for host in self._hosts.values():
+            host.close()
+
+    def packages(self, host: str, names: Sequence[str]) -> dict[str, str]:
+        """Return the versions of distributions as the host has them; an absent one reads "absent"."""
+        versions = self.host(host).describe().versions
+        known = {name.lower().replace("_", "-"): version for name, version in versions.items()}
+        return {name: known.get(name.lower().replace("_", "-"), "absent") for name in sorted(names)}
+
+    # Data
+
+    def data_identity(self, name: str) -> Any:
+        """Return the identity of a data config: container, version, config, split and what its files hold."""
+        if name not in self._data_identity:
+            entry = self.workflow.data.get(name)
+            if entry is None:
+                raise ConfigError(f"data config {name!r} is not defined; defined: {', '.join(self.workflow.data)}")
+            registered = self.registry.get("drupe_data_containers", entry.type)
+            container = self.registry.resolve(registered)(registered.spec)
+            config = container.Config.model_validate(dict(entry.config))
+            self._data_identity[name] = {
+                "type": registered.spec.name,
+                "provider": f"{registered.plugin.distribution} {registered.plugin.version}",
+                "version": container.version,
+                "config": config.model_dump(mode="json"),
+                "content": container.identity(config, self.workflow.folder),
+                "split": dict(entry.split),
+            }
+        return self._data_identity[name]
+
+    def file_identity(self, path: Path) -> Any:
+        """Return the identity of a file or folder that a config refers to. Raises ConfigError when it is absent."""
+        return file_identity(path, self.store.digest_file)
+
+    def job_data(self, names: Sequence[str]) -> dict[str, JobData]:
+        """Return data configs as a job carries them."""
+        found = {}
+        for name in names:
+            entry = self.workflow.data[name]
+            found[name] = JobData(entry.type, entry.config, entry.split)
+        return found
+
+    # Steps
+
+    def import_model(self) -> StepResult:
+        """Make the input model a stored Model."""
+        from drupe.core.sources import find_source
+
+        entry = self.registry.get("drupe_model_kinds", self.workflow.model_kind)
+        kind = self.registry.resolve(entry)(entry.spec)
+        config = kind.Config.model_validate({k: v for k, v in self.workflow.input_model.items() if k != "type"})
+        options = dict(kind.source_options(config))
+        identities = {}
+        places = list(kind.references(config).values())
+        for role, reference in kind.references(config).items():
+            source = find_source(self.registry, reference, self.workflow.folder)
+            identities[role] = [
+                source.spec.name,
+                source.version,
+                source.identity(reference, options, self.workflow.folder),
+            ]
+        host = self.workflow.host
+        values = config.model_dump(mode="json")
+        packages = self.packages(host, cast(ModelKindSpec, entry.spec).key_packages)
+        key = step_key(
+            "import",
+            entry,
+            version=kind.version,
+            # Where the model lies does not matter, what it holds does: `identities` has that.
+            config={k: v for k, v in values.items() if v not in places},
+            inputs={},
+            references=identities,
+            packages=packages,
+            accelerator=None,
+            seed=0,
+        )
+        job = Job("import", key, "input model", entry.spec.name, values, **self.common(entry))
+        return self.executor.step(job, host, JobOptions(resources=self.resources(host)))
+
+    def run_chain(self, chain: Sequence[StepPlan], model: Model, accelerator: Accelerator) -> ChainResult:
+        """Run the steps of a chain one after the other. Raises PassError, HostError, ConfigError, Interrupted."""
+        steps: list[StepResult] = []
+        for plan in chain:
+            result = self.run_pass(plan, model, accelerator)
+            steps.append(result)
+            assert result.model is not None
+            model = result.model
+        return ChainResult(model, tuple(steps))
+
+    def run_pass(self, plan: StepPlan, model: Model, accelerator: Accelerator) -> StepResult:
+        """Run one pass on a model, or find its result."""
+        job, options = self._pass_job(plan, model, accelerator)
+        return self.executor.step(job, plan.host, options)
+
+    def pass_key(self, plan: StepPlan, model: Model, accelerator: Accelerator) -> str:
+        """Return the step key of a pass on a model."""
+        return self._pass_job(plan, model, accelerator)[0].key
+
+    def stored_pass(self, plan: StepPlan, model: Model, accelerator: Accelerator) -> StepResult | None:
+        """Return the result of a pass when the store has it."""
+        record = self.store.get(self.pass_key(plan, model, accelerator))
+        return self.executor.result(record, cached=True) if record else None
+
+    def _pass_job(self, plan: StepPlan, model: Model, accelerator: Accelerator) -> tuple[Job, JobOptions]:
+        entry = self.registry.get("drupe_passes", plan.type)
+        spec = cast(PassSpec, entry.spec)
+        pass_ = self.registry.resolve(entry)(spec)
+        config = pass_.Config.model_validate(dict(plan.config))
+        values, found = config_identity(
+            config,
+            data=self.data_identity,
+            file=self.file_identity,
+            folder=self.workflow.folder,
+        )
+        resources = self.resources(plan.host, spec)
+        key = step_key(
+            "pass",
+            entry,
+            version=pass_.version,
+            config=values,
+            inputs={"model": model.digest},
+            references=found,
+            packages=self.packages(plan.host, spec.key_packages),
+            accelerator=accelerator if spec.accelerator_matters else None,
+            seed=self.workflow.seed,
+            extra={"fingerprint": pass_.fingerprint(None)} if pass_.fingerprint(None) else None,
+        )
+        data_fields = [n for n, what in _references(config).items() if what == "data"]
+        names = [name for f in data_fields for name in _listed(getattr(config, f))]
+        job = Job(
+            "pass",
+            key,
+            plan.name,
+            spec.name,
+            config.model_dump(mode="json"),
+            inputs={"model": model},
+            data=self.job_data(names),
+            accelerator=accelerator,
+            resources=resources,
+            **self.common(entry),
+        )
+        return job, JobOptions(resources=resources, launcher=spec.launcher)
+
+    def common(self, entry: Registered) -> dict[str, Any]:
+        """Return the fields that every job of this workflow has."""
+        requires = {"drupe": _drupe_version()}
+        if entry.plugin.distribution.lower() not in ("drupe", "?"):
+            requires[entry.plugin.distribution] = entry.plugin.version
+        return {
+            "seed": self.workflow.seed,
+            "allow": tuple(sorted(self.allow)),
+            "plugins": dict(self.workflow.plugins),
+            "requires": requires,
+            "workflow_dir": str(self.workflow.folder),
+        }
+
+    def resources(self, host: str, spec: PassSpec | None = None) -> Resources:
+        """Return what a job may use on a host: the system's `resources` over the pass's own over all cores."""
+        config = self.workflow.systems[host].config
+        wanted = {**(dict(spec.resources) if spec else {}), **dict(config.get("resources") or {})}
+        cpus = int(wanted.get("cpus") or _cpus(self.host(host)))
+        return Resources(
+            cpus=cpus,
+            gpus=float(wanted.get("gpus", 0)),
+            memory=wanted.get("memory"),
+            threads=wanted.get("threads") or config.get("threads"),
+        )
+
+
+def _references(config: Any) -> Mapping[str, str]:
+    from drupe.core.config import references
+
+    return references(type(config))
+
+
+def _listed(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _cpus(host: Host) -> int:
+    for device in host.describe().devices:
+        if device.get("device") == "cpu":
+            return int(device.get("cores", 1))
+    return 1
+
+
+def _drupe_version() -> str:
+    import drupe
+
+    return drupe.__version__
