@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Accelerator"]
+if TYPE_CHECKING:
+    from drupe.core.specs import AcceleratorSpec
+
+__all__ = ["Accelerator", "AcceleratorDevice"]
 
 
 @dataclass(frozen=True)
@@ -32,3 +35,14 @@ class Accelerator:
     def from_json(cls, data: Mapping[str, Any]) -> Accelerator:
         """Build an accelerator from what `to_json` gave."""
         return cls(data["device"], data.get("execution_provider"), data.get("options", {}))
+
+
+class AcceleratorDevice:
+    """What an AcceleratorSpec's target is: knows whether such a device is in this machine."""
+
+    def __init__(self, spec: AcceleratorSpec) -> None:
+        self.spec = spec
+
+    def detect(self) -> Sequence[Mapping[str, Any]]:
+        """Return the devices present, [{"device": spec name, "name": …, …}, …]. Light: no framework is imported."""
+        raise NotImplementedError

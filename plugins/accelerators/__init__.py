@@ -1,1 +1,1 @@
-"""."""
+"""The devices that ONNX Runtime drives: CPU, GPU, NPU."""

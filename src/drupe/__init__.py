@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Accelerator": "drupe.core.accelerators",
+    "AcceleratorDevice": "drupe.core.accelerators",
     "AcceleratorSpec": "drupe.core.specs",
     "Choice": "drupe.core.config",
     "CommandSpec": "drupe.core.specs",
@@ -81,6 +82,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from drupe.core.accelerators import Accelerator as Accelerator
+    from drupe.core.accelerators import AcceleratorDevice as AcceleratorDevice
     from drupe.core.config import Choice as Choice
     from drupe.core.config import DataRef as DataRef
     from drupe.core.config import FileRef as FileRef
