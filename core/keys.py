@@ -1,9 +1,9 @@
 """Step keys: a digest of everything that can change a step's result.
 
 Pass name, who provides it and in which version (an editable install adds a digest of its source), the pass's own
-version and fingerprint, its config after defaults, the input model, the identity of the data and files it refers to, the
-versions of its key packages where it runs, the accelerator where the spec says that it matters, and the seed. Secrets
-never enter: a SecretRef field holds the name of an environment variable, and even that name is left out.
+version and fingerprint, its config after defaults, the input model, the identity of the data and files it refers to,
+the versions of its key packages where it runs, the accelerator where the spec says that it matters, and the seed.
+Secrets never enter: a SecretRef field holds the name of an environment variable, and even that name is left out.
 """
 
 from __future__ import annotations
