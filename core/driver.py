@@ -7,6 +7,7 @@ after each trial. The same command goes on where a run was stopped.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import threading
 import time
@@ -30,7 +31,7 @@ from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, Workflow
 
-__all__ = ["Driver"]
+__all__ = ["Driver", "with_certification_split"]
 
 Events = Callable[[Mapping[str, Any]], None]
 _EVERYTHING_HELD_OUT = "evaluation"
@@ -48,7 +49,7 @@ class Driver:
         events: Events = lambda event: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.workflow = _with_certification_split(workflow)
+        self.workflow = with_certification_split(workflow)
         self.registry = registry
         self._events = events
         self._cancelled = cancelled
@@ -65,7 +66,11 @@ class Driver:
         )
         self.measurer = Measurer(self.engine)
         self.result = RunResult(workflow.output_dir)
-        self._facts: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {
+            "seed": workflow.seed,
+            "notices": [str(notice) for notice in workflow.notices],
+            "workflow_file": os.path.relpath(workflow.path, workflow.output_dir),
+        }
         self._write_lock = threading.Lock()
 
     def run(self) -> RunResult:
@@ -86,7 +91,6 @@ class Driver:
                 self.result.seconds = time.monotonic() - started
                 if self.result.exit_code == 0:
                     self.result.exit_code = max((_exit_code(t) for t in self.result.targets.values()), default=0)
-                self._facts |= {"seed": self.workflow.seed, "notices": [str(n) for n in self.workflow.notices]}
                 self._write()
                 self.engine.close()
         return self.result
@@ -276,6 +280,7 @@ class Driver:
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.store.export(model, folder)
+        result.artifact = model.to_json()
         if name == "model":
             result.model_dir = folder.relative_to(self.result.output_dir).as_posix()
             shutil.rmtree(folder.parent / "undecided", ignore_errors=True)
@@ -331,7 +336,7 @@ class Driver:
             yield
 
 
-def _with_certification_split(workflow: Workflow) -> Workflow:
+def with_certification_split(workflow: Workflow) -> Workflow:
     """Give data that only evaluates, and has no split of its own, halves to select and to certify on."""
     evaluator = workflow.evaluators.get(workflow.evaluator or "")
     if workflow.search is None or not _wants_confidence(evaluator):

@@ -42,16 +42,17 @@ class Measurer:
         part: str | None = "selection",
         baseline: Model | None = None,
         metrics: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> tuple[dict[str, Measurement], dict[str, str], list[StepResult]]:
         """Measure a model on a target: (measurements by full name, errors by metric name, the steps taken).
 
         part: which split of the data. baseline: interleaved with the model by timed metrics. metrics: only these
-        entries of the evaluator.
+        entries of the evaluator. limit: measure on so many of the samples only, chosen by their ids.
         """
         entries = [m for m in evaluator.metrics if metrics is None or m.name in metrics]
         system = self.workflow.systems[target]
         accelerator = system.accelerators[0]
-        keys = {m.name: self._metric_key(m, model, system, accelerator, part, baseline) for m in entries}
+        keys = {m.name: self._metric_key(m, model, system, accelerator, part, baseline, limit) for m in entries}
         steps: list[StepResult] = []
         found: dict[str, Mapping[str, Any]] = {}
         for entry in entries:
@@ -66,7 +67,7 @@ class Measurer:
             group = [m for m in missing if self._timed(m) is timed]
             if group:
                 got, failed, done = self._measure_group(
-                    group, keys, model, system, accelerator, part, baseline, exclusive=timed
+                    group, keys, model, system, accelerator, part, baseline, limit, exclusive=timed
                 )
                 found.update(got)
                 errors.update(failed)
@@ -93,6 +94,7 @@ class Measurer:
         accelerator: Accelerator,
         part: str | None,
         baseline: Model | None,
+        limit: int | None,
     ) -> str:
         registered = self.registry.get("drupe_metrics", entry.type)
         metric = self.registry.resolve(registered)(registered.spec)
@@ -128,6 +130,7 @@ class Measurer:
             packages |= self._engine.packages(system.name, cast(DataSpec, data.spec).key_packages)
             extra["data"] = self._engine.data_identity(entry.data)
             extra["part"] = part if self.workflow.data[entry.data].split else None
+            extra["limit"] = limit
         inputs = {"model": model.digest}
         if baseline is not None and timed:
             inputs["baseline"] = baseline.digest
@@ -153,6 +156,7 @@ class Measurer:
         accelerator: Accelerator,
         part: str | None,
         baseline: Model | None,
+        limit: int | None,
         *,
         exclusive: bool,
     ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str], list[StepResult]]:
@@ -176,6 +180,7 @@ class Measurer:
                 "runtime": system.runtime,
                 "runtime_options": dict(system.runtime_options),
                 "part": part,
+                "limit": limit,
                 "metrics": [
                     {
                         "name": m.name,

@@ -77,6 +77,8 @@ class TargetResult:
     baseline: Mapping[str, Measurement] = field(default_factory=dict)
     message: str = ""
     generate: Mapping[str, Any] = field(default_factory=dict)
+    artifact: Mapping[str, Any] | None = None
+    """Kind, files by digest and attributes of the model that was handed over."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -89,6 +91,7 @@ class TargetResult:
             "certification": {name: m.to_json(rows=True) for name, m in self.certified.items()},
             "baseline": {name: m.to_json() for name, m in self.baseline.items()},
             "generate": dict(self.generate),
+            "artifact": dict(self.artifact) if self.artifact else None,
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }
 

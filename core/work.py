@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
+from drupe.core.digests import digest_of
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError, Interrupted
 from drupe.core.job import Job
 from drupe.core.metrics import Metric
@@ -53,7 +54,7 @@ def run_pass(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
 def run_measure(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
     """Measure the staged model with every metric of the job; one that fails does not take the others along.
 
-    options: runtime (name or None), runtime_options, part, metrics: [{"name", "type", "config", "data", "sub_types"}].
+    options: runtime (name or None), runtime_options, part, limit (of samples, or None), metrics: [{"name", "type", "config", "data", "sub_types"}].
     """
     registry = get_registry(job.plugins)
     _give_data(job, registry, context)
@@ -93,6 +94,9 @@ def _measure_one(
     config = metric.Config.model_validate(dict(request["config"]))
     needs = metric.needs(config)
     samples = context.data(request["data"], model=model, part=job.options.get("part")) if request["data"] else ()
+    if job.options.get("limit") and len(samples) > job.options["limit"]:
+        # By the ids' digests, so that the choice neither follows the order of the rows nor changes between runs.
+        samples = sorted(samples, key=lambda sample: digest_of(sample.id))[: job.options["limit"]]
     context.model_sessions = sessions.opener(model)
     session = sessions.get("model", model, needs) if needs else None
     if baseline is not None and needs:
