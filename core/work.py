@@ -54,7 +54,8 @@ def run_pass(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
 def run_measure(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
     """Measure the staged model with every metric of the job; one that fails does not take the others along.
 
-    options: runtime (name or None), runtime_options, part, limit (of samples, or None), metrics: [{"name", "type", "config", "data", "sub_types"}].
+    options: runtime (name or None), runtime_options, part, limit (of samples, or None), metrics:
+    [{"name", "type", "config", "data", "sub_types"}].
     """
     registry = get_registry(job.plugins)
     _give_data(job, registry, context)
