@@ -1,0 +1,143 @@
+"""What the public names of the field are, who provides each, and how older spellings read today.
+
+The knowledge is data that plugins ship: an entry point in the group `drupe.catalogues` names a TOML file as
+"package:file". Reading it imports nothing. A file holds:
+
+```toml
+[defaults]                       # what an entry without a type is
+systems = "LocalSystem"
+
+[provides."vendor: Acme's plugin"]
+passes = ["AcmeCompile"]         # also systems, data, metrics, models, accelerators
+
+[renamed.passes]                 # older type → today's
+AcmeBuild = "AcmeCompile"
+
+[[parameters.passes]]            # how older parameters of some types read today
+types = ["AcmeCompile"]
+renamed = {"opts.lvl" = "options.level"}
+means = {AcmeQuantize = ["bits"]}   # a parameter that says another type was meant
+dropped = {"verbose" = "the log always holds everything"}
+noted = {"share" = "a share of the training data that is held out"}
+```
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from drupe.core.errors import PluginError
+
+__all__ = ["CATALOGUE_GROUP", "SECTIONS", "Catalogue", "ParameterUpgrades", "get_catalogue"]
+
+CATALOGUE_GROUP = "drupe.catalogues"
+SECTIONS = {
+    "passes": "drupe_passes",
+    "systems": "drupe_hosts",
+    "data": "drupe_data_containers",
+    "metrics": "drupe_metrics",
+    "models": "drupe_model_kinds",
+    "sources": "drupe_model_sources",
+    "accelerators": "drupe_accelerators",
+}
+"""Section of a catalogue → the hook whose names it lists."""
+
+
+@dataclass(frozen=True)
+class ParameterUpgrades:
+    """How the older parameters of a type read today. Keys are dotted paths inside the entry."""
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    means: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    noted: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The merged catalogues of the installed distributions."""
+
+    documents: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def read(cls) -> Catalogue:
+        """Read every installed catalogue. Raises PluginError naming the distribution whose file is broken."""
+        return cls(tuple(_load(point) for point in importlib.metadata.entry_points(group=CATALOGUE_GROUP)))
+
+    @cached_property
+    def _providers(self) -> Mapping[tuple[str, str], tuple[str, str]]:
+        found: dict[tuple[str, str], tuple[str, str]] = {}
+        for document in self.documents:
+            for provider, sections in document.get("provides", {}).items():
+                for section, names in sections.items():
+                    found.update({(section, name.lower()): (name, provider) for name in names})
+        return found
+
+    def provider(self, section: str, name: str) -> str | None:
+        """Return who provides a public name ("built-in", "vendor: …", "not yet"), or None when it is not listed."""
+        entry = self._providers.get((section, name.lower()))
+        return entry[1] if entry else None
+
+    def names(self, section: str) -> Mapping[str, str]:
+        """Return name → provider of a section, in order of name."""
+        return dict(sorted(entry for (where, _), entry in self._providers.items() if where == section))
+
+    def current(self, section: str, name: str) -> str | None:
+        """Return today's name of an older type name, or None when it was not renamed."""
+        for document in self.documents:
+            for old, new in document.get("renamed", {}).get(section, {}).items():
+                if old.lower() == name.lower():
+                    return str(new)
+        return None
+
+    def default(self, section: str) -> str | None:
+        """Return the type of an entry that names none."""
+        for document in self.documents:
+            if section in document.get("defaults", {}):
+                return str(document["defaults"][section])
+        return None
+
+    def parameters(self, section: str, type_name: str) -> ParameterUpgrades:
+        """Return how the older parameters of a type read today; rules of type "*" hold for all of a section."""
+        merged: dict[str, dict[str, str]] = {"renamed": {}, "means": {}, "dropped": {}, "noted": {}}
+        for document in self.documents:
+            for rules in document.get("parameters", {}).get(section, ()):
+                if not _named(type_name, rules.get("types", ())):
+                    continue
+                for name in ("renamed", "dropped", "noted"):
+                    merged[name].update(rules.get(name, {}))
+                for other, keys in rules.get("means", {}).items():
+                    merged["means"].update(dict.fromkeys(keys, other))
+        return ParameterUpgrades(**merged)
+
+
+def _named(name: str, types: Iterable[str]) -> bool:
+    return any(candidate in ("*", name) or candidate.lower() == name.lower() for candidate in types)
+
+
+def _load(point: importlib.metadata.EntryPoint) -> Mapping[str, Any]:
+    from drupe.core.introspect import module_source
+
+    owner = f"{point.dist.name} {point.dist.version}" if point.dist else point.name
+    module, _, file = point.value.partition(":")
+    try:
+        text = module_source(module).with_name(file).read_text(encoding="utf-8")
+        return tomllib.loads(text)
+    except (LookupError, OSError, tomllib.TOMLDecodeError) as error:
+        raise PluginError(f"the catalogue {point.value} of {owner} can't be read: {error}") from error
+
+
+_catalogue: Catalogue | None = None
+
+
+def get_catalogue() -> Catalogue:
+    """Return the process's catalogue, read on first use."""
+    global _catalogue
+    if _catalogue is None:
+        _catalogue = Catalogue.read()
+    return _catalogue

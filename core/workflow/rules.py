@@ -1,0 +1,104 @@
+"""Applies a catalogue's rules for older parameters to one entry of a workflow, a notice for each change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from drupe.core.catalogue import Catalogue
+from drupe.core.workflow.findings import Findings, join, shown
+
+__all__ = ["apply_rules", "flatten"]
+
+_ABSENT = object()
+
+
+def apply_rules(
+    section: str, entry: dict[str, Any], path: str, catalogue: Catalogue, findings: Findings
+) -> dict[str, Any]:
+    """Return an entry with its type and parameters as they are written today."""
+    entry = dict(entry)
+    type_name = entry.get("type")
+    if not isinstance(type_name, str):
+        return entry
+    today = catalogue.current(section, type_name)
+    if today is not None:
+        findings.notice(join(path, "type"), type_name, today)
+        type_name = entry["type"] = today
+    for key, other in catalogue.parameters(section, type_name).means.items():
+        if _matches(entry, key):
+            name = key.partition("=")[0]
+            findings.notice(join(path, "type"), f"{type_name} with {name}", other, f"{name} says that {other} is meant")
+            type_name = entry["type"] = other
+            break
+    rules = catalogue.parameters(section, type_name)
+    for key, reason in rules.noted.items():
+        if _matches(entry, key):
+            findings.notice(join(path, key), f"{key} {shown(_get(entry, key))}", reason)
+    for key, reason in rules.dropped.items():
+        if _matches(entry, key):
+            name = key.partition("=")[0]
+            findings.notice(join(path, name), name, "left out", reason)
+            entry = _without(entry, name)
+    for old, new in rules.renamed.items():
+        value = _get(entry, old)
+        if value is _ABSENT:
+            continue
+        if _get(entry, new) is not _ABSENT:
+            findings.fault(join(path, old), f"{old} is the older name of {new}, and both are given", "one of them")
+            continue
+        findings.notice(join(path, old), old, new)
+        entry = _with(_without(entry, old), new, value)
+    return entry
+
+
+def flatten(entry: Mapping[str, Any], key: str, path: str, findings: Findings) -> dict[str, Any]:
+    """Return an entry with the keys of its inner mapping `key` one level up, as they are written today."""
+    inner = entry.get(key)
+    rest = {name: value for name, value in entry.items() if name != key}
+    if key not in entry or not (isinstance(inner, dict) or inner is None):
+        return dict(entry)
+    for name, value in (inner or {}).items():
+        if name in rest and rest[name] != value:
+            findings.fault(join(join(path, key), name), f"{name} is also given one level up", "one of them")
+        rest[name] = value
+    if inner:
+        findings.notice(join(path, key), f"{key}: {{{', '.join(inner)}}}", "the same keys one level up")
+    return rest
+
+
+def _matches(entry: Mapping[str, Any], key: str) -> bool:
+    name, equals, wanted = key.partition("=")
+    value = _get(entry, name)
+    return value is not _ABSENT and (not equals or str(value).lower() == wanted.lower())
+
+
+def _get(entry: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        if not isinstance(entry, Mapping) or part not in entry:
+            return _ABSENT
+        entry = entry[part]
+    return entry
+
+
+def _without(entry: Mapping[str, Any], dotted: str) -> dict[str, Any]:
+    first, _, rest = dotted.partition(".")
+    result = dict(entry)
+    if not rest:
+        del result[first]
+        return result
+    inner = _without(result[first], rest)
+    if inner:
+        result[first] = inner
+    else:
+        # A block whose every key moved elsewhere is gone with them.
+        del result[first]
+    return result
+
+
+def _with(entry: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    first, _, rest = dotted.partition(".")
+    inner = entry.get(first)
+    if rest:
+        value = _with(inner if isinstance(inner, Mapping) else {}, rest, value)
+    return {**entry, first: value}

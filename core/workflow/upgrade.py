@@ -1,0 +1,227 @@
+"""Upgrades a workflow of any older form to the current one, with one notice per change.
+
+The result has the keys of the current form only; what is wrong beyond spelling is left for the reader to tell.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from drupe.core.catalogue import Catalogue
+from drupe.core.registry import Registry
+from drupe.core.specs import AcceleratorSpec
+from drupe.core.workflow.findings import Findings, join, shown
+from drupe.core.workflow.rules import apply_rules, flatten
+from drupe.core.workflow.upgrade_data import upgrade_data_configs
+from drupe.core.workflow.upgrade_model import upgrade_input_model
+from drupe.core.workflow.upgrade_search import upgrade_search_strategy
+
+__all__ = ["upgrade"]
+
+_RENAMED = {"output_name": "name", "workflow_id": "name", "workflow_host": "host"}
+_NO_EFFECT = {
+    "no_artifacts": "the winner is handed out, with drupe.json beside it; nothing else is copied out of the store",
+    "log_to_file": "the output folder always has a log",
+    "plot_pareto_frontier": "drupe.json and candidates.csv hold every candidate",
+    "clean_evaluation_cache": "a measurement's key covers all that can change it",
+    "packaging_config": "the output folder is complete; pack it as you like",
+    "ort_log_severity_level": "libraries log into the step's log",
+    "ort_py_log_severity_level": "libraries log into the step's log",
+    "cache_config": "cache_dir names the store",
+}
+_PASS_NO_EFFECT = {
+    "clean_run_cache": "a step's key covers all that can change it; drupe cache gc removes results",
+    "output_name": "results lie in the store under their digests",
+}
+
+
+def upgrade(
+    document: Mapping[str, Any], registry: Registry, catalogue: Catalogue, findings: Findings
+) -> dict[str, Any]:
+    """Return the workflow in the current form; `document` is not changed."""
+    result: dict[str, Any] = _lift_engine(copy.deepcopy(dict(document)), findings)
+    for old, new in _RENAMED.items():
+        if old in result:
+            value = result.pop(old)
+            findings.notice(old, old, new)
+            result.setdefault(new, value)
+    for key, reason in _NO_EFFECT.items():
+        if key in result and result.pop(key) not in (False, None):
+            findings.notice(key, key, "without effect", reason)
+    _systems(result, registry, catalogue, findings)
+    if isinstance(result.get("input_model"), dict):
+        result["input_model"], dataset = upgrade_input_model(result["input_model"], catalogue, findings)
+        if dataset is not None:
+            _model_dataset(result, dataset, findings)
+    if "data_configs" in result:
+        result["data_configs"] = upgrade_data_configs(result["data_configs"], catalogue, findings)
+    _evaluator(result, findings)
+    if isinstance(result.get("passes"), dict):
+        result["passes"] = {
+            name: _pass(value, join("passes", name), result, catalogue, findings)
+            for name, value in result["passes"].items()
+        }
+    if "output_model_num" in result or "search_strategy" in result:
+        upgrade_search_strategy(result, findings)
+    return result
+
+
+def _lift_engine(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
+    if "engine" not in document:
+        return document
+    engine = findings.mapping(document.pop("engine"), "engine", "a mapping")
+    for key, value in (engine or {}).items():
+        if key in document and document[key] != value:
+            findings.fault(join("engine", key), f"{key} is also given at the top", "one of them")
+            continue
+        findings.notice(join("engine", key), f"engine.{key}", key)
+        document[key] = value
+    return document
+
+
+def _systems(document: dict[str, Any], registry: Registry, catalogue: Catalogue, findings: Findings) -> None:
+    for role in ("host", "target"):
+        document_value = document.get(role)
+        if isinstance(document_value, list):
+            document[role] = [
+                _name_system(document, item, role, join(role, i), findings) for i, item in enumerate(document_value)
+            ]
+        elif document_value is not None:
+            document[role] = _name_system(document, document_value, role, role, findings)
+    systems = document.get("systems")
+    if isinstance(systems, dict):
+        for name, entry in systems.items():
+            if isinstance(entry, dict):
+                systems[name] = _system(entry, join("systems", name), registry, catalogue, findings)
+    providers = document.pop("execution_providers", None)
+    if providers is not None:
+        _spread_providers(document, providers, registry, findings)
+    client = document.pop("azureml_client", None)
+    if client is not None:
+        document["azureml_client"] = client
+
+
+def _name_system(document: dict[str, Any], value: Any, role: str, path: str, findings: Findings) -> Any:
+    """Give a system that is written in place an entry of `systems`."""
+    if not isinstance(value, dict):
+        return value
+    systems = document.setdefault("systems", {})
+    if not isinstance(systems, dict):
+        return value
+    name = next((n for n, entry in systems.items() if entry == value), None)
+    if name is None:
+        number = 2
+        name = f"{role}_system"
+        while name in systems:
+            name, number = f"{role}_system_{number}", number + 1
+        systems[name] = value
+    findings.notice(path, f"a system written in place of its name ({shown(value.get('type'))})", f"systems.{name}")
+    return name
+
+
+def _system(
+    entry: dict[str, Any], path: str, registry: Registry, catalogue: Catalogue, findings: Findings
+) -> dict[str, Any]:
+    entry = apply_rules("systems", flatten(entry, "config", path, findings), path, catalogue, findings)
+    accelerators = entry.get("accelerators")
+    if isinstance(accelerators, (str, dict)):
+        accelerators = [accelerators]
+    if isinstance(accelerators, list):
+        entry["accelerators"] = [
+            _accelerator(item, join(join(path, "accelerators"), i), registry, findings)
+            for i, item in enumerate(accelerators)
+        ]
+    return entry
+
+
+def _accelerator(value: Any, path: str, registry: Registry, findings: Findings) -> Any:
+    if isinstance(value, str):
+        entry = registry.find("drupe_accelerators", value)
+        providers = entry.spec.providers[:1] if entry and isinstance(entry.spec, AcceleratorSpec) else ()
+        now: dict[str, Any] = {"device": value, **({"execution_providers": list(providers)} if providers else {})}
+        findings.notice(path, shown(value), shown(now, 120))
+        return now
+    if isinstance(value, dict) and isinstance(value.get("execution_providers"), str):
+        return {**value, "execution_providers": [value["execution_providers"]]}
+    return value
+
+
+def _spread_providers(document: dict[str, Any], providers: Any, registry: Registry, findings: Findings) -> None:
+    """Put the engine's execution providers where they belong: the target's accelerators."""
+    providers = [providers] if isinstance(providers, str) else providers
+    systems = document.setdefault("systems", {})
+    target = document.get("target") or document.get("host")
+    names = target if isinstance(target, list) else [target] if isinstance(target, str) else list(systems)[:1]
+    if not names:
+        names, systems["local_system"] = ["local_system"], {}
+        document["target"] = "local_system"
+    for name in names:
+        where = f"systems.{name}.accelerators[].execution_providers"
+        findings.notice("execution_providers", "execution_providers", where)
+        entry = systems.get(name)
+        if not isinstance(entry, dict):
+            continue
+        accelerators = entry.get("accelerators") or [{}]
+        entry["accelerators"] = [
+            {**item, "execution_providers": list(providers)} if isinstance(item, dict) else item
+            for item in accelerators
+        ]
+
+
+def _model_dataset(document: dict[str, Any], dataset: Any, findings: Findings) -> None:
+    """The data that an older input model carries serves the metrics that name none."""
+    configs = document.setdefault("data_configs", [])
+    name = "input_model_dataset"
+    findings.notice("input_model.hf_config.dataset", "hf_config.dataset", f"the data config {name!r}")
+    entry = {"name": name, "params_config": dataset} if isinstance(dataset, dict) else dataset
+    if isinstance(configs, dict):
+        configs[name] = entry
+    elif isinstance(configs, list):
+        configs.append(entry)
+    for key, evaluator in _mappings(document.get("evaluators")):
+        for index, metric in enumerate(evaluator.get("metrics") or []):
+            if isinstance(metric, dict) and "data_config" not in metric and not metric.get("user_config"):
+                metric["data_config"] = name
+                path = f"evaluators.{key}.metrics.{index}"
+                findings.notice(path, "the input model's dataset", f"data_config: {name}")
+
+
+def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [(k, v) for k, v in value.items() if isinstance(v, dict)] if isinstance(value, dict) else []
+
+
+def _evaluator(document: dict[str, Any], findings: Findings) -> None:
+    if isinstance(document.get("evaluator"), dict):
+        document["evaluator"] = _name_evaluator(document, document["evaluator"], "evaluator", findings)
+
+
+def _name_evaluator(document: dict[str, Any], value: dict[str, Any], path: str, findings: Findings) -> str:
+    evaluators = document.setdefault("evaluators", {})
+    name, number = "evaluator", 2
+    while name in evaluators:
+        name, number = f"evaluator_{number}", number + 1
+    evaluators[name] = value
+    findings.notice(path, "an evaluator written in place of its name", f"evaluators.{name}")
+    return name
+
+
+def _pass(value: Any, path: str, document: dict[str, Any], catalogue: Catalogue, findings: Findings) -> Any:
+    if isinstance(value, list):
+        return [_pass(item, join(path, i), document, catalogue, findings) for i, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    entry = flatten(value, "config", path, findings)
+    if "params" in entry and isinstance(entry["params"], dict):
+        entry = flatten(entry, "params", path, findings)
+    for key, reason in _PASS_NO_EFFECT.items():
+        if key in entry and entry.pop(key) not in (False, None):
+            findings.notice(join(path, key), key, "without effect", reason)
+    if entry.pop("disable_search", False):
+        findings.notice(join(path, "disable_search"), "disable_search", "left out", "only marked values are searched")
+    if isinstance(entry.get("host"), dict):
+        entry["host"] = _name_system(document, entry["host"], "host", join(path, "host"), findings)
+    if isinstance(entry.get("evaluator"), dict):
+        entry["evaluator"] = _name_evaluator(document, entry["evaluator"], join(path, "evaluator"), findings)
+    return apply_rules("passes", entry, path, catalogue, findings)
