@@ -1,1 +1,65 @@
-"""Registers the built-ins of this folder."""
+"""The built-in metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drupe.core.hookspecs import hookimpl
+from drupe.core.specs import MetricSpec
+
+
+@hookimpl
+def drupe_metrics() -> Sequence[MetricSpec]:
+    """Contribute the metrics; `needs` names the capability that each wants first."""
+    return [
+        MetricSpec(
+            name="accuracy",
+            target="drupe.plugins.metrics.accuracy:Accuracy",
+            summary="Right answers: generated, chosen by log-likelihood, or classified.",
+            needs="forward",
+        ),
+        MetricSpec(
+            name="perplexity",
+            target="drupe.plugins.metrics.perplexity:Perplexity",
+            summary="exp of the mean negative log-likelihood per token.",
+            needs="score",
+        ),
+        MetricSpec(
+            name="latency",
+            target="drupe.plugins.metrics.latency:Latency",
+            summary="Milliseconds per call, and to the first token.",
+            needs="forward",
+            timed=True,
+        ),
+        MetricSpec(
+            name="throughput",
+            target="drupe.plugins.metrics.throughput:Throughput",
+            summary="Tokens or samples per second.",
+            needs="forward",
+            timed=True,
+        ),
+        MetricSpec(
+            name="size_on_disk",
+            target="drupe.plugins.metrics.size:SizeOnDisk",
+            summary="Bytes of the model's files.",
+        ),
+        MetricSpec(
+            name="peak_memory",
+            target="drupe.plugins.metrics.memory:PeakMemory",
+            summary="Bytes that opening and running the model adds to the process.",
+            needs="forward",
+            timed=True,
+        ),
+        MetricSpec(
+            name="discrepancy",
+            target="drupe.plugins.metrics.discrepancy:Discrepancy",
+            summary="How far the outputs are from the source model's.",
+            needs="forward",
+        ),
+        MetricSpec(
+            name="custom",
+            target="drupe.plugins.metrics.custom:Custom",
+            summary="A function of the user's own script.",
+            needs="forward",
+        ),
+    ]

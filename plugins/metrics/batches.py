@@ -1,0 +1,184 @@
+"""Turns samples, a user's data loader, or nothing at all into batches that a session's `forward` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.runtimes import Session
+from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.scripts import call_with_known, script_function
+
+__all__ = ["Batch", "array", "batches", "call_arguments", "made_up_batch"]
+
+Shapes = Mapping[str, tuple[tuple[int | str, ...], str]]
+
+_DEFAULT_LENGTH = 32
+"""Length of made-up sequences where shape_kwargs does not say."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of shape (batch, …), with the ids and targets of the real samples in it; the rest is padding."""
+
+    ids: tuple[str, ...]
+    inputs: Mapping[str, np.ndarray]
+    targets: tuple[Any, ...]
+    references: tuple[Any, ...] = ()
+
+
+def batches(
+    session: Session, samples: Sequence[Sample], config: DataMetricConfig, context: JobContext
+) -> Iterator[Batch]:
+    """Yield batches from the user's data loader where the config names one, else from the samples.
+
+    Raises EvaluationError when there is neither, or when a sample lacks an input of the model.
+    """
+    if config.dataloader_func is not None:
+        yield from _loaded(config, context)
+        return
+    if not samples:
+        raise EvaluationError("the metric has no data; name a data config as its data_config")
+    shapes = _shapes(session)
+    size = _fixed_batch(shapes) or config.batch_size
+    for part in context.batches(samples, size):
+        yield _collate(part, shapes)
+
+
+def made_up_batch(session: Session, config: DataMetricConfig, seed: int) -> Batch:
+    """Return one batch of made-up input by the session's own shapes; named axes take sizes from shape_kwargs.
+
+    An axis that shape_kwargs does not name is the batch where it comes first, else a sequence of 32.
+    """
+    shapes = _shapes(session)
+    if not shapes:
+        raise EvaluationError("the metric has no data and the model tells no input shapes; name a data_config")
+    random = np.random.default_rng(seed)
+    inputs: dict[str, np.ndarray] = {}
+    for name, (shape, dtype) in shapes.items():
+        sizes = [_axis(axis, position, config) for position, axis in enumerate(shape)]
+        if "mask" in name:
+            inputs[name] = np.ones(sizes, dtype)
+        elif np.issubdtype(np.dtype(dtype), np.floating):
+            inputs[name] = random.standard_normal(sizes).astype(dtype)
+        else:
+            inputs[name] = random.integers(0, 2, sizes).astype(dtype)
+    first = next(iter(inputs.values()))
+    count = first.shape[0] if first.ndim else 1
+    return Batch(tuple(f"made-up-{i}" for i in range(count)), inputs, (None,) * count)
+
+
+def call_arguments(config: DataMetricConfig, context: JobContext) -> dict[str, Any]:
+    """Return what user functions are offered besides their own arguments."""
+    folder = context.workflow_dir
+    data_dir = str(folder / config.data_dir) if folder and config.data_dir else config.data_dir
+    return {"data_dir": data_dir, "batch_size": config.batch_size, "model_framework": None}
+
+
+def array(value: Any) -> np.ndarray:
+    """Return a tensor of any framework, or numbers, as a numpy array."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
+    function = script_function(config, "dataloader_func", context)
+    assert function is not None
+    loader: Iterable[Any] = call_with_known(
+        function, call_arguments(config, context), config.func_kwargs.get("dataloader_func", {})
+    )
+    for index, item in enumerate(loader):
+        context.raise_if_cancelled()
+        inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        if not isinstance(inputs, Mapping):
+            inputs = {"input": inputs}
+        arrays = {name: array(value) for name, value in inputs.items()}
+        count = next((len(a) for a in arrays.values() if a.ndim), 1)
+        answers: Sequence[Any] = [None] * count if targets is None else list(np.atleast_1d(array(targets)))
+        if len(answers) != count:
+            raise EvaluationError(
+                f"batch {index} of {config.dataloader_func} has {count} inputs and {len(answers)} targets"
+            )
+        yield Batch(tuple(f"batch-{index:05}-{i:04}" for i in range(count)), arrays, tuple(answers))
+
+
+def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
+    names = list(shapes) or [n for n, v in samples[0].inputs.items() if n != "labels" and not isinstance(v, str)]
+    length = max((len(v) for s in samples for n, v in s.inputs.items() if n == "input_ids"), default=0)
+    fixed = _fixed_batch(shapes)
+    rows = list(samples) + [samples[-1]] * ((fixed or 0) - len(samples))
+    inputs = {}
+    for name in names:
+        shape, dtype = shapes.get(name, ((), ""))
+        parts = [_input(sample, name, length) for sample in rows]
+        inputs[name] = _stack(parts, shape, name, dtype)
+    return Batch(
+        tuple(sample.id for sample in samples),
+        inputs,
+        tuple(sample.target for sample in samples),
+        tuple(sample.extras.get("reference") for sample in samples),
+    )
+
+
+def _input(sample: Sample, name: str, length: int) -> np.ndarray:
+    value = sample.inputs.get(name)
+    if value is not None and not isinstance(value, str):
+        return np.asarray(value)
+    ids = sample.inputs.get("input_ids")
+    if isinstance(ids, np.ndarray):
+        # What a tokenizer may leave out because it follows from the ids.
+        if name == "attention_mask":
+            return np.ones_like(ids)
+        if name == "token_type_ids":
+            return np.zeros_like(ids)
+        if name == "position_ids":
+            return np.arange(length, dtype=ids.dtype)
+    raise EvaluationError(
+        f"sample {sample.id} has no input {name!r}, which the model takes; it has: {', '.join(sample.inputs)}"
+    )
+
+
+def _stack(parts: Sequence[np.ndarray], shape: tuple[int | str, ...], name: str, dtype: str) -> np.ndarray:
+    """Stack along a new first axis, padding with zeros to the longest or to the model's fixed sizes."""
+    sizes = [max(part.shape[axis] for part in parts) for axis in range(parts[0].ndim)]
+    for axis, size in enumerate(shape[1:]):
+        if isinstance(size, int) and size > 0 and axis < len(sizes):
+            if sizes[axis] > size:
+                raise EvaluationError(
+                    f"input {name!r} has {sizes[axis]} entries on axis {axis + 1}; the model was built for {size}"
+                )
+            sizes[axis] = size
+    out = np.zeros((len(parts), *sizes), dtype or parts[0].dtype)
+    for index, part in enumerate(parts):
+        corner: tuple[int | slice, ...] = (index, *(slice(0, n) for n in part.shape))
+        out[corner] = part
+    return out
+
+
+def _shapes(session: Session) -> Shapes:
+    try:
+        return session.input_shapes()
+    except NotImplementedError:
+        return {}
+
+
+def _fixed_batch(shapes: Shapes) -> int | None:
+    for shape, _ in shapes.values():
+        if shape and isinstance(shape[0], int) and shape[0] > 0:
+            return shape[0]
+    return None
+
+
+def _axis(axis: int | str, position: int, config: DataMetricConfig) -> int:
+    if isinstance(axis, int) and axis > 0:
+        return axis
+    if str(axis) in config.shape_kwargs:
+        return config.shape_kwargs[str(axis)]
+    return config.batch_size if position == 0 else _DEFAULT_LENGTH

@@ -1,0 +1,86 @@
+"""The arithmetic of classification metrics, by the definitions that torchmetrics and scikit-learn share.
+
+A row is (correct, target, predicted, number of classes) and, where there are scores, one for each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+__all__ = ["Average", "auroc", "f1", "precision", "recall"]
+
+Average = Literal["micro", "macro", "weighted", "binary"]
+"""micro: over all decisions; macro: the mean over classes that occur; weighted: by how often a class is the target;
+binary: of class 1."""
+
+
+def precision(rows: np.ndarray, average: Average) -> float:
+    """Return TP / (TP + FP); a class that was never predicted counts as 0."""
+    hits, predicted, _, support = _counts(rows)
+    return _averaged(hits, predicted, support, average)
+
+
+def recall(rows: np.ndarray, average: Average) -> float:
+    """Return TP / (TP + FN); a class that never was the target counts as 0."""
+    hits, _, actual, support = _counts(rows)
+    return _averaged(hits, actual, support, average)
+
+
+def f1(rows: np.ndarray, average: Average) -> float:
+    """Return 2 TP / (2 TP + FP + FN)."""
+    hits, predicted, actual, support = _counts(rows)
+    return _averaged(2 * hits, predicted + actual, support, average)
+
+
+def auroc(rows: np.ndarray, average: Average) -> float:
+    """Return the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+
+    Binary: by the score of class 1. Otherwise one class against the rest, macro or weighted over the classes that are
+    the target of some but not all rows. NaN where no class is.
+    """
+    targets, scores = rows[:, 1].astype(int), rows[:, 4:]
+    classes: Sequence[int] = [1] if scores.shape[1] == 2 else range(scores.shape[1])
+    areas, weights = [], []
+    for label in classes:
+        positive = targets == label
+        if positive.any() and not positive.all():
+            areas.append(_area(scores[:, label], positive))
+            weights.append(float(positive.sum()))
+    if not areas:
+        return float("nan")
+    return float(np.average(areas, weights=weights if average == "weighted" else None))
+
+
+def _counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return per class: hits, predictions, targets, targets again as weights. An answer that is no class is -1."""
+    targets, predictions = rows[:, 1].astype(int), rows[:, 2].astype(int)
+    size = int(rows[:, 3].max())
+    hits = np.bincount(targets[targets == predictions], minlength=size).astype(float)
+    predicted = np.bincount(predictions[predictions >= 0], minlength=size).astype(float)
+    actual = np.bincount(targets, minlength=size).astype(float)
+    return hits, predicted, actual, actual
+
+
+def _averaged(numerator: np.ndarray, denominator: np.ndarray, support: np.ndarray, average: Average) -> float:
+    if average == "micro":
+        total = denominator.sum()
+        return float(numerator.sum() / total) if total else 0.0
+    each = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+    if average == "binary":
+        return float(each[1])
+    if average == "weighted":
+        return float(np.average(each, weights=support))
+    occurs = (denominator + support) > 0
+    return float(each[occurs].mean()) if occurs.any() else 0.0
+
+
+def _area(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Return the Mann-Whitney statistic, scaled to 0…1."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores)
+    n, m = int(positive.sum()), int((~positive).sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))

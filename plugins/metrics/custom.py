@@ -1,0 +1,181 @@
+"""The user's own metric: a function of a script, run after the user's consent."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.metrics import Metric, Rows, SubType
+from drupe.core.model import Model
+from drupe.core.runtimes import Session
+from drupe.plugins.metrics.batches import array, batches, call_arguments
+from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
+from drupe.plugins.metrics.scripts import call_with_known, script_function
+
+__all__ = ["Custom", "CustomConfig", "ScriptModel"]
+
+
+class CustomConfig(DataMetricConfig):
+    """Which function measures."""
+
+    evaluate_func: str | None = Field(
+        None,
+        description="Function of user_script (model, …) that measures by itself; it is offered data_dir, batch_size, "
+        "device, execution_providers, session and samples by name.",
+    )
+    metric_func: str | None = Field(
+        None, description="Function of user_script (predictions, targets) that judges what the model gave."
+    )
+    higher_is_better: bool | dict[str, bool] = Field(True, description="The direction, for all or by sub-type.")
+
+    @model_validator(mode="after")
+    def _one_function(self) -> CustomConfig:
+        if (self.evaluate_func is None) == (self.metric_func is None):
+            raise ValueError("a custom metric needs either evaluate_func or metric_func, and a user_script with it")
+        return self
+
+
+class _AnySubType(Mapping[str, SubType]):
+    """A custom metric's values are named by the script and the workflow, so every name is one."""
+
+    def __getitem__(self, name: str) -> SubType:
+        return SubType("", "higher")
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Custom(Metric):
+    """The function returns a number, numbers by sub-type, or, to make intervals possible, one number per sample.
+
+    Rows: (code, value, code, value, …), one pair for each sub-type; a code is the CRC-32 of the sub-type's name, so
+    that rows tell by themselves which value is whose. A number without a name serves every sub-type. The value of a
+    sub-type is its mean over the rows.
+    """
+
+    Config = CustomConfig
+    version = 1
+    sub_types = _AnySubType()
+
+    def needs(self, config: CustomConfig) -> Sequence[str]:
+        """See Metric.needs: an evaluate_func may use the model in any way."""
+        return ("forward", "generate", "score") if config.evaluate_func else ("forward",)
+
+    def sub_type(self, name: str, config: CustomConfig) -> SubType:
+        """See Metric.sub_type."""
+        told = config.higher_is_better
+        higher = told.get(name, True) if isinstance(told, Mapping) else told
+        return SubType("", "higher" if higher else "lower")
+
+    def measure(
+        self,
+        model: Model,
+        session: Session | None,
+        samples: Sequence[Sample],
+        config: CustomConfig,
+        context: JobContext,
+    ) -> Rows:
+        """See Metric.measure."""
+        assert session is not None
+        note_settings(config, context)
+        evaluate = script_function(config, "evaluate_func", context)
+        if evaluate is not None:
+            return _rows(self._evaluated(evaluate, model, session, samples, config, context), str(config.evaluate_func))
+        judge = script_function(config, "metric_func", context)
+        assert judge is not None
+        predictions, targets, ids = [], [], []
+        for batch in batches(session, samples, config, context):
+            scores = post_processed(session.forward(batch.inputs).outputs, config, context)
+            predictions += list(scores[: len(batch.ids)])
+            targets += list(batch.targets)
+            ids += list(batch.ids)
+        given = tensors({"predictions": np.asarray(predictions), "targets": np.asarray(targets)})
+        value = judge(given["predictions"], given["targets"], **config.func_kwargs.get("metric_func", {}))
+        return _rows(value, str(config.metric_func), ids)
+
+    def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: CustomConfig) -> float:
+        """See Metric.aggregate. Raises EvaluationError for a sub-type that the function did not give."""
+        table = np.asarray(rows, dtype=float)
+        codes = table[0, 0::2]
+        for column, code in enumerate(codes):
+            if code in (0.0, _code(sub_type)):
+                return float(table[:, 2 * column + 1].mean())
+        raise EvaluationError(f"the user's function gave no value named {sub_type!r}")
+
+    def _evaluated(
+        self,
+        evaluate: Callable[..., Any],
+        model: Model,
+        session: Session,
+        samples: Sequence[Sample],
+        config: CustomConfig,
+        context: JobContext,
+    ) -> Any:
+        provider = context.accelerator.execution_provider
+        offered = {
+            **call_arguments(config, context),
+            "device": context.accelerator.device,
+            "execution_providers": [provider] if provider else None,
+            "session": session,
+            "samples": samples,
+        }
+        bound = functools.partial(evaluate, ScriptModel(model, session))
+        return call_with_known(bound, offered, config.func_kwargs.get("evaluate_func", {}))
+
+
+class ScriptModel:
+    """What a script's evaluate_func gets as its model: the calls that scripts written for Olive make."""
+
+    def __init__(self, model: Model, session: Session) -> None:
+        self.model_path = str(model.folder)
+        self.framework = model.kind
+        self._session = session
+
+    def prepare_session(self, *args: Any, **kwargs: Any) -> ScriptModel:
+        """Return what can be run; where and how it runs was decided when the session was opened."""
+        return self
+
+    def run_session(self, session: Any, inputs: Any, **kwargs: Any) -> Outputs:
+        """Return the outputs of one batch: a mapping of arrays or tensors, or one of them for a model of one input."""
+        if not isinstance(inputs, Mapping):
+            inputs = {next(iter(self._session.input_shapes())): inputs}
+        arrays = {name: array(value) for name, value in inputs.items()}
+        return tensors(self._session.forward(arrays).outputs)
+
+    def __call__(self, inputs: Any = None, **named: Any) -> Outputs:
+        """Run one batch."""
+        return self.run_session(None, named if inputs is None else inputs)
+
+
+def _rows(value: Any, function: str, ids: Sequence[str] = ()) -> Rows:
+    by_name = value if isinstance(value, Mapping) else {"": value}
+    columns = {str(name): np.asarray(array(v), dtype=float) for name, v in by_name.items()}
+    sizes = {column.shape for column in columns.values()}
+    if not columns or len(sizes) != 1 or any(len(size) > 1 for size in sizes):
+        raise EvaluationError(
+            f"{function} must return a number, a mapping of numbers, or one number per sample, not {value!r}"
+        )
+    (shape,) = sizes
+    count = shape[0] if shape else 1
+    names = ids if shape and len(ids) == count else [f"sample-{i:05}" for i in range(count)] if shape else ["model"]
+    flat = {name: column.reshape(-1) for name, column in columns.items()}
+    return {key: tuple(x for name in flat for x in (_code(name), float(flat[name][i]))) for i, key in enumerate(names)}
+
+
+def _code(name: str) -> float:
+    return float(zlib.crc32(name.encode())) if name else 0.0

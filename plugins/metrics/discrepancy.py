@@ -1,0 +1,141 @@
+"""Discrepancy: how far a model's outputs are from the source model's on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.metrics import Metric, Rows, SubType
+from drupe.core.model import Model
+from drupe.core.runtimes import Session
+from drupe.plugins.metrics.batches import Batch, array, batches
+from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+
+__all__ = ["Discrepancy"]
+
+
+class DiscrepancyConfig(DataMetricConfig):
+    """Which outputs are compared."""
+
+    outputs: list[str] | None = Field(None, description="Output names; default: all that both models have.")
+
+
+class Discrepancy(Metric):
+    """Rows: (largest error, sum of errors, numbers, dot product, squared norm, squared norm of the reference, argmax
+    flips, argmax decisions).
+
+    Padding does not count: where a batch has an attention mask and an output has its length, masked positions are left
+    out. flips is the share of positions at which the two models' argmax over the last axis differs.
+    """
+
+    Config = DiscrepancyConfig
+    version = 1
+    needs_reference = True
+    sub_types: ClassVar[Mapping[str, SubType]] = {
+        "max_error": SubType("", "lower"),
+        "mean_error": SubType("", "lower"),
+        "cosine": SubType("", "higher"),
+        "flips": SubType("", "lower"),
+    }
+    default_sub_type = "mean_error"
+
+    def measure(
+        self,
+        model: Model,
+        session: Session | None,
+        samples: Sequence[Sample],
+        config: DiscrepancyConfig,
+        context: JobContext,
+    ) -> Rows:
+        """See Metric.measure. The reference is each sample's extras["reference"], else the baseline's session."""
+        assert session is not None
+        note_settings(config, context)
+        rows = {}
+        for batch in batches(session, samples, config, context):
+            outputs = session.forward(batch.inputs).outputs
+            reference = self._reference(batch, context)
+            names = _compared(outputs, reference, config)
+            mask = batch.inputs.get("attention_mask")
+            for position, key in enumerate(batch.ids):
+                total = np.zeros(8)
+                for name in names:
+                    ours = _unpadded(array(outputs[name]), position, mask)
+                    theirs = _unpadded(array(reference[name]), position, mask)
+                    if ours.shape != theirs.shape:
+                        raise EvaluationError(
+                            f"output {name!r} of sample {key} has shape {ours.shape}; the reference has {theirs.shape}"
+                        )
+                    total = _joined(total, _compare(ours, theirs))
+                rows[key] = tuple(float(x) for x in total)
+        return rows
+
+    def _reference(self, batch: Batch, context: JobContext) -> Mapping[str, Any]:
+        given = [r for r in batch.references if r is not None]
+        if given and len(given) == len(batch.references):
+            return {name: np.stack([array(r[name]) for r in given]) for name in given[0]}
+        if context.baseline_session is None:
+            raise EvaluationError("discrepancy compares with the source model, and none was given with this job")
+        return context.baseline_session.forward(batch.inputs).outputs
+
+    def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: DiscrepancyConfig) -> float:
+        """See Metric.aggregate."""
+        table = np.asarray(rows, dtype=float)
+        match sub_type:
+            case "max_error":
+                return float(table[:, 0].max())
+            case "mean_error":
+                return float(table[:, 1].sum() / table[:, 2].sum())
+            case "cosine":
+                norm = np.sqrt(table[:, 4] * table[:, 5])
+                each = np.divide(table[:, 3], norm, out=np.zeros_like(norm), where=norm > 0)
+                return float(each.mean())
+            case _:
+                return float(table[:, 6].sum() / table[:, 7].sum())
+
+
+def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: DiscrepancyConfig) -> list[str]:
+    names = config.outputs or [name for name in ours if name in theirs]
+    absent = [name for name in names if name not in ours or name not in theirs]
+    if absent or not names:
+        raise EvaluationError(
+            f"the outputs {', '.join(absent) or 'compared'} are not in both models; "
+            f"this one has {', '.join(ours)}, the reference has {', '.join(theirs)}"
+        )
+    return names
+
+
+def _unpadded(output: np.ndarray, position: int, mask: np.ndarray | None) -> np.ndarray:
+    one = np.atleast_1d(np.asarray(output[position], dtype=np.float64))
+    if mask is not None and one.ndim >= 2 and one.shape[0] == mask.shape[1]:
+        kept: np.ndarray = one[mask[position].astype(bool)]
+        return kept
+    return one
+
+
+def _compare(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    error = np.abs(ours - theirs)
+    flips = ours.argmax(-1) != theirs.argmax(-1)
+    return np.array(
+        [
+            error.max(initial=0.0),
+            error.sum(),
+            error.size,
+            (ours * theirs).sum(),
+            (ours * ours).sum(),
+            (theirs * theirs).sum(),
+            flips.sum(),
+            flips.size,
+        ]
+    )
+
+
+def _joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    joined: np.ndarray = a + b
+    joined[0] = max(a[0], b[0])
+    return joined

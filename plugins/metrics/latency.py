@@ -1,0 +1,90 @@
+"""Latency: milliseconds per call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.metrics import Metric, Rows, SubType
+from drupe.core.model import Model
+from drupe.core.runtimes import Session
+from drupe.plugins.metrics.config import note_settings
+from drupe.plugins.metrics.timing import TimedMetricConfig, repeated
+
+__all__ = ["Latency"]
+
+_MS = SubType("ms", "lower")
+_PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
+
+
+class Latency(Metric):
+    """Rows, one a repetition: (ms, ms to the first token, tokens or samples) and the same three of the baseline, where
+    there is one. Of a forward call the first output is the whole, so both times are equal.
+
+    speedup is the ratio of the medians, baseline over model.
+    """
+
+    Config = TimedMetricConfig
+    version = 1
+    sub_types: ClassVar[Mapping[str, SubType]] = {
+        "avg": _MS,
+        "max": _MS,
+        "min": _MS,
+        **dict.fromkeys(_PERCENTILES, _MS),
+        "ttft_avg": _MS,
+        "ttft_p50": _MS,
+        "ttft_p90": _MS,
+        "speedup": SubType("x", "higher"),
+    }
+    default_sub_type = "avg"
+
+    def needs(self, config: TimedMetricConfig) -> Sequence[str]:
+        """See Metric.needs."""
+        return config.wanted()
+
+    def measure(
+        self,
+        model: Model,
+        session: Session | None,
+        samples: Sequence[Sample],
+        config: TimedMetricConfig,
+        context: JobContext,
+    ) -> Rows:
+        """See Metric.measure."""
+        assert session is not None
+        note_settings(config, context)
+        rows = {}
+        for index, calls in enumerate(repeated(session, samples, config, context, context.baseline_session)):
+            row: list[float] = []
+            for call in calls:
+                if call is not None:
+                    row += (call.seconds * 1e3, call.first * 1e3, float(call.amount))
+            rows[f"repetition-{index:05}"] = tuple(row)
+        return rows
+
+    def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: TimedMetricConfig) -> float:
+        """See Metric.aggregate."""
+        table = np.asarray(rows, dtype=float)
+        if sub_type == "speedup":
+            if table.shape[1] < 6:
+                raise EvaluationError("speedup needs a baseline; none was measured beside the model")
+            return float(np.median(table[:, 3]) / np.median(table[:, 0]))
+        column = table[:, 1] if sub_type.startswith("ttft_") else table[:, 0]
+        return _statistic(column, sub_type.removeprefix("ttft_"))
+
+
+def _statistic(values: np.ndarray, name: str) -> float:
+    match name:
+        case "avg":
+            return float(values.mean())
+        case "max":
+            return float(values.max())
+        case "min":
+            return float(values.min())
+        case _:
+            return float(np.percentile(values, _PERCENTILES[name]))

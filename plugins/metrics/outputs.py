@@ -1,0 +1,58 @@
+"""A model's outputs as a user's functions and the metrics take them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from drupe.core.context import JobContext
+from drupe.core.errors import EvaluationError
+from drupe.plugins.metrics.batches import array
+from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.scripts import script_function
+
+__all__ = ["Outputs", "main_output", "post_processed", "tensors"]
+
+
+class Outputs(dict[str, Any]):
+    """Outputs by name, also as attributes, as scripts written for transformers expect."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the model has no output {name!r}; it has: {', '.join(self)}") from None
+
+
+def main_output(outputs: Mapping[str, Any], name: str | None = None) -> np.ndarray:
+    """Return the named output, else "logits", else the first. Raises EvaluationError for an absent name."""
+    if name is None:
+        name = "logits" if "logits" in outputs else next(iter(outputs))
+    if name not in outputs:
+        raise EvaluationError(f"the model has no output {name!r}; it has: {', '.join(outputs)}")
+    return array(outputs[name])
+
+
+def post_processed(
+    outputs: Mapping[str, Any], config: DataMetricConfig, context: JobContext, *, output: str | None = None
+) -> np.ndarray:
+    """Return predictions or scores of shape (batch, …): through the user's function where there is one."""
+    function = script_function(config, "post_processing_func", context)
+    if function is None:
+        return main_output(outputs, output)
+    given = tensors(outputs)
+    own = config.func_kwargs.get("post_processing_func", {})
+    first = next(iter(given.values())) if len(given) == 1 else given
+    return array(function(first, **own))
+
+
+def tensors(outputs: Mapping[str, Any]) -> Outputs:
+    """Return outputs as torch tensors where torch is installed, else as arrays: user scripts are written for torch."""
+    if importlib.util.find_spec("torch") is None:
+        return Outputs(outputs)
+    import torch
+
+    return Outputs({name: torch.from_numpy(np.array(value)) for name, value in outputs.items()})

@@ -1,0 +1,103 @@
+"""Perplexity: exp of the mean negative log-likelihood per token."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.metrics import Metric, Rows, SubType
+from drupe.core.model import Model
+from drupe.core.runtimes import Session
+from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+
+__all__ = ["Perplexity", "PerplexityConfig"]
+
+
+class PerplexityConfig(DataMetricConfig):
+    """Which tokens count."""
+
+    over: Literal["labels", "text"] = Field(
+        "labels", description="labels: the tokens that training takes a loss on; text: all tokens of the sample."
+    )
+    max_length: int | None = Field(
+        None, ge=2, description="Longer samples are scored in windows of this many tokens, each by itself."
+    )
+
+
+class Perplexity(Metric):
+    """Rows: (negative log-likelihood in nats, tokens)."""
+
+    Config = PerplexityConfig
+    version = 1
+    sub_types: ClassVar[Mapping[str, SubType]] = {
+        "perplexity": SubType("", "lower"),
+        "loss": SubType("nats/token", "lower"),
+    }
+    default_sub_type = "perplexity"
+
+    def measure(
+        self,
+        model: Model,
+        session: Session | None,
+        samples: Sequence[Sample],
+        config: PerplexityConfig,
+        context: JobContext,
+    ) -> Rows:
+        """See Metric.measure. Samples without a token to score are left out; if none has one, that is an error."""
+        assert session is not None
+        note_settings(config, context)
+        rows = {}
+        for index, sample in enumerate(samples):
+            context.progress(index, len(samples), "scoring text")
+            nll, tokens = 0.0, 0
+            for ids, labels in _windows(session, sample, config):
+                logprobs = np.asarray(session.score(ids, labels).outputs["logprobs"], dtype=float)
+                scored = logprobs[~np.isnan(logprobs)]
+                nll -= float(scored.sum())
+                tokens += len(scored)
+            if tokens:
+                rows[sample.id] = (nll, float(tokens))
+        if not rows:
+            raise EvaluationError(
+                f"none of the {len(samples)} samples has a token to score; the data config should give text or labels"
+            )
+        return rows
+
+    def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: PerplexityConfig) -> float:
+        """See Metric.aggregate."""
+        loss = math.fsum(row[0] for row in rows) / math.fsum(row[1] for row in rows)
+        if sub_type == "loss":
+            return loss
+        # A broken model's perplexity passes the range of floats; the largest one still sorts it last.
+        return math.exp(loss) if loss < 700 else sys.float_info.max
+
+
+def _windows(session: Session, sample: Sample, config: PerplexityConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ids = sample.inputs.get("input_ids")
+    labels = sample.inputs.get("labels")
+    if not isinstance(ids, np.ndarray):
+        text = sample.inputs.get("text")
+        if not isinstance(text, str):
+            raise EvaluationError(f"sample {sample.id} has neither input_ids nor text to score")
+        ids, labels = session.tokenize(text), None
+    mask = sample.inputs.get("attention_mask")
+    if isinstance(mask, np.ndarray):
+        keep = mask.astype(bool)
+        ids = ids[keep]
+        labels = labels[keep] if isinstance(labels, np.ndarray) else None
+    if config.over == "text" or not isinstance(labels, np.ndarray):
+        labels = ids
+    size = config.max_length or max(len(ids), 1)
+    for start in range(0, len(ids), size):
+        window, wanted = ids[start : start + size], labels[start : start + size].copy()
+        wanted[:1] = -100
+        if (wanted != -100).any():
+            yield np.asarray(window, dtype=np.int64), np.asarray(wanted, dtype=np.int64)

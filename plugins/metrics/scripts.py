@@ -1,0 +1,74 @@
+"""Loads functions from a user's script, after the user's consent."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from drupe.core.context import JobContext
+from drupe.core.digests import file_digest
+from drupe.core.errors import ConfigError
+from drupe.plugins.metrics.config import DataMetricConfig
+
+__all__ = ["call_with_known", "script_function"]
+
+
+def script_function(config: DataMetricConfig, field: str, context: JobContext) -> Callable[..., Any] | None:
+    """Return the function that `field` of the config names, or None where it names none.
+
+    Raises ConfigError without consent, or when the file or the function in it does not exist.
+    """
+    name = getattr(config, field)
+    if name is None or config.user_script is None:
+        return None
+    context.require_consent("user-scripts", f"running {name} of {config.user_script}")
+    folder = context.workflow_dir or Path()
+    path = (folder / config.user_script).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"user_script: {path} does not exist; it should define {name}")
+    search = [str(path.parent)]
+    if config.script_dir is not None:
+        search.insert(0, str((folder / config.script_dir).expanduser()))
+    module = _load(path, search)
+    function: Callable[..., Any] | None = getattr(module, name, None)
+    if function is None:
+        raise ConfigError(f"{field}: {path} defines no {name}")
+    return function
+
+
+def _load(path: Path, search: list[str]) -> Any:
+    # The digest in the name: an edited script is loaded anew by a worker that stays warm.
+    name = f"drupe_user_script_{file_digest(path)[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"user_script: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    before = list(sys.path)
+    sys.path[:0] = search
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path[:] = before
+    return module
+
+
+def call_with_known(function: Callable[..., Any], offered: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+    """Call a user's function with those of `offered` that its signature names, and with all of `own`.
+
+    own wins; a key of `own` that the signature lacks is the user's error and raises TypeError.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    known = {key: value for key, value in offered.items() if takes_any or key in names}
+    return function(**{**known, **own})

@@ -1,0 +1,132 @@
+"""Times calls: warmed up, interleaved with the baseline, by the device's clock where it has one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.runtimes import GenerateOptions, Session
+from drupe.plugins.metrics.batches import Batch, batches, made_up_batch
+from drupe.plugins.metrics.config import DataMetricConfig
+
+__all__ = ["Call", "TimedMetricConfig", "repeated"]
+
+_MADE_UP_PROMPT = "Once upon a time"
+
+
+class TimedMetricConfig(DataMetricConfig):
+    """How often calls are timed, and of what kind they are."""
+
+    mode: str = Field(
+        "auto",
+        pattern="^(auto|generate|forward)$",
+        description="generate: a whole answer to a prompt; forward: one batch. auto: generate where the runtime can "
+        "and the samples are text, else forward.",
+    )
+    warmup_num: int = Field(10, ge=0, description="Calls before the timed ones.")
+    repeat_test_num: int = Field(20, ge=1, description="Timed calls.")
+    sleep_num: float = Field(0, ge=0, description="Seconds to rest between timed calls.")
+    max_new_tokens: int = Field(32, ge=1, description="Longest generated answer.")
+    stop: list[str] = Field(default_factory=list, description="Where a generated answer ends besides its end token.")
+
+    def wanted(self) -> Sequence[str]:
+        """Return the capabilities of which a session must have one."""
+        return ("generate", "forward") if self.mode == "auto" else (self.mode,)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One timed call: seconds in all, seconds to the first output, how much came out (tokens, or samples)."""
+
+    seconds: float
+    first: float
+    amount: int
+
+
+def repeated(
+    session: Session,
+    samples: Sequence[Sample],
+    config: TimedMetricConfig,
+    context: JobContext,
+    baseline: Session | None = None,
+) -> list[tuple[Call, Call | None]]:
+    """Return the timed calls, each beside the baseline's call on the same input where there is a baseline session.
+
+    The two take turns in going first, so that neither profits from what the other left warm.
+    """
+    generates = _generates(session, samples, config)
+    own = _caller(session, samples, config, context, generates)
+    other = _caller(baseline, samples, config, context, generates) if baseline is not None else None
+    for index in range(config.warmup_num):
+        context.raise_if_cancelled()
+        own(index)
+        if other is not None:
+            other(index)
+    calls: list[tuple[Call, Call | None]] = []
+    for index in range(config.repeat_test_num):
+        context.progress(index, config.repeat_test_num, "timing")
+        if config.sleep_num:
+            time.sleep(config.sleep_num)
+        if other is None:
+            calls.append((own(index), None))
+        elif index % 2:
+            second = other(index)
+            calls.append((own(index), second))
+        else:
+            calls.append((own(index), other(index)))
+    return calls
+
+
+def _caller(
+    session: Session, samples: Sequence[Sample], config: TimedMetricConfig, context: JobContext, generates: bool
+) -> Callable[[int], Call]:
+    """Return what makes the call number i, on the i-th input in turn."""
+    if generates:
+        prompts = [_prompt(sample) for sample in samples] or [_MADE_UP_PROMPT]
+        options = GenerateOptions(max_new_tokens=config.max_new_tokens, stop=tuple(config.stop), seed=context.seed)
+        return lambda index: _generation(session, prompts[index % len(prompts)], options)
+    if samples or config.dataloader_func:
+        prepared = list(batches(session, samples, config, context))
+    else:
+        prepared = [made_up_batch(session, config, context.seed)]
+    return lambda index: _forward(session, prepared[index % len(prepared)])
+
+
+def _generates(session: Session, samples: Sequence[Sample], config: TimedMetricConfig) -> bool:
+    if config.mode != "auto":
+        return config.mode == "generate"
+    if config.dataloader_func is not None or "generate" not in session.capabilities:
+        return False
+    return not samples or "prompt" in samples[0].inputs or "forward" not in session.capabilities
+
+
+def _prompt(sample: Sample) -> str | np.ndarray:
+    for name in ("prompt", "text", "input_ids"):
+        if name in sample.inputs:
+            return sample.inputs[name]
+    raise EvaluationError(f"sample {sample.id} has neither prompt, text nor input_ids to generate from")
+
+
+def _generation(session: Session, prompt: str | np.ndarray, options: GenerateOptions) -> Call:
+    started = time.perf_counter()
+    result = session.generate(prompt, options)
+    elapsed = time.perf_counter() - started
+    seconds = result.device_seconds if result.device_seconds is not None else elapsed
+    token_seconds = np.asarray(result.outputs.get("token_seconds", ()), dtype=float)
+    tokens = len(result.outputs["token_ids"])
+    return Call(seconds, float(token_seconds[0]) if len(token_seconds) else seconds, tokens)
+
+
+def _forward(session: Session, batch: Batch) -> Call:
+    started = time.perf_counter()
+    result = session.forward(batch.inputs)
+    elapsed = time.perf_counter() - started
+    seconds = result.device_seconds if result.device_seconds is not None else elapsed
+    return Call(seconds, seconds, len(batch.ids))
