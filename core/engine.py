@@ -61,7 +61,10 @@ class Engine:
         cancelled: Callable[[], bool] = lambda: False,
         log_dir: Path | None = None,
         state_dir: Path | None = None,
+        rehearsal: bool = False,
     ) -> None:
+        """rehearsal: every step works on a small stand-in of the model and does the least work."""
+        self._rehearsal = rehearsal
         self.workflow = workflow
         self.registry = registry
         self.store = store
@@ -161,6 +164,7 @@ class Engine:
             packages=packages,
             accelerator=None,
             seed=0,
+            extra={"rehearse": True} if self._rehearsal else None,
         )
         job = Job("import", key, "input model", entry.spec.name, values, **self.common(entry))
         return self.executor.step(job, host, JobOptions(resources=self.resources(host)))
@@ -240,6 +244,7 @@ class Engine:
             "plugins": dict(self.workflow.plugins),
             "requires": requires,
             "workflow_dir": str(self.workflow.folder),
+            "options": {"rehearse": True} if self._rehearsal else {},
         }
 
     def resources(self, host: str, spec: PassSpec | None = None) -> Resources:

@@ -176,23 +176,25 @@ class Measurer:
             data=self._engine.job_data(names),
             accelerator=accelerator,
             resources=resources,
-            options={
-                "runtime": system.runtime,
-                "runtime_options": dict(system.runtime_options),
-                "part": part,
-                "limit": limit,
-                "metrics": [
-                    {
-                        "name": m.name,
-                        "type": m.type,
-                        "config": dict(m.config),
-                        "data": m.data,
-                        "sub_types": list(m.sub_types),
-                    }
-                    for m in group
-                ],
+            **{
+                **self._engine.common(first),
+                "options": {
+                    "runtime": system.runtime,
+                    "runtime_options": dict(system.runtime_options),
+                    "part": part,
+                    "limit": limit,
+                    "metrics": [
+                        {
+                            "name": m.name,
+                            "type": m.type,
+                            "config": dict(m.config),
+                            "data": m.data,
+                            "sub_types": list(m.sub_types),
+                        }
+                        for m in group
+                    ],
+                },
             },
-            **self._engine.common(first),
         )
         with self.store.lock(job.key, self._engine.cancelled):
             found = {m.name: record["measurement"] for m in group if (record := self.store.get(keys[m.name]))}

@@ -69,6 +69,10 @@ class Pass:
         """Return what identifies tools that are no Python distribution; part of the step key."""
         return ""
 
+    def rehearsal(self, config: Any) -> Any:
+        """Return a config of the same kind that does the least work (few steps, few calibration rows)."""
+        return config
+
     def run(self, model: Model, config: Any, context: PassContext) -> Model:
         """Do the work: read `model.folder`, write below `context.output_dir`, return the new model."""
         raise NotImplementedError

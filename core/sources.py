@@ -85,6 +85,13 @@ class ModelKind:
         """Write the model's files below `context.output_dir` and return the Model."""
         raise NotImplementedError
 
+    def rehearse(self, config: Any, fetched: Mapping[str, Path], context: JobContext) -> Model:
+        """Make a small stand-in of the same architecture (two layers, random weights) for a rehearsal.
+
+        The default is the model itself.
+        """
+        return self.load(config, fetched, context)
+
 
 def find_source(registry: Registry, reference: str | Mapping[str, Any], workflow_dir: Path) -> ModelSource:
     """Return the source that serves a reference. Raises ConfigError when none does, naming what is installed.

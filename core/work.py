@@ -37,7 +37,8 @@ def run_import(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]
         into.mkdir(parents=True, exist_ok=True)
         source = find_source(registry, reference, workflow_dir)
         fetched[role] = source.fetch(reference, options, into, context)
-    model: Model = kind.load(config, fetched, context)
+    load = kind.rehearse if job.options.get("rehearse") else kind.load
+    model: Model = load(config, fetched, context)
     return {"model": model.to_json()}
 
 
@@ -47,6 +48,8 @@ def run_pass(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
     _give_data(job, registry, context)
     pass_ = registry.create("drupe_passes", job.subject)
     config = pass_.Config.model_validate(dict(job.config))
+    if job.options.get("rehearse"):
+        config = pass_.rehearsal(config)
     result: Model = pass_(_staged(job, folder, "model"), config, context)
     return {"model": result.to_json()}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-__all__ = ["run"]
+__all__ = ["run", "stoppable"]
 
 
 @click.command()
@@ -63,7 +63,7 @@ def run(
         click.echo(f"notice: {notice}", err=True)
     if workflow.needs:
         raise ConfigError(faults=workflow.needs)
-    with _stoppable() as stop, _log_to(workflow.output_dir / "logs"):
+    with stoppable() as stop, _log_to(workflow.output_dir / "logs"):
         reporter = make_reporter(quiet=quiet or as_json)
         driver = Driver(workflow, get_registry(), allow=consents, events=reporter, cancelled=stop.is_set)
         try:
@@ -78,7 +78,7 @@ def run(
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
+def stoppable() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C (or SIGTERM) into a request to stop at the next safe point; the second one ends at once."""
     stop = threading.Event()
 
