@@ -1,0 +1,69 @@
+"""Samples become batches that fit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.plugins.metrics.batches import Batch, batches
+from drupe.plugins.metrics.config import DataMetricConfig
+from tests.plugins.metrics.sessions import ForwardSession, context
+
+Shapes = dict[str, tuple[tuple[int | str, ...], str]]
+
+
+def tokens(*lengths: int) -> list[Sample]:
+    return [
+        Sample(f"s{i}", {"input_ids": np.arange(1, n + 1, dtype=np.int64), "text": "x"}, i)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def made(samples: list[Sample], folder: Path, shapes: Shapes | None = None, size: int = 1) -> list[Batch]:
+    session = ForwardSession(lambda batch: batch, shapes)
+    config: Any = DataMetricConfig(batch_size=size)
+    return list(batches(session, samples, config, context(folder)))
+
+
+def test_sequences_are_padded_to_the_longest_and_masked(tmp_path: Path) -> None:
+    shapes: Shapes = {"input_ids": (("b", "s"), "int64"), "attention_mask": (("b", "s"), "int64")}
+    (batch,) = made(tokens(3, 1), tmp_path, shapes, size=2)
+    assert batch.inputs["input_ids"].tolist() == [[1, 2, 3], [1, 0, 0]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.targets == (0, 1)
+
+
+def test_what_a_tokenizer_left_out_is_filled_in(tmp_path: Path) -> None:
+    shapes: Shapes = {"token_type_ids": (("b", "s"), "int32"), "position_ids": (("b", "s"), "int64")}
+    (batch,) = made(tokens(3), tmp_path, shapes)
+    assert batch.inputs["token_type_ids"].tolist() == [[0, 0, 0]]
+    assert batch.inputs["token_type_ids"].dtype == np.int32
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2]]
+
+
+def test_only_what_the_model_takes_is_fed(tmp_path: Path) -> None:
+    sample = Sample("a", {"x": np.zeros(2), "labels": np.zeros(2), "extra": np.zeros(1), "text": "t"})
+    assert set(made([sample], tmp_path)[0].inputs) == {"x", "extra"}
+    assert set(made([sample], tmp_path, {"x": (("b", 2), "float32")})[0].inputs) == {"x"}
+
+
+def test_a_model_of_fixed_size_gets_full_batches(tmp_path: Path) -> None:
+    first, last = made(tokens(3, 2, 1), tmp_path, {"input_ids": ((2, 5), "int64")})
+    assert first.inputs["input_ids"].shape == last.inputs["input_ids"].shape == (2, 5)
+    assert first.ids == ("s0", "s1")
+    assert last.ids == ("s2",)
+
+
+def test_a_sample_too_long_for_a_model_of_fixed_size_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="has 6 entries on axis 1; the model was built for 5"):
+        made(tokens(6), tmp_path, {"input_ids": ((1, 5), "int64")})
+
+
+def test_a_missing_input_is_named_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"no input 'pixels'.*input_ids, text"):
+        made(tokens(1), tmp_path, {"pixels": (("b", 3), "float32")})

@@ -1,0 +1,92 @@
+"""The user's own metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from drupe.core.data import Sample
+from drupe.core.errors import ConfigError, EvaluationError
+from tests.plugins.metrics.sessions import ForwardSession, configured, context, metric, model
+
+SAMPLES = [Sample("a", {"x": np.array([1.0, 2.0])}, 1), Sample("b", {"x": np.array([5.0, 2.0])}, 1)]
+SCRIPT = """
+import helper
+
+def whole(model, device, batch_size):
+    out = model.run_session(model.prepare_session(), {"x": [[1.0, 2.0]]})
+    return {"sum": float(out.y.sum()), "batch": batch_size, "helped": helper.VALUE}
+
+def one(model, factor):
+    return factor
+
+def judge(predictions, targets):
+    return {"hit": predictions.argmax(1) == targets, "double": 2 * (predictions.argmax(1) == targets)}
+
+def nonsense(model):
+    return "good"
+"""
+
+
+def run(folder: Path, allow: frozenset[str] = frozenset({"user-scripts"}), **config: Any) -> tuple[Any, Any, Any]:
+    (folder / "mine.py").write_text(SCRIPT)
+    (folder / "lib").mkdir(exist_ok=True)
+    (folder / "lib" / "helper.py").write_text("VALUE = 11\n")
+    made = metric("custom")
+    checked = configured(made, user_script="mine.py", script_dir="lib", **config)
+    session = ForwardSession(lambda b: {"y": b["x"]}, {"x": (("n", 2), "float32")})
+    return made, checked, made.measure(model(folder), session, SAMPLES, checked, context(folder, allow=allow))
+
+
+def test_a_function_that_measures_by_itself(tmp_path: Path) -> None:
+    made, config, rows = run(tmp_path, evaluate_func="whole", batch_size=4)
+    values = {name: made.aggregate(list(rows.values()), name, config) for name in ("sum", "batch", "helped")}
+    assert values == {"sum": 3.0, "batch": 4.0, "helped": 11.0}
+    with pytest.raises(EvaluationError, match="no value named 'else'"):
+        made.aggregate(list(rows.values()), "else", config)
+
+
+def test_one_number_serves_the_name_that_the_workflow_gave(tmp_path: Path) -> None:
+    made, config, rows = run(tmp_path, evaluate_func="one", func_kwargs={"evaluate_func": {"factor": 0.5}})
+    assert made.aggregate(list(rows.values()), "accuracy_custom", config) == 0.5
+
+
+def test_a_judging_function_may_give_one_number_per_sample(tmp_path: Path) -> None:
+    made, config, rows = run(tmp_path, metric_func="judge")
+    assert list(rows) == ["a", "b"]
+    assert made.aggregate(list(rows.values()), "hit", config) == 0.5
+    assert made.aggregate(list(rows.values()), "double", config) == 1.0
+
+
+def test_it_runs_after_consent_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--allow user-scripts"):
+        run(tmp_path, allow=frozenset(), evaluate_func="one")
+
+
+def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises((EvaluationError, ValueError), match="good"):
+        run(tmp_path, evaluate_func="nonsense")
+
+
+def test_a_missing_function_is_named_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.py defines no nothing"):
+        run(tmp_path, evaluate_func="nothing")
+
+
+def test_the_direction_is_the_workflow_s() -> None:
+    made = metric("custom")
+    config = configured(
+        made, user_config={"user_script": "s.py", "evaluate_func": "f"}, higher_is_better={"error": False}
+    )
+    assert made.sub_type("error", config).direction == "lower"
+    assert made.sub_type("score", config).direction == "higher"
+    assert "anything" in made.sub_types
+
+
+def test_a_custom_metric_without_a_function_is_refused() -> None:
+    with pytest.raises(ValidationError, match="either evaluate_func or metric_func"):
+        configured(metric("custom"))

@@ -1,0 +1,69 @@
+"""Perplexity over labels, over text, in windows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from tests.plugins.metrics.sessions import LetterSession, configured, context, metric, model
+
+
+def sample(text: str, scored: str | None = None, **more: Any) -> Sample:
+    ids = np.array([ord(c) for c in text], dtype=np.int64)
+    labels = ids.copy()
+    if scored is not None:
+        labels[: len(text) - len(scored)] = -100
+    return Sample(text, {"text": text, "input_ids": ids, "labels": labels, **more})
+
+
+def run(samples: list[Sample], folder: Path, **config: Any) -> tuple[dict[str, tuple[float, ...]], LetterSession]:
+    made = metric("perplexity")
+    session = LetterSession({"a": -2.0, "b": -4.0})
+    rows = made.measure(model(folder), session, samples, configured(made, **config), context(folder))
+    return dict(rows), session
+
+
+def test_the_value_is_exp_of_the_mean_over_all_tokens(tmp_path: Path) -> None:
+    rows, _ = run([sample("xaab"), sample("xb")], tmp_path)
+    assert rows == {"xaab": (8.0, 3.0), "xb": (4.0, 1.0)}
+    made = metric("perplexity")
+    assert made.aggregate(list(rows.values()), "perplexity", configured(made)) == pytest.approx(math.exp(3.0))
+    assert made.aggregate(list(rows.values()), "loss", configured(made)) == pytest.approx(3.0)
+
+
+def test_only_the_answer_counts_unless_all_text_is_asked_for(tmp_path: Path) -> None:
+    assert run([sample("xaab", scored="b")], tmp_path)[0] == {"xaab": (4.0, 1.0)}
+    assert run([sample("xaab", scored="b")], tmp_path, over="text")[0] == {"xaab": (8.0, 3.0)}
+
+
+def test_padding_is_not_scored(tmp_path: Path) -> None:
+    padded = sample("xaab", attention_mask=np.array([1, 1, 0, 0]))
+    assert run([padded], tmp_path)[0] == {"xaab": (2.0, 1.0)}
+
+
+def test_windows_each_lose_their_first_token(tmp_path: Path) -> None:
+    rows, session = run([sample("xaabab")], tmp_path, max_length=3)
+    assert [len(ids) for ids, _ in session.scored] == [3, 3]
+    assert rows == {"xaabab": (2.0 + 2.0 + 2.0 + 4.0, 4.0)}
+
+
+def test_text_alone_is_tokenized_by_the_session(tmp_path: Path) -> None:
+    assert run([Sample("t", {"text": "xab"})], tmp_path)[0] == {"t": (6.0, 2.0)}
+
+
+def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="none of the 1 samples"):
+        run([sample("x")], tmp_path)
+    with pytest.raises(EvaluationError, match="neither input_ids nor text"):
+        run([Sample("t", {})], tmp_path)
+
+
+def test_a_broken_model_has_a_huge_finite_perplexity() -> None:
+    made = metric("perplexity")
+    assert math.isfinite(made.aggregate([(1e6, 1.0)], "perplexity", configured(made)))
