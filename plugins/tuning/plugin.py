@@ -1,1 +1,46 @@
-"""Registers the built-ins of this folder."""
+"""Registers the tuning passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drupe.core.hookspecs import hookimpl
+from drupe.core.specs import PassSpec
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
+_REQUIRES = ("torch>=2.7", "transformers>=5", "peft>=0.15", "safetensors>=0.5")
+
+
+def _tuning(name: str, summary: str, requires: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> PassSpec:
+    return PassSpec(
+        name=name,
+        target=f"drupe.plugins.tuning.methods:{name}",
+        summary=summary,
+        accepts=frozenset({"hf"}),
+        produces="hf",
+        requires=(*_REQUIRES, *requires),
+        key_packages=(*_PACKAGES, *packages),
+    )
+
+
+@hookimpl
+def drupe_passes() -> Sequence[PassSpec]:
+    """Contribute the tuning passes."""
+    four_bits = ("bitsandbytes>=0.49",)
+    return [
+        _tuning("LoRA", "Fine-tune with low-rank adapters"),
+        _tuning("QLoRA", "Fine-tune low-rank adapters over a base held in four bits", four_bits, ("bitsandbytes",)),
+        _tuning("DoRA", "Fine-tune magnitude and direction of the weights apart"),
+        _tuning("LoftQ", "Fine-tune from values that make up for four-bit rounding", four_bits, ("bitsandbytes",)),
+        _tuning("LoHa", "Fine-tune with Hadamard products of low-rank matrices"),
+        _tuning("LoKr", "Fine-tune with Kronecker products"),
+        PassSpec(
+            name="MergeAdapterWeights",
+            target="drupe.plugins.tuning.merge:MergeAdapterWeights",
+            summary="Merge an adapter into the base model's weights",
+            accepts=frozenset({"hf"}),
+            produces="hf",
+            requires=_REQUIRES,
+            key_packages=_PACKAGES,
+        ),
+    ]

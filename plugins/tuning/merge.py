@@ -1,0 +1,81 @@
+"""MergeAdapterWeights: adds an adapter into its base, in float, and writes plain weights."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.config import PassConfig
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError
+from drupe.core.model import Model, ModelInfo
+from drupe.core.passes import Pass
+
+__all__ = ["MergeAdapterWeights"]
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class MergeAdapterWeights(Pass):
+    """Merge an adapter into the base model's weights.
+
+    Rules: 1. Sums are formed in float32 and rounded once, to the type that the base is stored in. 2. The base is the
+    model's own, unquantized. 3. Tokenizer files stay as they are; the adapter's files go.
+    """
+
+    class Config(PassConfig):
+        """What merging can be told."""
+
+        torch_dtype: str | None = Field(
+            None, description="Type of the merged weights; not given: as the base is stored."
+        )
+
+    version: ClassVar[int] = 1
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Refuse a model without an adapter, or one whose base is quantized."""
+        if not info.attributes.get("adapter"):
+            raise ConfigError(
+                "MergeAdapterWeights: the model has no adapter; put LoRA or another tuning pass before it"
+            )
+        if quantization := info.attributes.get("quantization"):
+            raise ConfigError(
+                f"MergeAdapterWeights: the base is quantized ({quantization}); merging would round the update away; "
+                "merge before quantizing"
+            )
+        return super().plan(info, config, accelerator).with_(adapter=None)
+
+    def run(self, model: Model, config: Any, context: PassContext) -> Model:
+        """Write the merged weights in place of the base's and take the adapter's files out."""
+        import torch
+
+        from drupe.plugins.huggingface.loading import adapter_folder, load_model, torch_dtype
+        from drupe.plugins.huggingface.scrub import scrub_folder
+
+        folder = adapter_folder(model)
+        if folder is None or not (folder / "adapter_config.json").is_file():
+            raise ConfigError(f"MergeAdapterWeights: {model.attributes.get('adapter')!r} holds no adapter_config.json")
+        torch.set_num_threads(context.resources.thread_count)
+        stored = load_model(model, with_adapter=False).dtype
+        dtype = torch_dtype(config.torch_dtype) if config.torch_dtype else stored
+        merged = load_model(model, dtype=torch.float32).merge_and_unload(safe_merge=True)
+        context.progress(1, 2, "merged")
+        if dtype != torch.float32:
+            merged.to(dtype)
+        merged.config._name_or_path = ""
+        out = context.output_dir
+        merged.save_pretrained(out)
+        scrub_folder(out)
+        prefix = str(model.attributes["adapter"]).rstrip("/") + "/"
+        gone = [
+            name
+            for name in model.files
+            if name.startswith(prefix)
+            or name in _WEIGHTS
+            or (name.startswith(("model-", "pytorch_model-")) and name.endswith((".safetensors", ".bin")))
+        ]
+        context.progress(2, 2, "written")
+        attributes = {"adapter": None, "dtype": str(dtype).removeprefix("torch.")}
+        return model.derive(add_dir=out, remove=gone, attributes=attributes)
