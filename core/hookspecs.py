@@ -183,6 +183,28 @@ def drupe_commands() -> Sequence[specs.CommandSpec]:
 
 
 @hookspec
+def drupe_hookspecs() -> Mapping[str, type[specs.Spec]]:
+    """Open hooks of one's own, which other plugins contribute to: hook name → the spec type that it returns.
+
+    ```python
+    from dataclasses import dataclass
+
+    from drupe import hookimpl
+    from drupe.core.specs import Spec
+
+    @dataclass(frozen=True, kw_only=True)
+    class TokenizerSpec(Spec):
+        languages: tuple[str, ...] = ()
+
+    @hookimpl
+    def drupe_hookspecs():
+        return {"examplelib_tokenizers": TokenizerSpec}
+    ```
+    """
+    raise NotImplementedError
+
+
+@hookspec
 def drupe_step_started(step: Mapping[str, Any]) -> None:
     """Observe that a step starts. step: key, kind ("import", "pass", "measure"), name, input, host.
 

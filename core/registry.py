@@ -52,12 +52,16 @@ class Registry:
     def discover(cls, policy: Mapping[str, Any] | None = None) -> Registry:
         """Read the entry points of group `drupe` and ask each module for its specs."""
         registry = cls()
+        modules = []
         for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
             dist = point.dist
             plugin = Plugin(point.name, point.value, dist.name if dist else "?", dist.version if dist else "?")
-            module = importlib.import_module(point.value)
+            modules.append((plugin, importlib.import_module(point.value)))
             registry.plugins.append(plugin)
-            for hook in SPEC_TYPES:
+        # A plugin may open hooks of its own (search opens drupe_samplers) that others contribute to.
+        hooks = [*SPEC_TYPES, *(h for _, m in modules if hasattr(m, "drupe_hookspecs") for h in m.drupe_hookspecs())]
+        for plugin, module in modules:
+            for hook in hooks:
                 function = getattr(module, hook, None)
                 if function is not None:
                     registry.add(hook, function(), plugin)
