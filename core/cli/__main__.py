@@ -1,0 +1,10 @@
+"""`python -m drupe.core.cli`: the command line where no script is installed."""
+
+from __future__ import annotations
+
+import sys
+
+from drupe.core.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
