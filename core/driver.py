@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +18,11 @@ from typing import Any
 from drupe.core.plan import Plan, build_plan
 from drupe.core.store import Store
 
+from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
 from drupe.core.engine import ChainResult, Engine
 from drupe.core.errors import ConfigError, DrupeError, Interrupted
 from drupe.core.measuring import Measurer
-from drupe.core.metrics import Measurement
 from drupe.core.model import Model
 from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
@@ -113,12 +112,13 @@ class Driver:
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)
         self._measure_input(runner, result)
+        decider = Decider(self.store, self.workflow, self.registry, self._events)
         study = self._open_study(target, plan, runner, searching)
         try:
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
             self._search(study, runner, result)
-            self._decide(study, runner, result, certify)
+            decider.decide(study, runner, result, certify=certify)
         finally:
             study.close()
         self._write()
@@ -225,70 +225,6 @@ class Driver:
         self.registry.notify("drupe_trial_finished", trial={**event, **candidate.to_json()})
         self._write()
 
-    # The verdict
-
-    def _decide(self, study: Study, runner: TrialRunner, result: TargetResult, certify: bool) -> None:
-        from drupe.core.statistics.verdicts import judge
-
-        if all(c.state == "failed" for c in result.candidates):
-            result.status = "failed"
-            result.message = "every trial failed; first: " + (
-                result.candidates[0].error or "" if result.candidates else ""
-            )
-            self._withdraw(result)
-            return
-        number = study.select()
-        if number is None:
-            result.status = "infeasible"
-            result.message = _nearest(result.candidates, runner)
-            self._withdraw(result)
-            return
-        trial = next(trial for trial, _ in study.finished() if trial.number == number)
-        chain = runner.run_chain(trial.point)
-        part = "certification" if certify else runner.part
-        self._events({"event": "certifying", "number": number, "target": runner.target, "part": part})
-        found, compared, errors, _ = runner.measure(chain, part)
-        for name, error in errors.items():
-            self._events({"event": "warning", "message": f"metric {name} of candidate {number}: {error}"})
-        result.certified = found
-        result.baseline = compared or result.baseline
-        verdicts = [judge(goal, found.get(goal.metric), compared.get(goal.metric)) for goal in runner.goals]
-        result.verdicts = [verdict.to_json() for verdict in verdicts]
-        statuses = {verdict.status for verdict in verdicts}
-        if statuses & {"FAIL", "NOT_MET"}:
-            result.status = "infeasible"
-            broken = next(v for v in verdicts if v.status in ("FAIL", "NOT_MET"))
-            result.message = f"candidate {number} did not hold on the data that certifies: {broken.text}"
-            self._withdraw(result)
-            return
-        if "UNDECIDED" in statuses:
-            result.status = "undecided"
-            open_ = next(v for v in verdicts if v.status == "UNDECIDED")
-            result.message = f"candidate {number} could not be certified: {open_.text}"
-            self._withdraw(result)
-            self._hand_over(chain.model, result, "undecided")
-            return
-        result.status = "certified" if "PASS" in statuses else "met"
-        result.winner = number
-        result.message = "every goal with a confidence holds" if "PASS" in statuses else _plain_message(verdicts)
-        self._hand_over(chain.model, result, "model")
-        _note_why_lost(result)
-
-    def _hand_over(self, model: Model, result: TargetResult, name: str) -> None:
-        folder = self.result.output_dir / result.target / name
-        if self.workflow.options.get("no_artifacts"):
-            return
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self.store.export(model, folder)
-        result.artifact = model.to_json()
-        if name == "model":
-            result.model_dir = folder.relative_to(self.result.output_dir).as_posix()
-            shutil.rmtree(folder.parent / "undecided", ignore_errors=True)
-
-    def _withdraw(self, result: TargetResult) -> None:
-        """Take an earlier run's winner away: a model that breaks a limit is never handed out."""
-        shutil.rmtree(self.result.output_dir / result.target / "model", ignore_errors=True)
-
     # Odds and ends
 
     def _measure_input(self, runner: TrialRunner, result: TargetResult) -> None:
@@ -364,49 +300,3 @@ def _wants_confidence(evaluator: Evaluator | None) -> bool:
 
 def _exit_code(target: TargetResult) -> int:
     return {"met": 0, "certified": 0, "failed": 1}.get(target.status, 3)
-
-
-def _plain_message(verdicts: list[Any]) -> str:
-    return "every goal is met by the point estimates, not certified" if verdicts else "no goals were set"
-
-
-def _nearest(candidates: list[Candidate], runner: TrialRunner) -> str:
-    """Say which candidate came nearest, and which goal blocked it."""
-    complete = [c for c in candidates if c.state == "complete"]
-    if not complete:
-        return "no trial was completed"
-    best = min(complete, key=lambda c: sum(max(v, 0.0) for v in c.violations.values()))
-    name, slack = max(best.violations.items(), key=lambda item: item[1])
-    metric, _, kind = name.partition(" ")
-    goal = next(g for g in runner.goals if g.metric == metric and g.kind == kind)
-    measured = best.measurements.get(metric)
-    if measured is None:
-        return f"nearest: candidate {best.number}; its {metric} could not be measured: {best.metric_errors}"
-    return (
-        f"nearest: candidate {best.number} with {metric} = {measured.value:.6g} {measured.unit}; the goal "
-        f"{kind} {goal.value:g} blocks it (it is {slack:.1%} off the limit)"
-    )
-
-
-def _note_why_lost(result: TargetResult) -> None:
-    """Say of every candidate but the winner why it lost."""
-    noted = []
-    for c in result.candidates:
-        if c.number == result.winner:
-            reason = None
-        elif c.state == "failed":
-            reason = f"failed: {c.error}"
-        elif not c.feasible:
-            reason = "breaks " + ", ".join(name for name, slack in c.violations.items() if slack > 0)
-        else:
-            reason = f"meets the goals; candidate {result.winner} is better on the objectives"
-        noted.append(replace(c, lost_because=reason))
-    result.candidates = noted
-
-
-def measurement_text(measurement: Measurement) -> str:
-    """Return "value unit [low, high]" for a person."""
-    text = f"{measurement.value:.4g} {measurement.unit}".rstrip()
-    if measurement.interval:
-        text += f" [{measurement.interval[0]:.4g}, {measurement.interval[1]:.4g}]"
-    return text
