@@ -19,6 +19,7 @@ renamed = {"opts.lvl" = "options.level"}
 means = {AcmeQuantize = ["bits"]}   # a parameter that says another type was meant
 dropped = {"verbose" = "the log always holds everything"}
 noted = {"share" = "a share of the training data that is held out"}
+unprovided = {"opts.exotic" = "what nothing provides yet"}
 ```
 """
 
@@ -56,6 +57,7 @@ class ParameterUpgrades:
     means: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     noted: Mapping[str, str] = field(default_factory=dict)
+    unprovided: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,13 @@ class Catalogue:
 
     def parameters(self, section: str, type_name: str) -> ParameterUpgrades:
         """Return how the older parameters of a type read today; rules of type "*" hold for all of a section."""
-        merged: dict[str, dict[str, str]] = {"renamed": {}, "means": {}, "dropped": {}, "noted": {}}
+        lists = ("renamed", "dropped", "noted", "unprovided")
+        merged: dict[str, dict[str, str]] = {name: {} for name in (*lists, "means")}
         for document in self.documents:
             for rules in document.get("parameters", {}).get(section, ()):
                 if not _named(type_name, rules.get("types", ())):
                     continue
-                for name in ("renamed", "dropped", "noted"):
+                for name in lists:
                     merged[name].update(rules.get(name, {}))
                 for other, keys in rules.get("means", {}).items():
                     merged["means"].update(dict.fromkeys(keys, other))

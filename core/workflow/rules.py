@@ -35,6 +35,10 @@ def apply_rules(
     for key, reason in rules.noted.items():
         if _matches(entry, key):
             findings.notice(join(path, key), f"{key} {shown(_get(entry, key))}", reason)
+    for key, reason in rules.unprovided.items():
+        if _matches(entry, key):
+            findings.fault(join(path, key), f"{reason}: nothing provides this", "", "known as: not yet", "missing")
+            entry = _without(entry, key)
     for key, reason in rules.dropped.items():
         if _matches(entry, key):
             name = key.partition("=")[0]

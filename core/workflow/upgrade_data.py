@@ -56,16 +56,16 @@ def _entry(entry: dict[str, Any], path: str, catalogue: Catalogue, findings: Fin
     components = entry.pop("components", None)
     if isinstance(components, dict):
         for old, component in components.items():
-            _merge(entry, GROUPS.get(old, old), component, join(join(path, "components"), old), findings)
+            _merge(entry, _group(old), component, join(join(path, "components"), old), findings)
     elif components is not None:
         entry["components"] = components
     for group in GROUPS.values():
         if isinstance(entry.get(group), dict):
             entry[group] = flatten(entry[group], "params", join(path, group), findings)
     entry = apply_rules("data", entry, path, catalogue, findings)
-    group = entry.get("pre_process_data_config")
-    if isinstance(group, dict) and "dataset_type" in group:
-        entry["pre_process_data_config"] = _dataset_type(group, join(path, "pre_process_data_config"), findings)
+    preparing = entry.get("pre_process_data_config")
+    if isinstance(preparing, dict) and "dataset_type" in preparing:
+        entry["pre_process_data_config"] = _dataset_type(preparing, join(path, "pre_process_data_config"), findings)
     return entry
 
 
@@ -86,7 +86,11 @@ def _spread_params(entry: dict[str, Any], path: str, findings: Findings) -> None
         findings.notice(join(place, key), f"params_config.{key}", f"{group}.{key}")
         entry[group] = {**(entry.get(group) or {}), key: value}
     for old, values in kwargs.items():
-        _merge(entry, GROUPS.get(old, old), values, join(join(place, "component_kwargs"), old), findings)
+        _merge(entry, _group(old), values, join(join(place, "component_kwargs"), old), findings)
+
+
+def _group(older: str) -> str:
+    return GROUPS.get(older, older)
 
 
 def _merge(entry: dict[str, Any], group: str, values: Any, path: str, findings: Findings) -> None:

@@ -25,7 +25,7 @@ def upgrade_search_strategy(document: dict[str, Any], findings: Findings) -> Non
         strategy.setdefault("sampler", strategy.pop("search_algorithm"))
     inner = strategy.pop("search_algorithm_config", None)
     for key, value in (inner or {}).items() if isinstance(inner, dict) or inner is None else ():
-        now = {"num_samples": "max_samples"}.get(key, key)
+        now = "max_samples" if key == "num_samples" else str(key)
         findings.notice(join(path, f"search_algorithm_config.{key}"), f"search_algorithm_config.{key}", now)
         strategy.setdefault(now, value)
     sampler = strategy.get("sampler")

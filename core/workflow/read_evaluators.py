@@ -1,0 +1,210 @@
+"""Reads `evaluators`: metrics, goals and objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from drupe.core.metrics import Direction, SubType
+from drupe.core.study import Goal, Objective
+from drupe.core.workflow.configs import check_config
+from drupe.core.workflow.findings import join, nearest, shown
+from drupe.core.workflow.model import Evaluator, MetricEntry
+from drupe.core.workflow.reading import Reading
+
+__all__ = ["GOAL_KINDS", "read_evaluators"]
+
+GOAL_KINDS = (
+    "threshold",
+    "min-improvement",
+    "percent-min-improvement",
+    "max-degradation",
+    "percent-max-degradation",
+)
+_METRIC_KEYS = ("name", "type", "sub_types", "data_config", "user_config", "backend")
+_SUB_TYPE_KEYS = ("name", "priority", "goal", "higher_is_better", "metric_config")
+
+
+def read_evaluators(document: Mapping[str, Any], reading: Reading) -> dict[str, Evaluator]:
+    """Return the evaluators by name."""
+    entries = reading.findings.mapping(document.get("evaluators"), "evaluators", "a mapping of name to evaluator") or {}
+    found = {}
+    for name, entry in entries.items():
+        values = reading.findings.mapping(entry, join("evaluators", name), "a mapping with metrics")
+        if values is not None:
+            found[name] = _evaluator(name, values, join("evaluators", name), reading)
+    return found
+
+
+def _evaluator(name: str, entry: dict[str, Any], path: str, reading: Reading) -> Evaluator:
+    if "type" in entry:
+        # An evaluator with a type of its own (a benchmark harness) is one metric that goes by that type.
+        options = {key: value for key, value in entry.items() if key != "type"}
+        metrics: Any = [{"name": str(entry["type"]), "type": entry["type"], "user_config": options}]
+        places = [path]
+    else:
+        for key in entry:
+            if key != "metrics":
+                reading.findings.unknown_key(path, key, ["metrics", "type"])
+        metrics = entry.get("metrics") or []
+        if not isinstance(metrics, list):
+            reading.findings.fault(join(path, "metrics"), shown(metrics), "a list of metrics")
+            metrics = []
+        places = [join(join(path, "metrics"), i) for i in range(len(metrics))]
+    found: list[MetricEntry] = []
+    goals: list[Goal] = []
+    objectives: list[Objective] = []
+    for metric, place in zip(metrics, places, strict=True):
+        if not isinstance(metric, dict):
+            reading.findings.fault(place, shown(metric), "a mapping with name, type and sub_types")
+            continue
+        entry_ = _metric(metric, place, reading, goals, objectives)
+        if entry_ is None:
+            continue
+        if entry_.name in (m.name for m in found):
+            reading.findings.fault(join(place, "name"), f"{entry_.name!r} names two metrics", "each name once")
+        found.append(entry_)
+    return Evaluator(name, tuple(found), tuple(goals), tuple(objectives))
+
+
+def _metric(
+    metric: dict[str, Any], path: str, reading: Reading, goals: list[Goal], objectives: list[Objective]
+) -> MetricEntry | None:
+    findings = reading.findings
+    type_name = metric.get("type")
+    name = metric.get("name", type_name)
+    if not isinstance(name, str) or not name:
+        findings.fault(join(path, "name"), shown(name), "a name")
+        return None
+    found = reading.look_up("metrics", type_name, join(path, "type"))
+    user = findings.mapping(metric.get("user_config"), join(path, "user_config")) or {}
+    sub_types = _sub_types(metric.get("sub_types"), join(path, "sub_types"), reading)
+    own = {key: value for key, value in metric.items() if key not in _METRIC_KEYS}
+    config = {**user, **own}
+    if metric.get("backend") is not None:
+        config["backend"] = metric["backend"]
+    options = {s["name"]: s["metric_config"] for _, s in sub_types if s.get("metric_config")}
+    if options:
+        config["metric_config"] = {**config.get("metric_config", {}), **options}
+    data = metric.get("data_config")
+    if data is not None:
+        if isinstance(data, str):
+            reading.check_reference("data", data, join(path, "data_config"))
+        else:
+            findings.fault(join(path, "data_config"), shown(data), "the name of a data config")
+            data = None
+    if found is None:
+        return MetricEntry(name, str(type_name), tuple(s["name"] for _, s in sub_types), config, data)
+    registered, factory = found
+    directions = {s["name"]: s["higher_is_better"] for _, s in sub_types if "higher_is_better" in s}
+    if directions and "higher_is_better" in factory.Config.model_fields:
+        config.setdefault("higher_is_better", directions)
+    metric_ = factory(registered.spec)
+    checked = check_config(factory.Config, config, path, findings)
+    reading.check_references(factory.Config, config, path)
+    names = []
+    for place, sub_type in sub_types or [(path, {"name": factory.default_sub_type})]:
+        value = _value(metric_, sub_type["name"], checked.instance, place, reading)
+        names.append(sub_type["name"])
+        direction = _direction(value, sub_type, place, reading)
+        if direction is not None:
+            full = f"{name}-{sub_type['name']}"
+            _goal(sub_type.get("goal"), full, direction, join(place, "goal"), reading, goals)
+            _priority(sub_type.get("priority"), full, direction, join(place, "priority"), reading, objectives)
+    return MetricEntry(name, registered.spec.name, tuple(names), config, data)
+
+
+def _sub_types(value: Any, path: str, reading: Reading) -> list[tuple[str, dict[str, Any]]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not value:
+        reading.findings.fault(path, shown(value), "a list of sub-types")
+        return []
+    found: list[tuple[str, dict[str, Any]]] = []
+    for index, item in enumerate(value):
+        place = join(path, index)
+        item = {"name": item} if isinstance(item, str) else item
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            reading.findings.fault(place, shown(item), "a mapping with a name")
+            continue
+        for key in item:
+            if key not in _SUB_TYPE_KEYS:
+                reading.findings.unknown_key(place, key, _SUB_TYPE_KEYS)
+        if item["name"] in (other["name"] for _, other in found):
+            reading.findings.fault(join(place, "name"), f"{item['name']!r} is listed twice", "each sub-type once")
+            continue
+        found.append((place, item))
+    return found
+
+
+def _value(metric: Any, name: str, config: Any, path: str, reading: Reading) -> SubType | None:
+    if config is None:
+        return cast("SubType | None", metric.sub_types.get(name))
+    try:
+        return cast(SubType, metric.sub_type(name, config))
+    except KeyError:
+        names = list(metric.sub_types)
+        what = f"{metric.spec.name} has no sub-type {name!r}"
+        reading.findings.fault(join(path, "name"), what, f"one of: {', '.join(names)}", nearest(name, names))
+        return None
+
+
+def _direction(value: SubType | None, sub_type: Mapping[str, Any], path: str, reading: Reading) -> Direction | None:
+    stated = sub_type.get("higher_is_better")
+    if stated is not None and not isinstance(stated, bool):
+        reading.findings.fault(join(path, "higher_is_better"), shown(stated), "true or false")
+        stated = None
+    if value is None:
+        return None
+    if stated is not None and ("higher" if stated else "lower") != value.direction:
+        reading.findings.fault(
+            join(path, "higher_is_better"),
+            f"higher_is_better: {shown(stated)}",
+            f"{shown(not stated)}, as {value.direction} is better here",
+            "leave the key out",
+        )
+    return value.direction
+
+
+def _goal(value: Any, metric: str, direction: Direction, path: str, reading: Reading, goals: list[Goal]) -> None:
+    if value is None:
+        return
+    findings = reading.findings
+    if not isinstance(value, dict):
+        findings.fault(path, shown(value), "a mapping with type and value")
+        return
+    for key in value:
+        if key not in ("type", "value", "confidence"):
+            findings.unknown_key(path, key, ["type", "value", "confidence"])
+    kind, limit, confidence = value.get("type"), value.get("value"), value.get("confidence")
+    good = True
+    if kind not in GOAL_KINDS:
+        findings.fault(
+            join(path, "type"), shown(kind), f"one of: {', '.join(GOAL_KINDS)}", nearest(str(kind), GOAL_KINDS)
+        )
+        good = False
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+        findings.fault(join(path, "value"), "not given" if limit is None else shown(limit), "a number")
+        good = False
+    elif kind != "threshold" and limit < 0:
+        findings.fault(join(path, "value"), shown(limit), "a number of at least 0", "the type says which way it counts")
+        good = False
+    if confidence is not None and (
+        isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0.5 <= confidence < 1
+    ):
+        findings.fault(join(path, "confidence"), shown(confidence), "a number from 0.5 to below 1", "0.95 is usual")
+        good = False
+    if good and isinstance(limit, (int, float)):
+        goals.append(Goal(metric, str(kind), float(limit), direction, confidence))
+
+
+def _priority(
+    value: Any, metric: str, direction: Direction, path: str, reading: Reading, objectives: list[Objective]
+) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        reading.findings.fault(path, shown(value), "a whole number, 1 for what matters most")
+    elif value > 0:
+        # Olive writes -1 for a value that is only looked at.
+        objectives.append(Objective(metric, direction, value))

@@ -1,0 +1,68 @@
+"""Reads `search_strategy`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from drupe.core.study import StudySettings
+from drupe.core.workflow.findings import Findings, join, nearest, shown
+
+__all__ = ["read_search_strategy"]
+
+_PATH = "search_strategy"
+
+
+def _whole(minimum: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+def _seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "sampler": (lambda value: isinstance(value, str) and bool(value), "the name of a sampler"),
+    "max_trials": (_whole(1), "a whole number of at least 1"),
+    "max_time": (_seconds, "seconds, above 0"),
+    "seed": (_whole(0), "a whole number of at least 0"),
+    "stop_when_goals_met": (lambda value: isinstance(value, bool), "true or false"),
+    "workers": (_whole(1), "a whole number of at least 1"),
+    "storage": (lambda value: isinstance(value, str) and bool(value), "the URL of a storage"),
+    "options": (lambda value: isinstance(value, dict), "a mapping of the sampler's own options"),
+}
+
+
+def read_search_strategy(value: Any, marked: Sequence[str], findings: Findings) -> StudySettings | None:
+    """Return the settings, or None where nothing is searched.
+
+    Not given: a workflow that marks values is searched with the defaults. false: marking values is a fault, since one
+    of them would have to be picked.
+    """
+    if value is None:
+        return StudySettings() if marked else None
+    if value is False:
+        for name in marked:
+            findings.fault(
+                join("passes", name),
+                "is marked to be searched, and search_strategy is false",
+                "one value",
+                "or leave search_strategy out",
+            )
+        return None
+    if value is True:
+        return StudySettings()
+    if not isinstance(value, dict):
+        findings.fault(_PATH, shown(value), "true, false or a mapping")
+        return None
+    good: dict[str, Any] = {}
+    for key, item in value.items():
+        if key not in _KEYS:
+            findings.unknown_key(_PATH, key, _KEYS)
+        elif item is not None:
+            accepts, expected = _KEYS[key]
+            if accepts(item):
+                good[key] = item
+            else:
+                findings.fault(join(_PATH, key), shown(item), expected, nearest(str(item), [expected]))
+    return StudySettings(**good)

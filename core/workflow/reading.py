@@ -1,0 +1,148 @@
+"""What the readers of a workflow's sections share: the plugins, the findings, and looking up a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drupe.core.catalogue import SECTIONS, Catalogue
+from drupe.core.config import references
+from drupe.core.errors import PluginError
+from drupe.core.registry import Registered, Registry
+from drupe.core.workflow.findings import Findings, join, nearest, shown
+
+__all__ = ["WHAT", "Reading", "take_placeholders", "walk"]
+
+WHAT = {
+    "passes": "pass",
+    "systems": "system",
+    "data": "data container",
+    "metrics": "metric",
+    "models": "model kind",
+    "sources": "model source",
+    "accelerators": "device",
+}
+_PLACEHOLDER = re.compile(r"^<\s*place[ _-]?holder\s*>$", re.IGNORECASE)
+
+
+@dataclass
+class Reading:
+    """One workflow being read."""
+
+    registry: Registry
+    catalogue: Catalogue
+    findings: Findings
+    folder: Path
+    allow: frozenset[str] = frozenset()
+    system_names: list[str] = field(default_factory=list)
+    data_names: list[str] = field(default_factory=list)
+
+    def look_up(self, section: str, name: Any, path: str) -> tuple[Registered, Any] | None:
+        """Return the registered entry and its class; None with the fault, or what is missing, recorded at `path`."""
+        if not isinstance(name, str) or not name:
+            self.findings.fault(path, "not given" if name is None else shown(name), f"the name of a {WHAT[section]}")
+            return None
+        try:
+            entry = self.registry.find(SECTIONS[section], name)
+            if entry is not None:
+                return entry, self.registry.resolve(entry)
+        except PluginError as error:
+            self.findings.fault(path, str(error))
+            return None
+        self._tell_absent(section, name, path)
+        return None
+
+    def _tell_absent(self, section: str, name: str, path: str) -> None:
+        provider = self.catalogue.provider(section, name)
+        what = WHAT[section]
+        if provider is not None:
+            self.findings.fault(
+                path,
+                f"the {what} {name!r} is not installed",
+                "a plugin that provides it",
+                f"known as: {provider}",
+                kind="missing",
+            )
+            return
+        installed = [e.spec.name for e in self.registry.of(SECTIONS[section])]
+        known = [*installed, *self.catalogue.names(section)]
+        hint = nearest(name, known) or (f"installed: {', '.join(sorted(installed))}" if installed else "")
+        self.findings.fault(path, f"no {what} is named {name!r}", f"a {what} that is installed or known", hint)
+
+    def check_references(self, config: Any, values: Mapping[str, Any], path: str) -> None:
+        """Record what the reference fields of a Config name and isn't there: data configs, files, secrets."""
+        for name, what in references(config).items():
+            value = values.get(name)
+            for index, item in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(item, str):
+                    where = join(path, name)
+                    self.check_reference(what, item, join(where, index) if isinstance(value, list) else where)
+
+    def check_reference(self, what: str, item: str, path: str) -> None:
+        """Record a reference of one kind that leads nowhere."""
+        if what == "data" and item not in self.data_names:
+            expected = f"one of: {', '.join(self.data_names)}" if self.data_names else "an entry of data_configs"
+            self.findings.fault(path, f"no data config is named {item!r}", expected, nearest(item, self.data_names))
+        elif what == "file":
+            self.need_file(item, path)
+        elif what == "secret":
+            import os
+
+            if item not in os.environ:
+                self.findings.fault(
+                    path, f"the environment variable {item} is not set", "a secret in it", f"set {item}", kind="needs"
+                )
+
+    def need_file(self, item: str, path: str) -> None:
+        """Record a file or folder that is not there as needed."""
+        location = self.folder / Path(item).expanduser()
+        try:
+            absent = not location.exists()
+        except OSError:
+            absent = True
+        if absent:
+            self.findings.fault(
+                path, f"{item} is not there", "a file or folder", f"looked for {location.absolute()}", kind="needs"
+            )
+
+    def need_consent(self, what: str, path: str, found: str) -> None:
+        """Record a consent that the user has not given as needed."""
+        if what not in self.allow:
+            self.findings.fault(path, found, "the user's consent", f"add --allow {what} if you trust it", kind="needs")
+
+
+def walk(value: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield (path, key, value) for every key of every mapping inside a value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield join(path, key), key, item
+            yield from walk(item, join(path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from walk(item, join(path, index))
+
+
+def take_placeholders(value: Any, path: str, findings: Findings, places: set[str]) -> Any:
+    """Return a document without values that are still to be filled in; each is recorded as needed."""
+    if isinstance(value, dict):
+        kept = {}
+        for key, item in value.items():
+            where = join(path, key)
+            if _is_placeholder(item):
+                places.add(where)
+                findings.fault(where, str(item if isinstance(item, str) else item[0]), "a value", "fill it in", "needs")
+            else:
+                kept[key] = take_placeholders(item, where, findings, places)
+        return kept
+    if isinstance(value, list):
+        return [take_placeholders(item, join(path, i), findings, places) for i, item in enumerate(value)]
+    return value
+
+
+def _is_placeholder(value: Any) -> bool:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return isinstance(value, str) and _PLACEHOLDER.match(value) is not None
