@@ -103,14 +103,18 @@ class Reading:
             absent = not location.exists()
         except OSError:
             absent = True
-        if absent:
+        if absent and not self._told(f"{item} is not there"):
             self.findings.fault(
                 path, f"{item} is not there", "a file or folder", f"looked for {location.absolute()}", kind="needs"
             )
 
+    def _told(self, found: str) -> bool:
+        """Whether the same was needed elsewhere in the file: one script serves many places."""
+        return any(fault.kind == "needs" and fault.found == found for fault in self.findings.faults)
+
     def need_consent(self, what: str, path: str, found: str) -> None:
         """Record a consent that the user has not given as needed."""
-        if what not in self.allow:
+        if what not in self.allow and not self._told(found):
             self.findings.fault(path, found, "the user's consent", f"add --allow {what} if you trust it", kind="needs")
 
 

@@ -41,44 +41,54 @@ def upgrade(
     document: Mapping[str, Any], registry: Registry, catalogue: Catalogue, findings: Findings
 ) -> dict[str, Any]:
     """Return the workflow in the current form; `document` is not changed."""
-    result: dict[str, Any] = _lift_engine(copy.deepcopy(dict(document)), findings)
+    result: dict[str, Any] = copy.deepcopy(dict(document))
+    origins = _lift_engine(result, findings)
     for old, new in _RENAMED.items():
         if old in result:
             value = result.pop(old)
-            findings.notice(old, old, new)
+            findings.notice(origins.get(old, old), old, new)
             result.setdefault(new, value)
     for key, reason in _NO_EFFECT.items():
         if key in result and result.pop(key) not in (False, None):
-            findings.notice(key, key, "without effect", reason)
+            findings.notice(origins.get(key, key), key, "without effect", reason)
     _systems(result, registry, catalogue, findings)
+    providers = result.pop("execution_providers", None)
+    if providers is not None:
+        _spread_providers(result, providers, origins.get("execution_providers", "execution_providers"), findings)
     if isinstance(result.get("input_model"), dict):
         result["input_model"], dataset = upgrade_input_model(result["input_model"], catalogue, findings)
         if dataset is not None:
             _model_dataset(result, dataset, findings)
     if "data_configs" in result:
         result["data_configs"] = upgrade_data_configs(result["data_configs"], catalogue, findings)
-    _evaluator(result, findings)
+    if isinstance(result.get("evaluator"), dict):
+        result["evaluator"] = _name_evaluator(result, result["evaluator"], "evaluator", findings)
     if isinstance(result.get("passes"), dict):
         result["passes"] = {
             name: _pass(value, join("passes", name), result, catalogue, findings)
             for name, value in result["passes"].items()
         }
-    if "output_model_num" in result or "search_strategy" in result:
-        upgrade_search_strategy(result, findings)
+    upgrade_search_strategy(result, origins, findings)
     return result
 
 
-def _lift_engine(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
+def _lift_engine(document: dict[str, Any], findings: Findings) -> dict[str, str]:
+    """Move the keys of `engine` to the top; return where those came from that are upgraded further."""
+    origins: dict[str, str] = {}
     if "engine" not in document:
-        return document
+        return origins
     engine = findings.mapping(document.pop("engine"), "engine", "a mapping")
     for key, value in (engine or {}).items():
+        path = join("engine", key)
         if key in document and document[key] != value:
-            findings.fault(join("engine", key), f"{key} is also given at the top", "one of them")
+            findings.fault(path, f"{key} is also given at the top", "one of them")
             continue
-        findings.notice(join("engine", key), f"engine.{key}", key)
         document[key] = value
-    return document
+        if key in _RENAMED or key in _NO_EFFECT or key in ("execution_providers", "output_model_num"):
+            origins[key] = path
+        else:
+            findings.notice(path, path, key)
+    return origins
 
 
 def _systems(document: dict[str, Any], registry: Registry, catalogue: Catalogue, findings: Findings) -> None:
@@ -95,12 +105,6 @@ def _systems(document: dict[str, Any], registry: Registry, catalogue: Catalogue,
         for name, entry in systems.items():
             if isinstance(entry, dict):
                 systems[name] = _system(entry, join("systems", name), registry, catalogue, findings)
-    providers = document.pop("execution_providers", None)
-    if providers is not None:
-        _spread_providers(document, providers, registry, findings)
-    client = document.pop("azureml_client", None)
-    if client is not None:
-        document["azureml_client"] = client
 
 
 def _name_system(document: dict[str, Any], value: Any, role: str, path: str, findings: Findings) -> Any:
@@ -148,7 +152,7 @@ def _accelerator(value: Any, path: str, registry: Registry, findings: Findings) 
     return value
 
 
-def _spread_providers(document: dict[str, Any], providers: Any, registry: Registry, findings: Findings) -> None:
+def _spread_providers(document: dict[str, Any], providers: Any, origin: str, findings: Findings) -> None:
     """Put the engine's execution providers where they belong: the target's accelerators."""
     providers = [providers] if isinstance(providers, str) else providers
     systems = document.setdefault("systems", {})
@@ -159,7 +163,7 @@ def _spread_providers(document: dict[str, Any], providers: Any, registry: Regist
         document["target"] = "local_system"
     for name in names:
         where = f"systems.{name}.accelerators[].execution_providers"
-        findings.notice("execution_providers", "execution_providers", where)
+        findings.notice(origin, "execution_providers", where)
         entry = systems.get(name)
         if not isinstance(entry, dict):
             continue
@@ -190,11 +194,6 @@ def _model_dataset(document: dict[str, Any], dataset: Any, findings: Findings) -
 
 def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:
     return [(k, v) for k, v in value.items() if isinstance(v, dict)] if isinstance(value, dict) else []
-
-
-def _evaluator(document: dict[str, Any], findings: Findings) -> None:
-    if isinstance(document.get("evaluator"), dict):
-        document["evaluator"] = _name_evaluator(document, document["evaluator"], "evaluator", findings)
 
 
 def _name_evaluator(document: dict[str, Any], value: dict[str, Any], path: str, findings: Findings) -> str:

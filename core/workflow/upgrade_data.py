@@ -42,10 +42,9 @@ def _named(key: str, entry: Any, findings: Findings) -> Any:
     if not isinstance(entry, dict):
         return entry
     if "name" in entry and entry["name"] != key:
-        findings.notice(
-            join("data_configs", key), f"key {key!r}", f"name {entry['name']!r}", "entries go by their name"
-        )
-    return {"name": key, **entry}
+        why = "passes and metrics refer to it by its key"
+        findings.notice(join("data_configs", key), f"name {entry['name']!r}", f"name {key!r}", why)
+    return {**entry, "name": key}
 
 
 def _entry(entry: dict[str, Any], path: str, catalogue: Catalogue, findings: Findings) -> dict[str, Any]:

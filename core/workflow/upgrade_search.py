@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from drupe.core.workflow.findings import Findings, join
@@ -11,11 +12,11 @@ __all__ = ["upgrade_search_strategy"]
 _SAMPLERS = {"exhaustive": "grid", "sequential": "grid"}
 
 
-def upgrade_search_strategy(document: dict[str, Any], findings: Findings) -> None:
+def upgrade_search_strategy(document: dict[str, Any], origins: Mapping[str, str], findings: Findings) -> None:
     """Bring `search_strategy` (and the top-level `output_model_num`) to the current form, in place."""
-    path = "search_strategy"
-    if document.pop("output_model_num", None) is not None:
-        _no_effect("output_model_num", "output_model_num", "the best model per target is handed out", findings)
+    path, number = "search_strategy", "output_model_num"
+    if document.pop(number, None) is not None:
+        _no_effect(origins.get(number, number), number, "the best model per target is handed out", findings)
     strategy = document.get(path)
     if not isinstance(strategy, dict):
         return
