@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from drupe.core.config import PluginConfig
 from drupe.core.context import JobContext
 from drupe.core.errors import Fault
 from drupe.core.model import Model
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from drupe.core.specs import DataSpec
 
 __all__ = ["DataConfig", "DataContainer", "Sample"]

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from drupe.core.accelerators import Accelerator
 from drupe.core.model import Model
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from drupe.core.specs import RuntimeSpec
 
 __all__ = ["GenerateOptions", "Result", "Runtime", "Session"]
