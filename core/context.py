@@ -71,6 +71,8 @@ class JobContext:
     """In a measuring job: opens a fresh session of the model, for metrics that watch the opening itself."""
     baseline_session: Session | None = None
     """In a measuring job with a relative goal: the baseline's session; timed metrics interleave the two."""
+    reference_session: Session | None = None
+    """For a metric that needs a reference: the source model's session."""
 
     def data(self, name: str, *, model: Model | None = None, part: str | None = "train") -> Sequence[Sample]:
         """Return the samples of the data config `name`.

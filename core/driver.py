@@ -230,7 +230,11 @@ class Driver:
     def _measure_input(self, runner: TrialRunner, result: TargetResult) -> None:
         if runner.evaluator is not None and self.workflow.options.get("evaluate_input_model"):
             found, errors, _ = self.measurer.measure(
-                runner.input_model, runner.evaluator, runner.target, part=runner.part
+                runner.input_model,
+                runner.evaluator,
+                runner.target,
+                part=runner.part,
+                reference=runner.input_model,
             )
             result.baseline = found
             for name, error in errors.items():

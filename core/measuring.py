@@ -41,18 +41,21 @@ class Measurer:
         *,
         part: str | None = "selection",
         baseline: Model | None = None,
+        reference: Model | None = None,
         metrics: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> tuple[dict[str, Measurement], dict[str, str], list[StepResult]]:
         """Measure a model on a target: (measurements by full name, errors by metric name, the steps taken).
 
-        part: which split of the data. baseline: interleaved with the model by timed metrics. metrics: only these
-        entries of the evaluator. limit: measure on so many of the samples only, chosen by their ids.
+        part: which split of the data. baseline: interleaved with the model by timed metrics. reference: the source
+        model, for metrics that compare with it. metrics: only these entries of the evaluator. limit: measure on so many
+        of the samples only, chosen by their ids.
         """
         entries = [m for m in evaluator.metrics if metrics is None or m.name in metrics]
         system = self.workflow.systems[target]
         accelerator = system.accelerators[0]
-        keys = {m.name: self._metric_key(m, model, system, accelerator, part, baseline, limit) for m in entries}
+        beside = {role: m for role, m in (("baseline", baseline), ("reference", reference)) if m is not None}
+        keys = {m.name: self._metric_key(m, model, system, accelerator, part, beside, limit) for m in entries}
         steps: list[StepResult] = []
         found: dict[str, Mapping[str, Any]] = {}
         for entry in entries:
@@ -67,7 +70,7 @@ class Measurer:
             group = [m for m in missing if self._timed(m) is timed]
             if group:
                 got, failed, done = self._measure_group(
-                    group, keys, model, system, accelerator, part, baseline, limit, exclusive=timed
+                    group, keys, model, system, accelerator, part, beside, limit, exclusive=timed
                 )
                 found.update(got)
                 errors.update(failed)
@@ -86,6 +89,12 @@ class Measurer:
     def _timed(self, entry: MetricEntry) -> bool:
         return cast(MetricSpec, self.registry.get("drupe_metrics", entry.type).spec).timed
 
+    def _roles(self, entry: MetricEntry) -> set[str]:
+        """Return the roles of the models that a metric takes beside the one it measures."""
+        registered = self.registry.get("drupe_metrics", entry.type)
+        roles = {"baseline"} if self._timed(entry) else set()
+        return roles | ({"reference"} if self.registry.resolve(registered).needs_reference else set())
+
     def _metric_key(
         self,
         entry: MetricEntry,
@@ -93,7 +102,7 @@ class Measurer:
         system: System,
         accelerator: Accelerator,
         part: str | None,
-        baseline: Model | None,
+        beside: Mapping[str, Model],
         limit: int | None,
     ) -> str:
         registered = self.registry.get("drupe_metrics", entry.type)
@@ -131,9 +140,8 @@ class Measurer:
             extra["data"] = self._engine.data_identity(entry.data)
             extra["part"] = part if self.workflow.data[entry.data].split else None
             extra["limit"] = limit
-        inputs = {"model": model.digest}
-        if baseline is not None and timed:
-            inputs["baseline"] = baseline.digest
+        roles = self._roles(entry)
+        inputs = {"model": model.digest} | {role: m.digest for role, m in beside.items() if role in roles}
         return step_key(
             "measure",
             registered,
@@ -155,15 +163,14 @@ class Measurer:
         system: System,
         accelerator: Accelerator,
         part: str | None,
-        baseline: Model | None,
+        beside: Mapping[str, Model],
         limit: int | None,
         *,
         exclusive: bool,
     ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str], list[StepResult]]:
         names = sorted({m.data for m in group if m.data})
-        inputs = {"model": model}
-        if baseline is not None and exclusive:
-            inputs["baseline"] = baseline
+        roles = set().union(*(self._roles(m) for m in group))
+        inputs = {"model": model} | {role: m for role, m in beside.items() if role in roles}
         resources = self._engine.resources(system.name)
         first = self.registry.get("drupe_metrics", group[0].type)
         job = Job(

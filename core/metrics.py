@@ -99,7 +99,7 @@ class Metric:
     sub_types: ClassVar[Mapping[str, SubType]] = {}
     default_sub_type: ClassVar[str] = ""
     needs_reference: ClassVar[bool] = False
-    """Whether samples carry the source model's outputs in extras["reference"]."""
+    """Whether the source model is opened beside the model, as context.reference_session."""
 
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec

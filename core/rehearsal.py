@@ -117,7 +117,12 @@ def _one(runner: TrialRunner, point: Point) -> Rehearsed:
         chain = runner.run_chain(point)
         if runner.evaluator is not None:
             _, failed, _ = runner.measurer.measure(
-                chain.model, runner.evaluator, runner.target, part=runner.part, limit=_SAMPLES
+                chain.model,
+                runner.evaluator,
+                runner.target,
+                part=runner.part,
+                reference=runner.input_model,
+                limit=_SAMPLES,
             )
             errors += [f"metric {name}: {error}" for name, error in failed.items()]
     except Interrupted:

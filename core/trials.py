@@ -73,9 +73,11 @@ class TrialRunner:
         if baseline is not None:
             wanted = {goal.metric.rpartition("-")[0] for goal in self.goals if goal.kind != "threshold"}
             names = [m.name for m in self.evaluator.metrics if m.name in wanted or not wanted]
-            compared, _, _ = self.measurer.measure(baseline, self.evaluator, self.target, part=part, metrics=names)
+            compared, _, _ = self.measurer.measure(
+                baseline, self.evaluator, self.target, part=part, reference=self.input_model, metrics=names
+            )
         found, errors, steps = self.measurer.measure(
-            chain.model, self.evaluator, self.target, part=part, baseline=baseline
+            chain.model, self.evaluator, self.target, part=part, baseline=baseline, reference=self.input_model
         )
         return found, compared, errors, steps
 

@@ -5,18 +5,20 @@ Every function takes a job, its folder and its context, and returns the fields t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drupe.core.accelerators import Accelerator
 from drupe.core.context import JobContext
 from drupe.core.digests import digest_of
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError, Interrupted
 from drupe.core.job import Job
 from drupe.core.metrics import Metric
 from drupe.core.model import Model
-from drupe.core.registry import Registry, get_registry
+from drupe.core.registry import Registered, Registry, get_registry
 from drupe.core.runtimes import Session
 
 __all__ = ["WORK", "run_import", "run_measure", "run_pass"]
@@ -63,14 +65,14 @@ def run_measure(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any
     registry = get_registry(job.plugins)
     _give_data(job, registry, context)
     model = _staged(job, folder, "model")
-    baseline = _staged(job, folder, "baseline") if "baseline" in job.inputs else None
+    others = {role: _staged(job, folder, role) for role in ("baseline", "reference") if role in job.inputs}
     results: dict[str, Any] = {}
     sessions = _Sessions(job, registry, context)
     try:
         for index, request in enumerate(job.options["metrics"]):
             context.progress(index, len(job.options["metrics"]), request["name"])
             try:
-                results[request["name"]] = _measure_one(request, job, registry, model, baseline, sessions, context)
+                results[request["name"]] = _measure_one(request, job, registry, model, others, sessions, context)
             except Interrupted:
                 raise
             except DrupeError as error:
@@ -88,7 +90,7 @@ def _measure_one(
     job: Job,
     registry: Registry,
     model: Model,
-    baseline: Model | None,
+    others: Mapping[str, Model],
     sessions: _Sessions,
     context: JobContext,
 ) -> dict[str, Any]:
@@ -103,8 +105,10 @@ def _measure_one(
         samples = sorted(samples, key=lambda sample: digest_of(sample.id))[: job.options["limit"]]
     context.model_sessions = sessions.opener(model)
     session = sessions.get("model", model, needs) if needs else None
-    if baseline is not None and needs:
-        context.baseline_session = sessions.get("baseline", baseline, needs)
+    context.baseline_session = sessions.get("baseline", others["baseline"], needs) if "baseline" in others else None
+    context.reference_session = None
+    if metric.needs_reference and "reference" in others:
+        context.reference_session = sessions.get("reference", others["reference"], needs)
     started = time.perf_counter()
     rows = metric.measure(model, session, samples, config, context)
     seconds = time.perf_counter() - started
@@ -118,9 +122,12 @@ def _measure_one(
         def aggregate(part: Sequence[tuple[float, ...]], name: str = name) -> float:
             return metric.aggregate(part, name, config)
 
+        value = float(aggregate(vectors))
+        if not math.isfinite(value):
+            raise EvaluationError(f"{request['name']}-{name} has no value on these {len(vectors)} rows (it is {value})")
         interval = interval_for(vectors, aggregate, 0.95, proportion=sub.proportion, seed=job.seed)
         values[name] = {
-            "value": float(aggregate(vectors)),
+            "value": value,
             "unit": sub.unit,
             "direction": sub.direction,
             "n": len(vectors),
@@ -140,19 +147,24 @@ class _Sessions:
 
     def opener(self, model: Model) -> Callable[[], Session]:
         """Return what opens a fresh session of `model`, for metrics that watch the opening itself."""
-        return lambda: self._start(model, ())
+        return lambda: self._start("model", model, ())
 
     def get(self, role: str, model: Model, needs: Sequence[str]) -> Session:
         if role not in self._open:
-            self._open[role] = self._start(model, needs)
+            self._open[role] = self._start(role, model, needs)
         return self._open[role]
 
-    def _start(self, model: Model, needs: Sequence[str]) -> Session:
-        from drupe.core.serving import find_runtime
-
+    def _start(self, role: str, model: Model, needs: Sequence[str]) -> Session:
         job = self._job
-        own = job.options.get("baseline_runtime") if model.digest != job.inputs["model"].digest else None
-        entry = find_runtime(self._registry, model.kind, job.accelerator, own or job.options.get("runtime"))
+        accelerator = job.accelerator
+        try:
+            entry = self._runtime(role, model, accelerator)
+        except ConfigError:
+            if role != "reference":
+                raise
+            # What the source model computes does not depend on the target's device, which may not take its kind.
+            accelerator = Accelerator()
+            entry = self._runtime(role, model, accelerator)
         runtime = self._registry.resolve(entry)(entry.spec)
         able = runtime.capabilities(model)
         if needs and not set(needs) & set(able):
@@ -160,10 +172,21 @@ class _Sessions:
                 f"the runtime {entry.spec.name} can't {' or '.join(needs)} with this {model.kind} model; "
                 f"it can: {', '.join(able)}"
             )
-        options = {"threads": job.resources.thread_count, **job.options.get("runtime_options", {})}
-        session: Session = runtime.open(model, job.accelerator, dict(runtime.options(job.accelerator, options)))
+        options: dict[str, Any] = {"threads": job.resources.thread_count}
+        if role == "model" or model.kind == job.inputs["model"].kind:
+            options |= job.options.get("runtime_options", {})
+        session: Session = runtime.open(model, accelerator, dict(runtime.options(accelerator, options)))
         session.capabilities = tuple(able)
         return session
+
+    def _runtime(self, role: str, model: Model, accelerator: Accelerator) -> Registered:
+        """Return what opens the model: the runtime that the system names holds for models of the measured kind."""
+        from drupe.core.serving import find_runtime
+
+        named = self._job.options.get("runtime")
+        if role != "model" and model.kind != self._job.inputs["model"].kind:
+            named = self._job.options.get("baseline_runtime")
+        return find_runtime(self._registry, model.kind, accelerator, named)
 
     def close(self) -> None:
         for session in self._open.values():

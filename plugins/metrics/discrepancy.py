@@ -53,7 +53,7 @@ class Discrepancy(Metric):
         config: DiscrepancyConfig,
         context: JobContext,
     ) -> Rows:
-        """See Metric.measure. The reference is each sample's extras["reference"], else the baseline's session."""
+        """See Metric.measure. The reference is a sample's extras["reference"], else what the source model gives."""
         assert session is not None
         note_settings(config, context)
         rows = {}
@@ -79,9 +79,9 @@ class Discrepancy(Metric):
         given = [r for r in batch.references if r is not None]
         if given and len(given) == len(batch.references):
             return {name: np.stack([array(r[name]) for r in given]) for name in given[0]}
-        if context.baseline_session is None:
+        if context.reference_session is None:
             raise EvaluationError("discrepancy compares with the source model, and none was given with this job")
-        return context.baseline_session.forward(batch.inputs).outputs
+        return context.reference_session.forward(batch.inputs).outputs
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: DiscrepancyConfig) -> float:
         """See Metric.aggregate."""

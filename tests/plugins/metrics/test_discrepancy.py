@@ -19,7 +19,7 @@ def run(ours: Any, theirs: Any, samples: list[Sample], folder: Path, **config: A
     made = metric("discrepancy")
     checked = configured(made, **config)
     base = ForwardSession(theirs) if theirs else None
-    rows = made.measure(model(folder), ForwardSession(ours), samples, checked, context(folder, baseline_session=base))
+    rows = made.measure(model(folder), ForwardSession(ours), samples, checked, context(folder, reference_session=base))
     return {name: made.aggregate(list(rows.values()), name, checked) for name in made.sub_types}
 
 
