@@ -112,14 +112,25 @@ def _measure_again(
                 shutil.rmtree(copy, ignore_errors=True)
                 stated = {m: Measurement.from_json(data) for m, data in target["certification"].items()}
                 parts = {m.split for m in stated.values() if m.split} or {"evaluation"}
+                evaluator = workflow.evaluators[workflow.evaluator]
                 found, errors, _ = Measurer(engine).measure(
-                    model, workflow.evaluators[workflow.evaluator], name, part=parts.pop(), limit=samples
+                    model,
+                    evaluator,
+                    name,
+                    part=parts.pop(),
+                    metrics=[m.name for m in evaluator.metrics if not _needs_source(m.type, registry)],
+                    limit=samples,
                 )
                 findings += [Finding(name, m, False, f"can't be measured: {e}") for m, e in errors.items()]
                 findings += [_compare(name, stated[m], found[m]) for m in stated if m in found]
         finally:
             engine.close()
     return findings
+
+
+def _needs_source(metric: str, registry: Registry) -> bool:
+    """Whether a metric compares with the source model, which an output folder does not hold."""
+    return bool(registry.resolve(registry.get("drupe_metrics", metric)).needs_reference)
 
 
 def _compare(target: str, stated: Measurement, found: Measurement) -> Finding:
