@@ -1,0 +1,176 @@
+"""HuggingfaceContainer: rows from files or the hub, prepared for text generation or classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from drupe.core.context import JobContext
+from drupe.core.data import DataConfig, DataContainer, Sample
+from drupe.core.errors import ConfigError, Fault
+from drupe.core.model import Model
+from drupe.core.stat_cache import path_identity
+from drupe.plugins.data.accounting import Accounting
+from drupe.plugins.data.options import GroupedConfig, PreProcess
+from drupe.plugins.data.templates import Template
+
+__all__ = ["HuggingfaceContainer", "HuggingfaceDataConfig"]
+
+_CLASSIFYING = ("text-classification", "zero-shot-classification", "token-classification")
+
+
+class HuggingfaceDataConfig(GroupedConfig):
+    """A data config of type HuggingfaceContainer."""
+
+
+class HuggingfaceContainer(DataContainer):
+    """Rows of JSON, csv, Parquet, Arrow or text files, URLs, or data sets on the hub."""
+
+    Config: ClassVar[type[DataConfig]] = HuggingfaceDataConfig
+    version = 1
+
+    def check(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> Sequence[Fault]:
+        """Tell absent files, columns that the first row lacks, and functions that need a script."""
+        from drupe.plugins.data.checks import config_faults
+
+        return list(config_faults(config, workflow_dir))
+
+    def identity(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> Any:
+        """Return the digests of files and script, or the commit of a hub data set."""
+        from drupe.plugins.data.dataset import identity
+
+        found: dict[str, Any] = {}
+        for name in (config.user_script, config.script_dir):
+            if name is not None:
+                path = workflow_dir / Path(name).expanduser()
+                found[Path(name).name] = path_identity(path) if path.exists() else None
+        if "load_dataset_config" not in config.functions:
+            found["rows"] = identity(config.load_dataset_config, workflow_dir)
+        return found
+
+    def prompting(self, config: HuggingfaceDataConfig) -> Mapping[str, Any]:
+        """See DataContainer.prompting: of a prompt_template with one column."""
+        options = config.pre_process_data_config
+        if options.prompt_template is None or options.chat_template is not None:
+            return {}
+        if len(Template(options.prompt_template, "prompt_template").fields) != 1:
+            return {}
+        spans = "\n" in (options.answer_template or "").strip()
+        return {"prompt_template": options.prompt_template, "stop": [] if spans else ["\n"]}
+
+    def load(self, config: HuggingfaceDataConfig, model: Model | None, context: JobContext) -> Iterable[Sample]:
+        """See DataContainer.load."""
+        from drupe.plugins.data.dataset import Table, load_table
+
+        functions = config.functions
+        options = config.pre_process_data_config
+        folder = context.workflow_dir or Path()
+        if functions:
+            from drupe.plugins.data.scripts import scripted_samples
+
+            samples, account = scripted_samples(config, model, context)
+            if samples is not None:
+                return self._accounted(samples, account, context)
+            table = Table(account.notes.pop("rows"), origin=account.origin)
+        else:
+            limit = options.max_samples if (options.strategy or "line-by-line") == "line-by-line" else None
+            table = load_table(config.load_dataset_config, folder, context, limit)
+        account = Accounting(len(table.rows), table.origin)
+        if options.type in ("skip_pre_process", "pre_process"):
+            samples = _raw(table.rows, options, account)
+        elif self._classifies(config, model):
+            samples = self._classified(config, model, context, table, account)
+        else:
+            samples = self._generating(config, model, context, table, account)
+        return self._accounted(samples, account, context)
+
+    def _accounted(self, samples: Sequence[Sample], account: Accounting, context: JobContext) -> Sequence[Sample]:
+        account.check(samples)
+        context.report.setdefault("accounting", {}).update(account.report(samples))
+        return samples
+
+    def _classifies(self, config: HuggingfaceDataConfig, model: Model | None) -> bool:
+        told = config.pre_process_data_config.classifies
+        return told if told is not None else _task(config, model) in _CLASSIFYING
+
+    def _generating(
+        self, config: HuggingfaceDataConfig, model: Model | None, context: JobContext, table: Any, account: Accounting
+    ) -> list[Sample]:
+        from drupe.core.user_scripts import user_function
+        from drupe.plugins.data.text_generation import TextGeneration
+
+        options = config.pre_process_data_config
+        formatter = None
+        if options.text_formatting_func is not None:
+            if config.user_script is None:
+                raise ConfigError(f"text_formatting_func {options.text_formatting_func!r} needs a user_script")
+            formatter = user_function(
+                config.user_script, options.text_formatting_func, context, folder=config.script_dir
+            )
+        tokenizer = _tokenizer(options, model, context)
+        return TextGeneration(options, tokenizer, formatter, context.seed).samples(table.rows, account)
+
+    def _classified(
+        self, config: HuggingfaceDataConfig, model: Model | None, context: JobContext, table: Any, account: Accounting
+    ) -> list[Sample]:
+        from drupe.plugins.data.classification import Classification
+
+        options = config.pre_process_data_config
+        labels: Mapping[str, int] = {}
+        if options.align_labels and model is not None:
+            from drupe.plugins.huggingface.loading import read_config
+
+            labels = read_config(model.folder).get("label2id") or {}
+        per_word = options.type == "ner_huggingface_preprocess" or _task(config, model) == "token-classification"
+        tokenizer = _tokenizer(options, model, context)
+        return Classification(options, tokenizer, labels, per_word).samples(table.rows, table.label_names, account)
+
+
+def _task(config: HuggingfaceDataConfig, model: Model | None) -> str | None:
+    told = config.task or config.pre_process_data_config.task or config.dataloader_config.task
+    return told or (model.attributes.get("task") if model is not None else None)
+
+
+def _tokenizer(options: PreProcess, model: Model | None, context: JobContext) -> Any:
+    """Return the model's tokenizer, else that of model_name, else None."""
+    from drupe.plugins.huggingface.loading import load_tokenizer
+
+    if model is not None and any(name.startswith(("tokenizer", "vocab", "spiece")) for name in model.files):
+        return load_tokenizer(model)
+    if options.model_name is None:
+        return None
+    if options.trust_remote_code:
+        context.require_consent("remote-code", f"the tokenizer of {options.model_name}")
+    from drupe.core.registry import get_registry
+    from drupe.core.sources import find_source
+
+    folder = context.workflow_dir or Path()
+    into = context.checkpoint_dir / "tokenizer"
+    into.mkdir(parents=True, exist_ok=True)
+    source = find_source(get_registry(), options.model_name, folder)
+    path = source.fetch(options.model_name, {"remote_code": options.trust_remote_code}, into, context)
+    return load_tokenizer(Model("hf", {}, {"remote_code": options.trust_remote_code}, path=path))
+
+
+def _raw(rows: Sequence[Mapping[str, Any]], options: PreProcess, account: Accounting) -> list[Sample]:
+    """Take the columns as they are: strings and numbers; a column named label is the target."""
+    import json
+
+    import numpy as np
+
+    from drupe.plugins.data.templates import content_key
+
+    kept = list(rows[: options.max_samples]) if options.max_samples is not None else list(rows)
+    account.drop("beyond max_samples", len(rows) - len(kept))
+    label = options.label_col or "label"
+    found = []
+    for index, row in enumerate(kept):
+        inputs = {
+            name: value if isinstance(value, str) else np.asarray(value)
+            for name, value in row.items()
+            if name != label and value is not None
+        }
+        plain = json.dumps({k: v for k, v in row.items() if k != label}, sort_keys=True, default=str)
+        found.append(Sample(f"{index:07}", inputs, row.get(label), content_key(plain)))
+    return found

@@ -1,0 +1,225 @@
+"""Finds the rows that a load_dataset_config names: files beside the workflow, URLs, saved data sets, the hub."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drupe.core.context import JobContext
+from drupe.core.errors import ConfigError, HostError
+from drupe.core.sources import ModelSource, find_source
+from drupe.core.stat_cache import path_identity
+from drupe.plugins.data.options import LoadDataset
+from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
+
+__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "split_names"]
+
+_SPLIT = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
+_BUILDERS = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, and the names of the classes of label columns where the data tells them."""
+
+    rows: Sequence[Row]
+    label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    origin: str = ""
+
+
+def is_hub_name(config: LoadDataset, folder: Path) -> bool:
+    """Whether the rows come from the hub: a name that is neither a file format nor a path that exists."""
+    if config.data_name is None or config.data_name.lower() in _BUILDERS:
+        return False
+    return config.data_files is None and not (folder / Path(config.data_name).expanduser()).exists()
+
+
+def split_names(split: str) -> list[tuple[str, str | None, str | None]]:
+    """Read "train[:100]+test" as (name, from, to) parts. Raises ConfigError."""
+    parts = []
+    for text in split.split("+"):
+        match = _SPLIT.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"split {split!r} can't be read; expected a name, name[from:to] or a sum of such")
+        parts.append((match[1], match[2], match[3]))
+    return parts
+
+
+def local_files(config: LoadDataset, folder: Path) -> dict[str, list[str | Mapping[str, Any]]]:
+    """Return split → files (paths, URLs or typed references), patterns expanded. Absent files are kept as named.
+
+    Raises ConfigError when the config names no files.
+    """
+    base = folder / Path(config.data_dir).expanduser() if config.data_dir else folder
+    named = config.data_files
+    if named is None:
+        return _files_of_path(config, folder, base)
+    if isinstance(named, dict) and not isinstance(named.get("type"), str):
+        return {split: _expanded(value, base) for split, value in named.items()}
+    return {"train": _expanded(named, base)}
+
+
+def identity(config: LoadDataset, folder: Path) -> Any:
+    """Return JSON data that changes whenever the rows would: file digests, a commit of the hub. Light."""
+    if is_hub_name(config, folder):
+        from drupe.plugins.huggingface.sources.hub import hub_token, resolve_revision
+
+        name = str(config.data_name)
+        commit = resolve_revision("datasets", name, config.revision, hub_token(_token_name(config)))
+        return {"hub": name, "commit": commit}
+    found: dict[str, Any] = {}
+    for split in sorted({name for name, _, _ in split_names(config.split)}):
+        for item in _of_split(config, folder, split):
+            if isinstance(item, str) and "://" not in item:
+                if not Path(item).exists():
+                    raise ConfigError(f"{item} does not exist")
+                found[f"{split}/{Path(item).name}"] = path_identity(Path(item))
+            else:
+                key = item if isinstance(item, str) else str(sorted(item.items()))
+                found[f"{split}/{key}"] = _source(item, folder).identity(item, {}, folder)
+    return found
+
+
+def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: int | None) -> Table:
+    """Return the rows. limit: how many are enough (for hub data that is streamed). Raises ConfigError, HostError."""
+    if is_hub_name(config, folder):
+        return _hub_table(config, limit)
+    rows: list[Row] = []
+    origins: list[str] = []
+    for name, start, stop in split_names(config.split):
+        part: list[Row] = []
+        for item in _of_split(config, folder, name):
+            path = _fetched(item, folder, context)
+            origins.append(path.name)
+            if path.is_dir():
+                return _saved_table(path, config)
+            part += read_file(path, _kind(config, path), field=config.field, delimiter=config.delimiter)
+        rows += part[_bound(start, len(part), 0) : _bound(stop, len(part), len(part))]
+    return Table(rows, origin=", ".join(origins))
+
+
+def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, list[str | Mapping[str, Any]]]:
+    place = base if config.data_dir else None
+    if config.data_name is not None and config.data_name.lower() not in _BUILDERS:
+        place = folder / Path(config.data_name).expanduser()
+    if place is None:
+        what = f"data_name {config.data_name!r}" if config.data_name else "the data config"
+        raise ConfigError(f"{what} needs data_files (or data_dir)")
+    if place.is_file():
+        return {"train": [str(place)]}
+    if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
+        splits = [p.name for p in place.iterdir() if (p / "state.json").is_file()]
+        return {name: [str(place / name)] for name in splits} or {"train": [str(place)]}
+    found: dict[str, list[str | Mapping[str, Any]]] = {}
+    for path in sorted(place.rglob("*")) if place.is_dir() else ():
+        if path.is_file() and format_of(path) is not None and not path.name.startswith((".", "README")):
+            split = next((s for s in ("test", "validation", "dev") if path.stem.lower().startswith(s)), "train")
+            found.setdefault("validation" if split == "dev" else split, []).append(str(path))
+    return found or {"train": [str(place)]}
+
+
+def _expanded(value: Any, base: Path) -> list[str | Mapping[str, Any]]:
+    items = value if isinstance(value, list) else [value]
+    found: list[str | Mapping[str, Any]] = []
+    for item in items:
+        if isinstance(item, Mapping) or "://" in str(item):
+            found.append(item)
+            continue
+        path = base / Path(str(item)).expanduser()
+        pattern = any(sign in str(item) for sign in "*?[")
+        anchor = Path(path.anchor)
+        matches = sorted(anchor.glob(str(path.relative_to(anchor)))) if pattern and not path.exists() else []
+        found += [str(match) for match in matches] or [str(path)]
+    return found
+
+
+def _of_split(config: LoadDataset, folder: Path, split: str) -> list[str | Mapping[str, Any]]:
+    files = local_files(config, folder)
+    if split not in files:
+        hint = ""
+        if list(files) == ["train"] and not isinstance(config.data_files, dict):
+            hint = '; files that are not named by split are all "train"'
+        raise ConfigError(f"split {split!r} is not there; there are: {', '.join(sorted(files))}{hint}")
+    return files[split]
+
+
+def _kind(config: LoadDataset, path: Path) -> str:
+    named = _BUILDERS.get((config.data_name or "").lower())
+    kind = named or format_of(path)
+    if kind is None:
+        known = ", ".join(sorted(FORMATS))
+        raise ConfigError(f"{path}: its name tells no format ({known}); say json, csv, parquet or text as data_name")
+    return kind
+
+
+def _source(item: str | Mapping[str, Any], folder: Path) -> ModelSource:
+    from drupe.core.registry import get_registry
+
+    return find_source(get_registry(), item, folder)
+
+
+def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -> Path:
+    if isinstance(item, str) and "://" not in item:
+        path = Path(item)
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist")
+        return path
+    into = context.checkpoint_dir / "data"
+    into.mkdir(parents=True, exist_ok=True)
+    return _source(item, folder).fetch(item, {}, into, context)
+
+
+def _bound(text: str | None, size: int, default: int) -> int:
+    if text is None:
+        return default
+    value = math.floor(size * int(text[:-1]) / 100 + 0.5) if text.endswith("%") else int(text)
+    return value if value >= 0 else max(size + value, 0)
+
+
+def _token_name(config: LoadDataset) -> str | None:
+    return config.token if isinstance(config.token, str) else None
+
+
+def _saved_table(path: Path, config: LoadDataset) -> Table:
+    import datasets
+
+    return _of_dataset(datasets.load_from_disk(str(path)), path.name)
+
+
+def _hub_table(config: LoadDataset, limit: int | None) -> Table:
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    from drupe.plugins.huggingface.sources.hub import hub_token, resolve_revision
+
+    name = str(config.data_name)
+    token = hub_token(_token_name(config))
+    commit = resolve_revision("datasets", name, config.revision, token)
+    datasets.disable_progress_bars()
+    options: dict[str, Any] = {"revision": commit, "token": token, **config.builder_kwargs}
+    if config.data_dir is not None:
+        options["data_dir"] = config.data_dir
+    try:
+        loaded = datasets.load_dataset(name, config.subset, split=config.split, streaming=config.streaming, **options)
+        if config.streaming:
+            rows = list(loaded.take(limit) if limit is not None else loaded)
+            return Table(rows, _label_names(loaded.features), f"{name}@{commit[:8]}")
+    except (ConnectionError, TimeoutError) as error:
+        raise HostError(f"the data set {name} can't be fetched: {error}") from error
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        raise ConfigError(f"the data set {name} (subset {config.subset}, split {config.split}): {error}") from error
+    return _of_dataset(loaded, f"{name}@{commit[:8]}")
+
+
+def _of_dataset(loaded: Any, origin: str) -> Table:
+    return Table(loaded, _label_names(loaded.features), origin)
+
+
+def _label_names(features: Any) -> dict[str, Sequence[str]]:
+    return {name: list(feature.names) for name, feature in (features or {}).items() if hasattr(feature, "names")}

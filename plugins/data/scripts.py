@@ -1,0 +1,125 @@
+"""Data that functions of a user's script load, prepare or batch, after the user's consent."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import ConfigError
+from drupe.core.model import Model
+from drupe.core.user_scripts import user_function
+from drupe.plugins.data.accounting import Accounting
+from drupe.plugins.data.dataset import load_table
+from drupe.plugins.data.options import GroupedConfig
+from drupe.plugins.data.templates import content_key
+
+__all__ = ["scripted_samples"]
+
+
+def scripted_samples(
+    config: GroupedConfig, model: Model | None, context: JobContext
+) -> tuple[list[Sample] | None, Accounting]:
+    """Run the script's functions and return samples.
+
+    load_dataset(…) returns items; pre_process(items, …) returns items; dataloader(items, …) yields batches. An item is a
+    mapping of inputs, a pair of inputs and target, or a row (a mapping of plain values, which the built-in preparation
+    takes on when only load_dataset is the script's: then samples are None and the account's notes hold the rows).
+    """
+    if config.user_script is None:
+        raise ConfigError(f"{', '.join(config.functions.values())}: functions of a user_script, but none is named")
+
+    def call(group: str, *items: Any) -> Any:
+        component = getattr(config, group)
+        function = user_function(str(config.user_script), str(component.function), context, folder=config.script_dir)
+        return function(*items, **_known(function, component.params, config, model))
+
+    functions = config.functions
+    limit = config.pre_process_data_config.max_samples
+    if "load_dataset_config" in functions:
+        items, origin = call("load_dataset_config"), f"{functions['load_dataset_config']} of {config.user_script}"
+    else:
+        table = load_table(config.load_dataset_config, _folder(context), context, limit)
+        items, origin = table.rows, table.origin
+    if "pre_process_data_config" in functions:
+        items = call("pre_process_data_config", items)
+    elif "dataloader_config" not in functions and config.pre_process_data_config.type is None:
+        rows = [item for item in _iterate(items) if isinstance(item, Mapping)]
+        if rows and all(_is_plain(value) for value in rows[0].values()):
+            account = Accounting(len(rows), origin)
+            account.notes["rows"] = rows
+            return None, account
+    batched = "dataloader_config" in functions
+    if batched:
+        items = call("dataloader_config", items)
+    samples = list(_samples(items, batched=batched, limit=limit))
+    return samples, Accounting(len(samples), origin)
+
+
+def _known(
+    function: Callable[..., Any], own: Mapping[str, Any], config: GroupedConfig, model: Model | None
+) -> dict[str, Any]:
+    """Return the config's arguments, and of what Drupe offers those that the function's signature names."""
+    offered = {
+        "batch_size": config.dataloader_config.batch_size or 1,
+        "model_path": str(model.folder) if model is not None and model.path is not None else None,
+        "max_samples": config.pre_process_data_config.max_samples,
+    }
+    names = inspect.signature(function).parameters
+    return {key: value for key, value in offered.items() if key in names} | dict(own)
+
+
+def _folder(context: JobContext) -> Any:
+    from pathlib import Path
+
+    return context.workflow_dir or Path()
+
+
+def _iterate(items: Any) -> Iterator[Any]:
+    # Many data set classes have only __len__ and __getitem__; some of those raise nothing at their end.
+    if hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, Mapping):
+        return (items[index] for index in range(len(items)))
+    if isinstance(items, Iterable):
+        return iter(items)
+    raise ConfigError(f"a function of user_script returned {type(items).__name__}; expected something to iterate over")
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _samples(items: Any, *, batched: bool, limit: int | None) -> Iterator[Sample]:
+    count = 0
+    for item in _iterate(items):
+        inputs, target = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+        if not isinstance(inputs, Mapping):
+            inputs = {"input": inputs}
+        arrays = {str(name): value if isinstance(value, str) else _array(value) for name, value in inputs.items()}
+        answers = None if target is None else _array(target)
+        for index in range(_size(arrays) if batched else 1):
+            if limit is not None and count >= limit:
+                return
+            mine = {n: v if isinstance(v, str) or not batched else v[index] for n, v in arrays.items()}
+            answer = answers if answers is None or not batched or answers.ndim == 0 else answers[index]
+            plain = answer.item() if answer is not None and answer.ndim == 0 else answer
+            yield Sample(f"{count:07}", mine, plain, _key(mine))
+            count += 1
+
+
+def _size(arrays: Mapping[str, np.ndarray | str]) -> int:
+    return next((len(a) for a in arrays.values() if isinstance(a, np.ndarray) and a.ndim), 1)
+
+
+def _array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+def _key(inputs: Mapping[str, np.ndarray | str]) -> str:
+    parts: Sequence[str] = [f"{n}={v if isinstance(v, str) else v.tobytes().hex()}" for n, v in sorted(inputs.items())]
+    return content_key(" ".join(parts))
