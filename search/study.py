@@ -6,6 +6,7 @@ as long as the budget lasts and the space has points. Trial numbers are 0 … ma
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -53,6 +54,7 @@ class OptunaStudy:
         self._seconds: dict[int, float] = {}
         self._keys: dict[str, int] = {}
         self._mine: dict[int, float] = {}
+        self._closing = contextlib.ExitStack()
 
     # Opening
 
@@ -82,6 +84,7 @@ class OptunaStudy:
             )
         self._home: Home = open_home(settings.storage, folder)
         self._storage = self._home.storage
+        self._closing.callback(self._storage.remove_session)
         with self._home.lock.held():
             self._study_id = self._create_or_find(describe(space, goals, objectives))
         self._opened = time.monotonic()
@@ -175,7 +178,7 @@ class OptunaStudy:
             self._storage.set_trial_user_attr(trial_id, "point", text)
         known = self._keys.setdefault(text, number)
         self._mine[number] = time.monotonic()
-        return Trial(number, json.loads(text), self._outcomes.get(known) if known != number else None)
+        return Trial(number, self._point(text), self._outcomes.get(known) if known != number else None)
 
     def _draw(self, frozen: FrozenTrial) -> tuple[Point, list[tuple[Axis, Any]]]:
         """Draw the point of a trial. A known point is drawn again; where a sampler insists on it, a finite space gives
@@ -302,7 +305,7 @@ class OptunaStudy:
         with self._mutex:
             trials = self._trials()
             self._note(trials)
-            points = {t.number: json.loads(t.user_attrs["point"]) for t in trials if "point" in t.user_attrs}
+            points = {t.number: self._point(t.user_attrs["point"]) for t in trials if "point" in t.user_attrs}
             return [(Trial(n, points[n]), self._outcomes[n]) for n in sorted(self._outcomes) if n in points]
 
     def select(self, exclude: Sequence[int] = ()) -> int | None:
@@ -322,10 +325,8 @@ class OptunaStudy:
     def close(self) -> None:
         """See Study.close."""
         with self._mutex:
-            if self._presence is not None:
-                self._presence.close()
-                self._presence = None
-            self._storage.remove_session()
+            self._closing.close()
+            self._presence = None
 
     # What the storage holds
 
@@ -350,11 +351,17 @@ class OptunaStudy:
         """Return this worker's sign of life, from the first trial on: a study that is only read needs none."""
         if self._presence is None:
             self._presence = Presence(self.folder, self._storage, self._study_id, local=self._home.local)
+            self._closing.callback(self._presence.close)
         return self._presence
 
     def _first_points(self) -> list[Point]:
         text = self._storage.get_study_user_attrs(self._study_id).get("first")
         return json.loads(text) if text else []
+
+    def _point(self, text: str) -> Point:
+        """Read a point; its dimensions in the order of the space, as a person would name them."""
+        point = json.loads(text)
+        return {axis.dimension.name: point[axis.dimension.name] for axis in self._axes if axis.dimension.name in point}
 
     def _encode(self, point: Point) -> list[tuple[Axis, Any]] | None:
         """Return a point's parameters, or None where it does not fit the space."""
