@@ -2,24 +2,46 @@
 
 A plugin module is named by an entry point in the group `drupe`. Contributing hooks return lists of specs and run once,
 when the plugin is discovered; observers run while a workflow runs.
+
+How a hook goes away: it is marked with `deprecated(since, until, instead)`, and where another took its place it stands
+in `RENAMED_HOOKS`. Until the version named there, its implementations work as before and `drupe plugins` shows what to
+do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 if TYPE_CHECKING:
     from drupe.core import specs
 
-__all__ = ["ENTRY_POINT_GROUP", "hookimpl", "hookspec"]
+__all__ = ["ENTRY_POINT_GROUP", "RENAMED_HOOKS", "deprecated", "hookimpl", "hookspec"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 ENTRY_POINT_GROUP = "drupe"
 
 hookspec = pluggy.HookspecMarker("drupe")
 hookimpl = pluggy.HookimplMarker("drupe")
+
+RENAMED_HOOKS: Mapping[str, str] = {}
+"""Deprecated hook → the hook that took its place; what the old one returns counts as returned by the new one."""
+
+
+def deprecated(since: str, until: str, instead: str) -> Callable[[_Function], _Function]:
+    """Return a marker for the spec of a hook that goes away: implementing it warns, and nothing else changes.
+
+    since, until: the versions in which it was deprecated and will be removed. instead: what to do.
+    """
+
+    def mark(function: _Function) -> _Function:
+        text = f"{function.__name__} is deprecated since drupe {since} and will be removed in {until}; {instead}"
+        return hookspec(function, warn_on_impl=DeprecationWarning(text))
+
+    return mark
 
 
 @hookspec

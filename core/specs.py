@@ -6,12 +6,15 @@ accepts. Nothing here imports more than the standard library.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 __all__ = [
     "API_VERSION",
+    "CAPABILITIES",
+    "OLDEST_API_VERSION",
     "SPEC_TYPES",
     "AcceleratorSpec",
     "CommandSpec",
@@ -28,6 +31,13 @@ __all__ = [
 
 API_VERSION = 1
 """The version of the plugin contract. A spec that asks for a newer one marks its plugin as incompatible."""
+OLDEST_API_VERSION = 1
+"""The oldest version of the contract that still works."""
+CAPABILITIES = ("forward", "generate", "score")
+"""What a session can do, and what a metric can need."""
+
+_NAME = re.compile(r"[^\s:]+")
+_TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +56,23 @@ class Spec:
     requires: tuple[str, ...] = ()
     api: int = API_VERSION
 
+    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Field → the values that it, or each of its items, may have."""
+
     def __post_init__(self) -> None:
-        for spec_field in fields(self):
-            value = getattr(self, spec_field.name)
-            if isinstance(value, (set, list)) or (isinstance(value, frozenset) and spec_field.name == "aliases"):
-                # Plugins write sets and lists; frozen specs keep them hashable, and tuples keep their order.
-                frozen: Any = frozenset(value) if isinstance(value, set) else tuple(value)
-                object.__setattr__(self, spec_field.name, frozen)
-        if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"{type(self).__name__}: name must be a non-empty string, not {self.name!r}")
-        if not isinstance(self.target, str) or self.target.count(":") != 1:
-            raise TypeError(
+        """Raises TypeError or ValueError for what can't be meant."""
+        for name, kind in _kinds(type(self)).items():
+            value = _checked(f"{type(self).__name__} {self.name!r}: {name}", kind, getattr(self, name))
+            object.__setattr__(self, name, value)
+            allowed = self._choices.get(name)
+            for item in value if isinstance(value, (tuple, frozenset)) else (value,):
+                if allowed is not None and item not in allowed:
+                    listed = ", ".join(repr(choice) for choice in allowed)
+                    raise ValueError(f"{type(self).__name__} {self.name!r}: {name} is {item!r}; expected {listed}")
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{type(self).__name__}: name {self.name!r} is empty or holds a space or a colon")
+        if not _TARGET.fullmatch(self.target):
+            raise ValueError(
                 f"{type(self).__name__} {self.name!r}: target must read 'module:attribute', not {self.target!r}"
             )
 
@@ -68,11 +84,14 @@ class Spec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Build the spec from what `to_json` gave; unknown keys (a newer writer's) are an error."""
-        types = {f.name: str(f.type) for f in fields(cls)}
-        values: dict[str, Any] = {}
+        """Build the spec from what `to_json` gave; unknown keys (a newer writer's) are an error.
+
+        Absent keys have their defaults. Values are not checked again: they were when the data was written.
+        """
+        kinds = _kinds(cls)
+        values = dict(_defaults(cls))
         for key, value in data.items():
-            kind = types[key]
+            kind = kinds[key]
             values[key] = (
                 frozenset(value)
                 if kind.startswith("frozenset")
@@ -80,7 +99,50 @@ class Spec:
                 if kind.startswith("tuple")
                 else value
             )
-        return cls(**values)
+        spec = object.__new__(cls)
+        spec.__dict__.update(values)
+        return spec
+
+
+_KINDS: dict[type[Spec], Mapping[str, str]] = {}
+_DEFAULTS: dict[type[Spec], Mapping[str, Any]] = {}
+
+
+def _kinds(cls: type[Spec]) -> Mapping[str, str]:
+    """Field → its annotation as written."""
+    if cls not in _KINDS:
+        _KINDS[cls] = {f.name: str(f.type) for f in fields(cls)}
+    return _KINDS[cls]
+
+
+def _defaults(cls: type[Spec]) -> Mapping[str, Any]:
+    if cls not in _DEFAULTS:
+        example = cls(name="name", target="module:attribute")
+        _DEFAULTS[cls] = {f.name: getattr(example, f.name) for f in fields(cls)}
+    return _DEFAULTS[cls]
+
+
+def _checked(where: str, kind: str, value: Any) -> Any:
+    """Return a field's value in its frozen form. Raises TypeError where it is not of its kind."""
+    if kind in ("tuple[str, ...]", "frozenset[str]"):
+        # A text is a collection of its letters to Python, and never what was meant.
+        if not isinstance(value, (tuple, list, set, frozenset)) or not all(isinstance(item, str) for item in value):
+            shape = "('a', 'b')" if kind.startswith("tuple") else "{'a', 'b'}"
+            raise TypeError(f"{where} is {value!r}; expected a collection of texts like {shape}")
+        return frozenset(value) if kind.startswith("frozenset") else tuple(value)
+    expected = _PLAIN.get(kind)
+    if expected and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
+        raise TypeError(f"{where} is {value!r}; expected {kind}")
+    return value
+
+
+_PLAIN: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "bool": (bool,),
+    "Mapping[str, Any]": (Mapping,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +164,8 @@ class PassSpec(Spec):
     resources: Mapping[str, Any] = field(default_factory=dict, hash=False)
     launcher: str | None = None
     accelerator_matters: bool = False
+
+    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"launcher": (None, "accelerate", "torchrun")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +200,8 @@ class RuntimeSpec(Spec):
     capabilities: frozenset[str] = frozenset()
     key_packages: tuple[str, ...] = ()
 
+    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"capabilities": CAPABILITIES}
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec(Spec):
@@ -143,6 +209,8 @@ class MetricSpec(Spec):
 
     needs: str | None = None
     timed: bool = False
+
+    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"needs": (None, *CAPABILITIES)}
 
 
 @dataclass(frozen=True, kw_only=True)
