@@ -102,6 +102,7 @@ class PluginIndex:
             return
         document = {
             "format": _FORMAT,
+            "drupe": _own_state(),
             "environment": self._environment,
             "points": [[p.group, p.name, p.value, p.distribution, p.version] for p in self.points],
             "records": self.records,
@@ -121,14 +122,14 @@ class PluginIndex:
             stored = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
             return {}
-        if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
+        if not isinstance(stored, dict) or stored.get("format") != _FORMAT or stored.get("drupe") != _own_state():
             return {}
         return stored
 
 
 def _environment() -> tuple[list[Any], list[str]]:
     """Return the state of everything that entry points come from, and the folders that hold distributions."""
-    states: list[Any] = [_own_state()]
+    states: list[Any] = []
     holders = []
     for folder in dict.fromkeys(path or os.curdir for path in sys.path):
         try:
