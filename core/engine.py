@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from drupe.core.plan import StepPlan
-from drupe.core.store import Store
-
 from drupe.core.accelerators import Accelerator
 from drupe.core.context import Resources
 from drupe.core.errors import ConfigError
@@ -22,8 +19,10 @@ from drupe.core.hosts import Host, JobOptions
 from drupe.core.job import Job, JobData
 from drupe.core.keys import config_identity, file_identity, step_key
 from drupe.core.model import Model
+from drupe.core.plan import StepPlan
 from drupe.core.registry import Registered, Registry
 from drupe.core.specs import ModelKindSpec, PassSpec
+from drupe.core.store import Store
 from drupe.core.workflow.model import Workflow
 
 __all__ = ["ChainResult", "Engine", "StepResult"]
@@ -95,8 +94,7 @@ class Engine:
     def packages(self, host: str, names: Sequence[str]) -> dict[str, str]:
         """Return the versions of distributions as the host has them; an absent one reads "absent"."""
         versions = self.host(host).describe().versions
-        known = {name.lower().replace("_", "-"): version for name, version in versions.items()}
-        return {name: known.get(name.lower().replace("_", "-"), "absent") for name in sorted(names)}
+        return {name: versions.get(name, "absent") for name in sorted(names)}
 
     # Data
 

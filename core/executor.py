@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drupe.core.store import Store
-
 from drupe.core.errors import HostError, Interrupted, PassError
 from drupe.core.hosts import Host, JobOptions
 from drupe.core.job import Job, write_json
 from drupe.core.model import Model
 from drupe.core.registry import Registry
+from drupe.core.store import Store
 
 __all__ = ["Executor", "StepResult"]
 
@@ -172,9 +171,9 @@ class Executor:
         if result["status"] == "interrupted":
             raise Interrupted(f"{job.name} was interrupted")
         if result["status"] != "done":
-            error = result["error"]
-            message = f"{job.name} ({job.subject or 'measure'}) failed on {host}: {error['message']}"
-            _log.error("%s\n%s", message, error.get("traceback", ""))
+            failure = result["error"]
+            message = f"{job.name} ({job.subject or 'measure'}) failed on {host}: {failure['message']}"
+            _log.error("%s\n%s", message, failure.get("traceback", ""))
             self._failed[job.key] = message
             self.registry.notify("drupe_step_finished", step=step, record=None, error=message)
             self._events({"event": "step failed", "error": message, **step})

@@ -1,7 +1,7 @@
 """Rehearses a workflow: the whole chain, hosts and metrics included, on a small stand-in of the model.
 
-The stand-in has the architecture and the tokenizer of the input model, two layers and random weights, so that a fault of
-any step shows up in seconds. Every value of every searched parameter is tried at least once, not every combination.
+The stand-in has the architecture and the tokenizer of the input model, two layers and random weights, so that a fault
+of any step shows up in seconds. Every value of every searched parameter is tried at least once, not every combination.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def covering_points(space: Space, most: int = _MOST_POINTS) -> list[Point]:
     At most `most` points; values beyond are left out, the first ones kept.
     """
     values = {dimension.name: _values(dimension.over) for dimension in space.dimensions}
-    points: list[Point] = []
+    points: list[dict[str, Any]] = []
     for index in range(min(max((len(v) for v in values.values()), default=1), most)):
         # Forwards and backwards, so that the values of an alternative's own parameters meet that alternative.
         for shift in (0, 1):
@@ -103,8 +103,7 @@ def rehearse(
             for target in workflow.targets:
                 evaluator = workflow.evaluators[workflow.evaluator] if workflow.evaluator else None
                 runner = TrialRunner(engine, measurer, plan, target, evaluator, source, part="evaluation")
-                for point in covering_points(plan.space):
-                    outcome.append(_one(runner, point))
+                outcome.extend(_one(runner, point) for point in covering_points(plan.space))
         finally:
             engine.close()
     return outcome

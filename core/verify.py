@@ -105,6 +105,7 @@ def _measure_again(
         try:
             for name, folder in folders.items():
                 target = manifest["targets"][name]
+                assert workflow.evaluator is not None
                 copy = Path(scratch) / "model"
                 shutil.copytree(folder, copy)
                 model = Model.from_dir(target["artifact"]["kind"], copy, target["artifact"]["attributes"])

@@ -1,1 +1,19 @@
 """Registers the built-in hosts."""
+
+from __future__ import annotations
+
+from drupe.core.hookspecs import hookimpl
+from drupe.core.specs import HostSpec
+
+
+@hookimpl
+def drupe_hosts() -> list[HostSpec]:
+    """Contribute the hosts."""
+    return [
+        HostSpec(
+            name="LocalSystem",
+            target="drupe.hosts.local:LocalSystem",
+            summary="This machine, in warm worker processes.",
+            aliases=("local", "local_system"),
+        ),
+    ]

@@ -1,0 +1,98 @@
+"""This machine: what timings depend on, its devices, and the lock between timed jobs and others.
+
+Ordinary jobs share the machine; a timed job has it alone. The lock is flock on two files below the temporary folder, so
+that it holds across drivers and ends with the process. A waiting timed job holds the gate, so that no new ordinary job
+starts before it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from drupe.core.digests import digest_of
+from drupe.core.errors import Interrupted
+
+__all__ = ["cpu_count", "devices", "fingerprint", "machine_lock"]
+
+_POLL_SECONDS = 0.02
+
+
+@contextmanager
+def machine_lock(exclusive: bool, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Hold the machine, alone or shared. Raises Interrupted when `cancelled` says so while waiting."""
+    folder = Path(tempfile.gettempdir()) / f"drupe-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / "gate").open("a") as gate, (folder / "machine").open("a") as machine:
+        _take(gate, exclusive, cancelled)
+        if not exclusive:
+            # Passing the gate is all that an ordinary job needs it for.
+            _take(machine, False, cancelled)
+            fcntl.flock(gate, fcntl.LOCK_UN)
+        else:
+            _take(machine, True, cancelled)
+        yield
+
+
+def _take(handle: IO[str], exclusive: bool, cancelled: Callable[[], bool]) -> None:
+    mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    while True:
+        try:
+            fcntl.flock(handle, mode | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if cancelled():
+                raise Interrupted("stopped while waiting for the machine") from None
+            time.sleep(_POLL_SECONDS)
+
+
+def cpu_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def _cpu_info() -> tuple[str, tuple[str, ...]]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine(), ()
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    wanted = ("avx", "avx2", "avx512", "avx_vnni", "amx", "f16c", "fma", "sse4", "asimd", "sve", "bf16")
+    sets = tuple(sorted({flag for flag in flags if flag.startswith(wanted)}))
+    return fields.get("model name", platform.machine()), sets
+
+
+def devices() -> Sequence[Mapping[str, Any]]:
+    """Return the CPUs with their instruction sets, and the NVIDIA GPUs that the driver shows."""
+    name, sets = _cpu_info()
+    found: list[Mapping[str, Any]] = [
+        {"device": "cpu", "name": name, "cores": cpu_count(), "instruction_sets": list(sets)}
+    ]
+    root = Path("/proc/driver/nvidia/gpus")
+    if root.is_dir():
+        for gpu in sorted(root.iterdir()):
+            model = "NVIDIA GPU"
+            for line in (gpu / "information").read_text().splitlines():
+                if line.startswith("Model:"):
+                    model = line.partition(":")[2].strip()
+            found.append({"device": "gpu", "name": model, "cores": 1})
+    return found
+
+
+def fingerprint() -> str:
+    """Return a digest of what timings on this machine depend on: processor, cores, devices, system."""
+    name, sets = _cpu_info()
+    return digest_of([name, list(sets), cpu_count(), platform.machine(), platform.system(), list(devices())[1:]])[:32]

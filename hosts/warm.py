@@ -1,0 +1,173 @@
+"""A warm worker process: started once, given jobs one after the other, ended with its driver.
+
+It runs in a process group of its own, so that Ctrl-C reaches the driver only, which then asks the worker to stop at a
+safe point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from drupe.core.errors import HostError, Interrupted, StoreError
+from drupe.core.hosts import Events
+from drupe.core.job import read_result
+
+__all__ = ["WarmWorker", "log_tail"]
+
+_POLL_SECONDS = 0.1
+_START_SECONDS = 120
+_GRACE_SECONDS = 30
+_TAIL_LINES = 20
+
+
+def log_tail(job: Path) -> str:
+    """Return the last lines of a job's log."""
+    try:
+        text = (job / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])
+
+
+class WarmWorker:
+    """One worker process. Not for several threads at once; a pool gives each job its own."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        """command: what starts Python there, to which the worker's arguments are added. Raises HostError."""
+        self._messages: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
+        try:
+            self._process = subprocess.Popen(
+                [*command, "-m", "drupe.core.worker", "--serve"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise HostError(f"no worker can be started with {command[0]}: {error.strerror}") from error
+        self._errors: list[str] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._drain, daemon=True).start()
+        first = self._next(_START_SECONDS)
+        if first is None or first.get("event") != "ready":
+            self.kill()
+            said = "\n".join(self._errors[-_TAIL_LINES:])
+            raise HostError(f"the worker started with {command[0]} did not answer", said)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def run(
+        self,
+        job: Path,
+        events: Events,
+        cancelled: Callable[[], bool],
+        *,
+        exclusive: bool = False,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Mapping[str, Any]:
+        """Run a staged job and return its result. Raises HostError, StoreError, Interrupted.
+
+        After a cancellation the worker has 30 seconds to reach a safe point; after a time-out it is killed.
+        """
+        self._send({"job": str(job), "exclusive": exclusive, "env": dict(env or {})})
+        deadline = time.monotonic() + timeout if timeout else None
+        stop_by: float | None = None
+        while True:
+            try:
+                message = self._messages.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                now = time.monotonic()
+                if stop_by is None and cancelled():
+                    stop_by = now + _GRACE_SECONDS
+                    self._send({"cancel": True})
+                if stop_by is not None and now > stop_by:
+                    self.kill()
+                    raise Interrupted("the job did not stop by itself and was ended") from None
+                if deadline is not None and now > deadline:
+                    self.kill()
+                    raise HostError(f"the job ran longer than its {timeout:g} s and was ended", log_tail(job)) from None
+                continue
+            if message is None:
+                raise HostError(f"the worker died ({self._how_it_ended()})", log_tail(job))
+            if message["event"] != "ended":
+                events(message)
+                continue
+            if "host_error" in message:
+                if message.get("store"):
+                    raise StoreError(message["host_error"])
+                raise HostError(message["host_error"], log_tail(job))
+            result = read_result(job)
+            if result is None:
+                raise HostError("the worker ended the job without a result", log_tail(job))
+            return result
+
+    def kill(self) -> None:
+        """End the process and what it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+
+    def close(self) -> None:
+        """Let the process end: it does when its input does."""
+        with suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def _send(self, command: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise HostError(f"the worker is gone ({self._how_it_ended()})") from error
+
+    def _next(self, seconds: float) -> Mapping[str, Any] | None:
+        try:
+            return self._messages.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._messages.put(json.loads(line))
+        self._messages.put(None)
+
+    def _drain(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._errors.append(line.rstrip())
+            del self._errors[:-200]
+
+    def _how_it_ended(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(2)
+        code = self._process.returncode
+        if code is None:
+            return "it does not answer"
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"{name}, most likely out of memory" if name == "SIGKILL" else name
+        return f"exit code {code}"
