@@ -61,12 +61,15 @@ class Checkpoints:
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:
         import pickle
+        import zipfile
 
         import torch
 
+        # A disk that lost its last writes: an older checkpoint, or the start, is as good a place to go on from.
+        if not zipfile.is_zipfile(path):
+            return None
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-            # A disk that lost its last writes: an older checkpoint, or the start, is as good a place to go on from.
             return None
         return state if isinstance(state, dict) else None

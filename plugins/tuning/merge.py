@@ -60,7 +60,9 @@ class MergeAdapterWeights(Pass):
         torch.set_num_threads(context.resources.thread_count)
         stored = load_model(model, with_adapter=False).dtype
         dtype = torch_dtype(config.torch_dtype) if config.torch_dtype else stored
-        merged = load_model(model, dtype=torch.float32).merge_and_unload(safe_merge=True)
+        adapted = load_model(model, dtype=torch.float32)
+        _untie(adapted)
+        merged = adapted.merge_and_unload(safe_merge=True)
         context.progress(1, 2, "merged")
         if dtype != torch.float32:
             merged.to(dtype)
@@ -79,3 +81,23 @@ class MergeAdapterWeights(Pass):
         context.progress(2, 2, "written")
         attributes = {"adapter": None, "dtype": str(dtype).removeprefix("torch.")}
         return model.derive(add_dir=out, remove=gone, attributes=attributes)
+
+
+def _untie(adapted: Any) -> None:
+    """Give embedding and output layer weights of their own where they share one and an adapter changes either.
+
+    Merging into a shared weight would change the other layer as well, which the adapter never did.
+    """
+    import torch
+
+    base = adapted.get_base_model()
+    if not getattr(base.config, "tie_word_embeddings", False):
+        return
+    layers = (base.get_input_embeddings(), base.get_output_embeddings())
+    if all(type(layer).__module__.startswith("torch.") for layer in layers):
+        return
+    head = layers[1]
+    for name in ("base_layer", "original_module"):
+        head = getattr(head, name, head)
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = False

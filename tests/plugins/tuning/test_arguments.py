@@ -1,0 +1,92 @@
+"""Training arguments: today's names, older names, what is told, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from drupe.core.introspect import class_fields
+from drupe.plugins.tuning.argument_names import NEUTRAL, TOLD, known_names, refusal, upgrade
+from drupe.plugins.tuning.arguments import TrainingArgs
+from drupe.plugins.tuning.optimizers import warmup_steps
+
+
+def read(**values: Any) -> tuple[TrainingArgs, list[str]]:
+    notices: list[str] = []
+    return TrainingArgs.model_validate(values, context={"notices": notices}), notices
+
+
+def test_every_argument_of_the_installed_transformers_is_followed_told_or_refused_with_a_reason() -> None:
+    for name in class_fields("transformers.training_args", "TrainingArguments"):
+        followed = name in TrainingArgs.model_fields or name in upgrade({name: 1})[0].keys() & TrainingArgs.model_fields
+        upgraded = set(upgrade({name: 1})[0]) <= set(TrainingArgs.model_fields)
+        reason = refusal(name) != "Drupe's training loop has no such feature"
+        assert followed or upgraded or name in TOLD or name in NEUTRAL or reason, name
+
+
+@pytest.mark.parametrize(
+    ("older", "newer", "value"),
+    [
+        ("evaluation_strategy", "eval_strategy", "steps"),
+        ("per_gpu_train_batch_size", "per_device_train_batch_size", 2),
+        ("no_cuda", "use_cpu", True),
+        ("warmup_ratio", "warmup_steps", 0.25),
+    ],
+)
+def test_an_older_name_is_upgraded_with_one_notice(older: str, newer: str, value: Any) -> None:
+    args, notices = read(**{older: value})
+    assert getattr(args, newer) == value
+    assert len(notices) == 1
+    assert older in notices[0]
+    assert newer in notices[0]
+
+
+def test_group_by_length_becomes_the_sampling_strategy() -> None:
+    assert read(group_by_length=True)[0].train_sampling_strategy == "group_by_length"
+    assert read(group_by_length=False)[0].train_sampling_strategy == "random"
+
+
+def test_both_spellings_keep_the_newer_and_tell() -> None:
+    args, notices = read(evaluation_strategy="epoch", eval_strategy="steps")
+    assert args.eval_strategy == "steps"
+    assert any("evaluation_strategy is dropped" in notice for notice in notices)
+
+
+def test_an_argument_without_effect_is_told_and_leaves_the_key() -> None:
+    args, notices = read(dataloader_num_workers=4)
+    assert args == TrainingArgs()
+    assert len(notices) == 1
+    assert "dataloader_num_workers has no effect" in notices[0]
+
+
+def test_an_unknown_argument_is_a_fault_with_the_nearest_name() -> None:
+    with pytest.raises(ValidationError, match=r"learnin_rate is no training argument.*did you mean learning_rate\?"):
+        read(learnin_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("fp16", True), ("push_to_hub", True), ("deepspeed", {"stage": 2}), ("report_to", "wandb")]
+)
+def test_what_cannot_be_followed_is_refused_with_the_reason(name: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=rf"{name}.*can't be followed here.*leave it out"):
+        read(**{name: value})
+
+
+def test_values_that_ask_for_nothing_pass_in_silence() -> None:
+    assert read(fp16=False, push_to_hub=False, report_to="none", lr_scheduler_kwargs=None) == (TrainingArgs(), [])
+
+
+def test_an_optimizer_that_is_not_offered_names_those_that_are() -> None:
+    with pytest.raises(ValidationError, match=r"adamw_torchy.*did you mean adamw_torch"):
+        read(optim="adamw_torchy")
+
+
+def test_a_warm_up_below_one_is_a_share_of_all_steps() -> None:
+    assert warmup_steps(TrainingArgs(warmup_steps=0.1), 95) == 10
+    assert warmup_steps(TrainingArgs(warmup_steps=7), 95) == 7
+
+
+def test_names_are_known_without_importing_transformers() -> None:
+    assert {"learning_rate", "fsdp", "torch_compile_backend"} <= known_names()
