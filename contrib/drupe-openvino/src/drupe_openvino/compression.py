@@ -122,7 +122,6 @@ class OpenVINOWeightCompression(Pass):
             raise ConfigError(
                 f"group_size {config.group_size} does not divide the width of every layer: {error}"
             ) from error
-        scrub(graph)
         save_ir(graph, context.output_dir, ir_name(model))
         return replaced(model, context, (), quantization=config.mode)
 
@@ -134,9 +133,3 @@ def refuse_quantized(info: ModelInfo, name: str) -> ModelInfo:
             f"{name} takes float weights; these are {info.attributes['quantization']} already: leave one of the two out"
         )
     return info
-
-
-def scrub(graph: Any) -> None:
-    """Remove what tells time and place of the work from the IR, so that equal work gives equal bytes."""
-    if graph.has_rt_info(["nncf"]):
-        graph.set_rt_info("", ["nncf", "friendly_names_were_updated"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,21 @@ def ir_name(model: Model) -> str:
 
 def save_ir(graph: Any, folder: Path, name: str, *, fp16: bool = False) -> None:
     """Write an IR as name.xml and name.bin; the same graph gives the same bytes."""
+    _number_unnamed(graph)
     openvino().save_model(graph, folder / f"{name}.xml", compress_to_fp16=fp16)
+
+
+def _number_unnamed(graph: Any) -> None:
+    """Name the graph, and operations without a name of their own by their place in it.
+
+    OpenVINO numbers them with a counter of the process, so that equal work would give different files.
+    """
+    if re.fullmatch(r"Model\d+", graph.get_friendly_name()):
+        graph.set_friendly_name("Model")
+    for position, op in enumerate(graph.get_ordered_ops()):
+        kind = op.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", op.get_friendly_name()):
+            op.set_friendly_name(f"{kind}_{position}")
 
 
 def replaced(model: Model, context: PassContext, remove: Iterable[str], **attributes: Any) -> Model:
