@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import click
 
@@ -28,6 +28,18 @@ _COMMANDS = {
 """Name → (where the click command is, what the list of commands says of it)."""
 
 
+class _Entry(NamedTuple):
+    """A command. owner: the distribution of the plugin that contributes it, "" for Drupe's own."""
+
+    target: str
+    text: str
+    name: str = ""
+    owner: str = ""
+
+
+_plugin_commands: list[_Entry] | None = None
+
+
 class _Commands(click.Group):
     """The built-in commands and those that plugins contribute through `drupe_commands`."""
 
@@ -38,8 +50,7 @@ class _Commands(click.Group):
         available = _available()
         if cmd_name not in available:
             return None
-        command: click.Command = _load(cmd_name, available[cmd_name][0])
-        return command
+        return _load(available[cmd_name])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -55,26 +66,72 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # The texts come from the table and the plugin index, so that showing them imports no command.
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in sorted(_available().items())])
+            formatter.write_dl([(name, entry.text) for name, entry in sorted(_available().items())])
 
 
-def _available() -> dict[str, tuple[str, str]]:
-    """The commands whose module is there: name → (target, help)."""
+def _available() -> dict[str, _Entry]:
+    """Every command that can be called: name → what it is."""
     from pathlib import Path
 
     here = Path(__file__).parent
-    return {
-        name: entry
-        for name, entry in _COMMANDS.items()
-        if (here / f"{entry[0].partition(':')[0].rpartition('.')[2]}.py").is_file()
+    available = {
+        name: _Entry(target, text)
+        for name, (target, text) in _COMMANDS.items()
+        if (here / f"{target.partition(':')[0].rpartition('.')[2]}.py").is_file()
     }
+    contributed = _contributed()
+    names = [entry.name for entry in contributed]
+    for entry in contributed:
+        # A name that is taken, by a built-in command or by another plugin's, needs its distribution in front.
+        clear = entry.name not in _COMMANDS and names.count(entry.name) == 1
+        available[entry.name if clear else f"{entry.owner}:{entry.name}"] = entry
+    return available
 
 
-def _load(name: str, target: str) -> Any:
-    import importlib
+def _contributed() -> list[_Entry]:
+    """The commands of plugins. Only where the index is out of date are plugins asked, and they are when it is so."""
+    global _plugin_commands
+    if _plugin_commands is None:
+        from drupe.core.discovery import indexed_commands
+        from drupe.core.errors import DrupeError
+        from drupe.core.policy import Policy
 
-    module, _, attribute = target.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+        try:
+            indexed = indexed_commands(Policy.current())
+            if indexed is None:
+                from drupe.core.registry import Registry
+
+                entries = Registry.discover().of("drupe_commands")
+                _plugin_commands = [
+                    _Entry(e.spec.target, e.spec.summary, e.spec.name, e.plugin.distribution) for e in entries
+                ]
+            else:
+                _plugin_commands = [
+                    _Entry(data["target"], data.get("summary", ""), data["name"], point.distribution)
+                    for point, data in indexed
+                ]
+        except DrupeError as error:
+            # The commands of Drupe itself stay there, `drupe plugins` to find out more among them.
+            click.echo(f"warning: no plugin commands: {error}", err=True)
+            _plugin_commands = []
+    return _plugin_commands
+
+
+def _load(entry: _Entry) -> click.Command:
+    if not entry.owner:
+        import importlib
+
+        module, _, attribute = entry.target.partition(":")
+        built_in: click.Command = getattr(importlib.import_module(module), attribute)
+        return built_in
+    from drupe.core.errors import PluginError
+    from drupe.core.registry import Registry
+
+    registry = Registry.discover()
+    command = registry.resolve(registry.get("drupe_commands", f"{entry.owner}:{entry.name}"))
+    if not isinstance(command, click.Command):
+        raise PluginError(f"the command {entry.name} of {entry.owner}: {entry.target} is no click command")
+    return command
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
