@@ -21,12 +21,13 @@ def rehearse(file: Path, allow: tuple[str, ...]) -> None:
     from drupe.core.cli.progress import make_reporter
     from drupe.core.cli.run import stoppable
     from drupe.core.errors import ConfigError
+    from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
     from drupe.core.rehearsal import rehearse as run_rehearsal
     from drupe.core.workflow.read import read_workflow
 
     consents = frozenset(allow)
-    workflow = read_workflow(file, get_registry(), allow=consents)
+    workflow = read_workflow(file, get_registry(workflow_rules(file)), allow=consents)
     if workflow.needs:
         raise ConfigError(faults=workflow.needs)
     reporter = make_reporter()

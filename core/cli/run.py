@@ -48,6 +48,7 @@ def run(
     from drupe.core.cli.progress import final_table, make_reporter
     from drupe.core.driver import Driver
     from drupe.core.errors import ConfigError
+    from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
     from drupe.core.results import MANIFEST
 
@@ -58,7 +59,7 @@ def run(
     overrides = {
         key: str(value.absolute()) for key, value in (("output_dir", output_dir), ("cache_dir", cache_dir)) if value
     }
-    workflow = read_workflow(path, get_registry(), allow=consents, overrides=overrides)
+    workflow = read_workflow(path, get_registry(workflow_rules(path)), allow=consents, overrides=overrides)
     for notice in workflow.notices:
         click.echo(f"notice: {notice}", err=True)
     if workflow.needs:

@@ -30,10 +30,11 @@ def validate(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
 
     Exit codes: 0 nothing is wrong (what is needed is told); 2 something is wrong or missing.
     """
+    from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
     from drupe.core.workflow.read import examine
 
-    found = examine(file, get_registry(), frozenset(allow))
+    found = examine(file, get_registry(workflow_rules(file)), frozenset(allow))
     bad = bool(found.of_kind("fault") or found.of_kind("missing"))
     if as_json:
         import json
