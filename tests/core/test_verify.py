@@ -39,7 +39,7 @@ def test_rows_that_do_not_come_out_again_fail(tmp_path: Path, output: Path) -> N
     path.write_text(json.dumps(manifest))
     done = drupe("verify", output, folder=tmp_path)
     assert done.returncode == 1
-    assert "FAIL here: accuracy-accuracy_score" in done.stdout
+    assert "FAIL  here: accuracy-accuracy_score" in done.stdout
 
 
 def test_a_folder_without_a_manifest_is_one_message(tmp_path: Path) -> None:
