@@ -124,6 +124,8 @@ def paired_proportions(
     holds = exceeds_p(lost, gained, n, to_pass) <= risk
     broken = not holds and exceeds_p(gained, lost, n, -to_break) <= risk
     low, high = difference_bounds(lost, gained, n, risk)
+    # The p-value decides; it is no smooth function of the limit, so the bound may lie a hair on the other side of it.
+    low = max(low, to_pass) if holds else min(low, to_pass)
     ends = score_interval(lost, gained, n, 1 - alpha)
     needed = None if holds or broken else _items_for_difference(lost / n, gained / n, n, to_pass, risk)
     if flip:
