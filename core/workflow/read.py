@@ -9,6 +9,7 @@ from typing import Any
 
 from drupe.core.catalogue import get_catalogue
 from drupe.core.errors import ConfigError, Fault
+from drupe.core.policy import check_rules
 from drupe.core.registry import Registry
 from drupe.core.study import StudySettings
 from drupe.core.workflow.configs import check_config
@@ -148,11 +149,17 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
         output_dir=_folder(checked, "output_dir", f"outputs/{path.stem}", reading),
         baseline=_baseline(checked, passes.entries, findings),
         seed=_seed(checked, findings),
-        plugins=findings.mapping(checked.get("plugins"), "plugins") or {},
+        plugins=_plugins(checked, findings),
         options=options,
         document=document,
         unmarked=tuple(passes.unmarked),
     )
+
+
+def _plugins(document: Mapping[str, Any], findings: Findings) -> Mapping[str, Any]:
+    section = findings.mapping(document.get("plugins"), "plugins") or {}
+    findings.add(check_rules(section, "plugins"))
+    return section
 
 
 def _check_top_level(document: Mapping[str, Any], findings: Findings) -> None:
@@ -222,7 +229,7 @@ def _reference_path(values: Mapping[str, Any], role: str, reference: Any) -> str
 
 def _no_source(reference: Any, path: str, error: ConfigError, reading: Reading) -> None:
     if isinstance(reference, Mapping) and isinstance(reference.get("type"), str):
-        reading.look_up("sources", reference["type"], join(path, "type"))
+        reading.find("sources", reference["type"], join(path, "type"))
     else:
         reading.findings.fault(path, str(error))
 
@@ -304,5 +311,5 @@ def _options(document: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         options["azureml_client"] = findings.mapping(client, "azureml_client")
         known = any("azureml" in e.spec.name.lower() for e in reading.registry.of("drupe_hosts"))
         if not known and not any(f.kind == "missing" and "azureml" in f.found.lower() for f in findings.faults):
-            reading.look_up("systems", "AzureML", "azureml_client")
+            reading.find("systems", "AzureML", "azureml_client")
     return options

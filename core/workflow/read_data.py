@@ -68,7 +68,7 @@ def _check_sources(rest: dict[str, Any], path: str, reading: Reading) -> None:
             where = join(place, "data_files")
             types = [t.lower() for e in reading.registry.of("drupe_model_sources") for t in _types(e.spec)]
             if files["type"].lower() not in types:
-                reading.look_up("sources", files["type"], join(where, "type"))
+                reading.find("sources", files["type"], join(where, "type"))
 
 
 def _types(spec: Any) -> tuple[str, ...]:

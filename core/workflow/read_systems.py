@@ -130,8 +130,8 @@ def _device(
         return next((spec for spec in specs if spec.name == "cpu"), None)
     if not specs:
         return None
-    found = reading.look_up("accelerators", device, path)
-    return cast(AcceleratorSpec, found[0].spec) if found else None
+    found = reading.find("accelerators", device, path)
+    return cast(AcceleratorSpec, found.spec) if found else None
 
 
 def read_roles(

@@ -42,13 +42,24 @@ class Reading:
 
     def look_up(self, section: str, name: Any, path: str) -> tuple[Registered, Any] | None:
         """Return the registered entry and its class; None with the fault, or what is missing, recorded at `path`."""
+        entry = self.find(section, name, path)
+        if entry is None:
+            return None
+        try:
+            return entry, self.registry.resolve(entry)
+        except PluginError as error:
+            self.findings.fault(path, str(error))
+            return None
+
+    def find(self, section: str, name: Any, path: str) -> Registered | None:
+        """Return the registered entry without importing its class; None with what was found recorded at `path`."""
         if not isinstance(name, str) or not name:
             self.findings.fault(path, "not given" if name is None else shown(name), f"the name of a {WHAT[section]}")
             return None
         try:
             entry = self.registry.find(SECTIONS[section], name)
             if entry is not None:
-                return entry, self.registry.resolve(entry)
+                return entry
         except PluginError as error:
             self.findings.fault(path, str(error))
             return None
@@ -70,6 +81,8 @@ class Reading:
         installed = [e.spec.name for e in self.registry.of(SECTIONS[section])]
         known = [*installed, *self.catalogue.names(section)]
         hint = nearest(name, known) or (f"installed: {', '.join(sorted(installed))}" if installed else "")
+        # A plugin that can't be loaded may be the one that has it.
+        hint = "; ".join(filter(None, [hint, self.registry.unusable()]))
         self.findings.fault(path, f"no {what} is named {name!r}", f"a {what} that is installed or known", hint)
 
     def check_references(self, config: Any, values: Mapping[str, Any], path: str) -> None:

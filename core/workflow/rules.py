@@ -50,6 +50,7 @@ def apply_rules(
             continue
         if _get(entry, new) is not _ABSENT:
             findings.fault(join(path, old), f"{old} is the older name of {new}, and both are given", "one of them")
+            entry = _without(entry, old)
             continue
         findings.notice(join(path, old), old, new)
         entry = _with(_without(entry, old), new, value)
