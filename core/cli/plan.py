@@ -1,0 +1,127 @@
+"""`drupe plan`: show what a workflow would do, without doing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from drupe.core.plan import Plan
+    from drupe.core.study import Dimension
+
+__all__ = ["plan"]
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(["remote-code", "user-scripts", "pickle"]),
+    help="Consent to what the workflow asks for; may be given more than once.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
+    """Show the chains of the workflow FILE, the values it searches and on which hosts its steps run.
+
+    Every chain is checked: whether each pass takes what the one before it makes, on every target.
+    """
+    from drupe.core.plan import build_plan
+    from drupe.core.policy import workflow_rules
+    from drupe.core.registry import get_registry
+    from drupe.core.workflow.read import read_workflow
+
+    registry = get_registry(workflow_rules(file))
+    workflow = read_workflow(file, registry, frozenset(allow))
+    shown = _describe(build_plan(workflow, registry))
+    if as_json:
+        import json
+
+        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+    else:
+        _print(shown)
+    for need in workflow.needs:
+        click.echo(f"needs: {need}", err=True)
+
+
+def _describe(built: Plan) -> dict[str, Any]:
+    from drupe.core.space import space_size
+
+    workflow = built.workflow
+    space = built.space
+    searching = workflow.search is not None and bool(space.dimensions)
+    return {
+        "name": workflow.name,
+        "host": workflow.host,
+        "targets": {name: [a.to_json() for a in workflow.systems[name].accelerators] for name in workflow.targets},
+        "flows": [
+            [
+                {
+                    "pass": name,
+                    "alternatives": [
+                        {"type": a.type, "host": a.host or workflow.host} for a in workflow.passes[name].alternatives
+                    ],
+                }
+                for name in flow
+            ]
+            for flow in workflow.flows
+        ],
+        "dimensions": [
+            {"name": d.name, "values": _values(d), "when": {k: list(v) for k, v in d.when.items()}}
+            for d in space.dimensions
+        ],
+        "points": space_size(space),
+        "trials": _trials(built) if searching else 1,
+        "unmarked": list(workflow.unmarked),
+    }
+
+
+def _trials(built: Plan) -> int | None:
+    """How many trials a run would do at most; None: until the time is up or the space exhausted."""
+    from drupe.core.space import space_size
+
+    assert built.workflow.search is not None
+    size, limit = space_size(built.space), built.workflow.search.max_trials
+    return min(size, limit) if size is not None and limit is not None else limit or size
+
+
+def _values(dimension: Dimension) -> Any:
+    over = dimension.over
+    listed = getattr(over, "values", None)
+    if listed is not None:
+        return list(listed)
+    return {key: value for key, value in vars(over).items() if value not in (None, False)}
+
+
+def _print(shown: dict[str, Any]) -> None:
+    click.secho(shown["name"], bold=True)
+    for name, accelerators in shown["targets"].items():
+        devices = ", ".join(" ".join(filter(None, [a["device"], a["execution_provider"]])) for a in accelerators)
+        click.echo(f"target  {name}: {devices}")
+    for index, flow in enumerate(shown["flows"]):
+        steps = []
+        for step in flow:
+            types = " | ".join(
+                a["type"] + (f" on {a['host']}" if a["host"] != shown["host"] else "") for a in step["alternatives"]
+            )
+            steps.append(f"{step['pass']} ({types})")
+        number = f" {index}" if len(shown["flows"]) > 1 else ""
+        click.echo(f"chain{number}   " + " → ".join(steps))
+    for dimension in shown["dimensions"]:
+        when = "".join(f", where {k} is {' or '.join(map(str, v))}" for k, v in dimension["when"].items())
+        click.echo(f"search  {dimension['name']}: {_in_words(dimension['values'])}{when}")
+    points = shown["points"]
+    if shown["dimensions"]:
+        click.echo(f"points  {points if points is not None else 'not countable'}")
+    click.echo(f"trials  {shown['trials'] if shown['trials'] is not None else 'until the time is up'}")
+    if not shown["dimensions"] and shown["unmarked"]:
+        click.echo('could be searched, with {"search": […]} or {"search": true}: ' + ", ".join(shown["unmarked"]))
+
+
+def _in_words(values: Any) -> str:
+    if isinstance(values, list):
+        return ", ".join(map(str, values))
+    extra = "".join(f", {key} {value}" for key, value in values.items() if key not in ("low", "high", "log"))
+    return f"{values['low']} to {values['high']}{', log' if values.get('log') else ''}{extra}"
