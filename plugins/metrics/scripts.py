@@ -1,17 +1,14 @@
-"""Loads functions from a user's script, after the user's consent."""
+"""Functions of a user's script that a metric's config names."""
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
-from drupe.core.digests import file_digest
 from drupe.core.errors import ConfigError
+from drupe.core.user_scripts import user_function
 from drupe.plugins.metrics.config import DataMetricConfig
 
 __all__ = ["call_with_known", "script_function"]
@@ -25,41 +22,10 @@ def script_function(config: DataMetricConfig, field: str, context: JobContext) -
     name = getattr(config, field)
     if name is None or config.user_script is None:
         return None
-    context.require_consent("user-scripts", f"running {name} of {config.user_script}")
-    folder = context.workflow_dir or Path()
-    path = (folder / config.user_script).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"user_script: {path} does not exist; it should define {name}")
-    search = [str(path.parent)]
-    if config.script_dir is not None:
-        search.insert(0, str((folder / config.script_dir).expanduser()))
-    module = _load(path, search)
-    function: Callable[..., Any] | None = getattr(module, name, None)
-    if function is None:
-        raise ConfigError(f"{field}: {path} defines no {name}")
-    return function
-
-
-def _load(path: Path, search: list[str]) -> Any:
-    # The digest in the name: an edited script is loaded anew by a worker that stays warm.
-    name = f"drupe_user_script_{file_digest(path)[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"user_script: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    before = list(sys.path)
-    sys.path[:0] = search
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path[:] = before
-    return module
+    function = user_function(config.user_script, name, context, folder=config.script_dir)
+    if not callable(function):
+        raise ConfigError(f"{field}: {name} of {config.user_script} is no function")
+    return function  # type: ignore[no-any-return]
 
 
 def call_with_known(function: Callable[..., Any], offered: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
