@@ -1,0 +1,31 @@
+"""The built-in hosts under the contract that every host must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drupe.core.hosts import Host
+from drupe.core.registry import Registry
+from drupe.core.testing import HostContract
+
+
+def built_in(name: str, state_dir: Path, **config: object) -> Host:
+    """Return a built-in host as the engine makes it."""
+    registry = Registry.discover({"autoload": False})
+    entry = registry.get("drupe_hosts", name)
+    factory = registry.resolve(entry)
+    host: Host = factory(entry.spec, factory.Config.model_validate(config), state_dir=state_dir)
+    return host
+
+
+class TestLocalSystem(HostContract):
+    artifact_bytes = 256 << 20
+
+    @pytest.fixture
+    def host(self, site: Path, tmp_path: Path) -> Iterator[Host]:
+        host = built_in("LocalSystem", tmp_path / "state", environment={"PYTHONPATH": str(site)})
+        yield host
+        host.close()
