@@ -240,6 +240,7 @@ class _Serving:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.close(log)
+            kept = dict(os.environ)
             os.environ.update(command.get("env", {}))
             end: dict[str, Any] = {"event": "ended"}
             try:
@@ -249,6 +250,9 @@ class _Serving:
             except Exception as error:
                 traceback.print_exc()
                 end |= {"host_error": f"{type(error).__name__}: {error}"}
+            # The next job must not see this one's variables.
+            os.environ.clear()
+            os.environ.update(kept)
             sys.stdout.flush()
             sys.stderr.flush()
             self._say(end)
