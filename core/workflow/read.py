@@ -40,7 +40,6 @@ TOP_LEVEL = (
     "cache_dir",
     "output_dir",
     "evaluate_input_model",
-    "clean_cache",
     "log_severity_level",
     "baseline",
     "name",
@@ -144,7 +143,7 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
         evaluator=_evaluator(checked, evaluators, passes.entries, findings),
         host=host,
         targets=targets,
-        search=_search(checked, passes, findings),
+        search=_search(checked, passes, reading),
         cache_dir=_folder(checked, "cache_dir", "cache", reading),
         output_dir=_folder(checked, "output_dir", f"outputs/{path.stem}", reading),
         baseline=_baseline(checked, passes.entries, findings),
@@ -220,7 +219,8 @@ def _input_model(document: Mapping[str, Any], reading: Reading) -> tuple[Mapping
                 _no_source(reference, path, error, reading)
                 continue
             reading.findings.add(source.check(reference, reading.folder), path)
-    return {**values, "type": registered.spec.name}, registered.spec.name
+    type_name = reading.registry.reference(registered)
+    return {**values, "type": type_name}, type_name
 
 
 def _reference_path(values: Mapping[str, Any], role: str, reference: Any) -> str:
@@ -248,15 +248,15 @@ def _evaluator(
     return name
 
 
-def _search(document: Mapping[str, Any], passes: Passes, findings: Findings) -> StudySettings | None:
+def _search(document: Mapping[str, Any], passes: Passes, reading: Reading) -> StudySettings | None:
     flows = document.get("pass_flows")
     several = isinstance(flows, list) and len(flows) > 1
     value = document.get("search_strategy")
     if several and value in (None, False):
         # Older files list the flows to try without a search strategy, or with it turned off.
-        read_search_strategy(value, passes.marked, findings)
+        read_search_strategy(value, passes.marked, reading)
         return StudySettings()
-    return read_search_strategy(value, passes.marked, findings)
+    return read_search_strategy(value, passes.marked, reading)
 
 
 def _baseline(document: Mapping[str, Any], passes: Mapping[str, Any], findings: Findings) -> str | None:
@@ -294,13 +294,11 @@ def _folder(document: Mapping[str, Any], key: str, default: str, reading: Readin
 def _options(document: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     findings = reading.findings
     options: dict[str, Any] = {}
-    for key in ("evaluate_input_model", "clean_cache"):
-        value = document.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, bool):
-            findings.fault(key, shown(value), "true or false")
-        options[key] = value
+    evaluate = document.get("evaluate_input_model")
+    if evaluate is not None:
+        if not isinstance(evaluate, bool):
+            findings.fault("evaluate_input_model", shown(evaluate), "true or false")
+        options["evaluate_input_model"] = evaluate
     level = document.get("log_severity_level")
     if level is not None:
         if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= 4:

@@ -50,7 +50,7 @@ def read_data_entry(name: str, entry: Mapping[str, Any], path: str, reading: Rea
     _check_sources(rest, path, reading)
     if found is not None:
         registered, factory = found
-        type_name = registered.spec.name
+        type_name = reading.registry.reference(registered)
         checked = check_config(factory.Config, rest, path, reading.findings)
         reading.check_references(factory.Config, rest, path)
         if checked.instance is not None:

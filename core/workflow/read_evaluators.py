@@ -111,7 +111,7 @@ def _metric(
             full = f"{name}-{sub_type['name']}"
             _goal(sub_type.get("goal"), full, direction, join(place, "goal"), reading, goals)
             _priority(sub_type.get("priority"), full, direction, join(place, "priority"), reading, objectives)
-    return MetricEntry(name, registered.spec.name, tuple(names), config, data)
+    return MetricEntry(name, reading.registry.reference(registered), tuple(names), config, data)
 
 
 def _sub_types(value: Any, path: str, reading: Reading) -> list[tuple[str, dict[str, Any]]]:

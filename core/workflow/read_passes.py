@@ -91,7 +91,7 @@ def _alternative(name: str, item: dict[str, Any], path: str, reading: Reading, r
     result.marked.extend(join(name, ".".join(where)) for where in marked)
     unmarked = [join(name, ".".join(where)) for where in searchable_fields(factory.Config) if where not in marked]
     result.unmarked.extend(entry for entry in unmarked if entry not in result.unmarked)
-    return PassAlternative(registered.spec.name, checked.values, path, host)
+    return PassAlternative(reading.registry.reference(registered), checked.values, path, host)
 
 
 def _with_named_data(

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from drupe.core.study import StudySettings
-from drupe.core.workflow.findings import Findings, join, nearest, shown
+from drupe.core.workflow.findings import join, nearest, shown
+from drupe.core.workflow.reading import Reading
 
 __all__ = ["read_search_strategy"]
 
 _PATH = "search_strategy"
+_AUTO = "auto"
 
 
 def _whole(minimum: int) -> Callable[[Any], bool]:
@@ -33,12 +35,13 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def read_search_strategy(value: Any, marked: Sequence[str], findings: Findings) -> StudySettings | None:
+def read_search_strategy(value: Any, marked: Sequence[str], reading: Reading) -> StudySettings | None:
     """Return the settings, or None where nothing is searched.
 
     Not given: a workflow that marks values is searched with the defaults. false: marking values is a fault, since one
     of them would have to be picked.
     """
+    findings = reading.findings
     if value is None:
         return StudySettings() if marked else None
     if value is False:
@@ -64,5 +67,16 @@ def read_search_strategy(value: Any, marked: Sequence[str], findings: Findings) 
             if accepts(item):
                 good[key] = item
             else:
-                findings.fault(join(_PATH, key), shown(item), expected, nearest(str(item), [expected]))
+                findings.fault(join(_PATH, key), shown(item), expected)
+    _check_sampler(good.get("sampler", _AUTO), reading)
     return StudySettings(**good)
+
+
+def _check_sampler(name: str, reading: Reading) -> None:
+    """A sampler is known where a study plugin has opened a hook for samplers; "auto" is the study's own choice."""
+    specs = [entry.spec for entry in reading.registry.of("drupe_samplers")]
+    names = [one for spec in specs for one in (spec.name, *spec.aliases)]
+    if specs and name.lower() not in (_AUTO, *(one.lower() for one in names)):
+        expected = f"one of: {', '.join([_AUTO, *sorted(spec.name for spec in specs)])}"
+        where = join(_PATH, "sampler")
+        reading.findings.fault(where, f"no sampler is named {name!r}", expected, nearest(name, [_AUTO, *names]))

@@ -45,7 +45,7 @@ def _system(name: str, entry: dict[str, Any], path: str, client: Any, reading: R
     found = reading.look_up("systems", type_name, join(path, "type"))
     if found is not None:
         entry_, factory = found
-        type_name = entry_.spec.name
+        type_name = reading.registry.reference(entry_)
         if client is not None and "azureml_client" in factory.Config.model_fields:
             rest.setdefault("azureml_client", client)
         check_config(factory.Config, rest, path, reading.findings)

@@ -83,6 +83,8 @@ class Reading:
         hint = nearest(name, known) or (f"installed: {', '.join(sorted(installed))}" if installed else "")
         # A plugin that can't be loaded may be the one that has it.
         hint = "; ".join(filter(None, [hint, self.registry.unusable()]))
+        unusable = self.registry.unusable()
+        hint = "; ".join(filter(None, [hint, unusable]))
         self.findings.fault(path, f"no {what} is named {name!r}", f"a {what} that is installed or known", hint)
 
     def check_references(self, config: Any, values: Mapping[str, Any], path: str) -> None:

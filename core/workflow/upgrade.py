@@ -23,6 +23,7 @@ __all__ = ["upgrade"]
 _RENAMED = {"output_name": "name", "workflow_id": "name", "workflow_host": "host"}
 _NO_EFFECT = {
     "no_artifacts": "the winner is handed out, with drupe.json beside it; nothing else is copied out of the store",
+    "clean_cache": "a step's key covers all that can change its result; drupe cache gc removes results",
     "log_to_file": "the output folder always has a log",
     "plot_pareto_frontier": "drupe.json and candidates.csv hold every candidate",
     "clean_evaluation_cache": "a measurement's key covers all that can change it",

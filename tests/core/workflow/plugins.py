@@ -37,6 +37,7 @@ from drupe.core.specs import (
     ModelSourceSpec,
     PassSpec,
     RuntimeSpec,
+    Spec,
 )
 from drupe.core.workflow.read import Examination
 
@@ -222,6 +223,10 @@ def make_registry() -> Registry:
             ModelKindSpec(name="onnx", target=target("OnnxModel"), aliases=("ONNXModel",)),
         ],
         plugin,
+    )
+    samplers = [("tpe", ()), ("brute-force", ("grid",)), ("random", ())]
+    registry.add(
+        "drupe_samplers", [Spec(name=name, target="x:y", aliases=aliases) for name, aliases in samplers], plugin
     )
     registry.add("drupe_model_sources", [ModelSourceSpec(name="any", target=target("Anywhere"), schemes=("",))], plugin)
     return registry

@@ -274,7 +274,9 @@ def test_keys_of_a_pass_without_effect_are_told(look: Look) -> None:
     }
 
 
-@pytest.mark.parametrize("key", ["no_artifacts", "log_to_file", "plot_pareto_frontier", "clean_evaluation_cache"])
+@pytest.mark.parametrize(
+    "key", ["no_artifacts", "clean_cache", "log_to_file", "plot_pareto_frontier", "clean_evaluation_cache"]
+)
 def test_keys_without_effect_are_told_where_they_are_on(look: Look, key: str) -> None:
     assert notices(found(look, **{key: True})) == {key: "without effect"}
     assert found(look, **{key: False}).notices == ()
