@@ -6,9 +6,10 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -64,7 +65,7 @@ def run(
         click.echo(f"notice: {notice}", err=True)
     if workflow.needs:
         raise ConfigError(faults=workflow.needs)
-    with stoppable() as stop, _log_to(workflow.output_dir / "logs"):
+    with stoppable() as stop, _log_to(workflow.output_dir / "logs", workflow.options):
         reporter = make_reporter(quiet=quiet or as_json)
         driver = Driver(workflow, get_registry(), allow=consents, events=reporter, cancelled=stop.is_set)
         try:
@@ -98,8 +99,8 @@ def stoppable() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _log_to(folder: Path) -> Iterator[None]:
-    """Send the log of this run to a file in its output folder."""
+def _log_to(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
+    """Send the log of this run to a file in its output folder, from the workflow's log_severity_level upwards."""
     from drupe.core.errors import ConfigError
 
     try:
@@ -112,7 +113,8 @@ def _log_to(folder: Path) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("drupe")
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
+    logger.setLevel(levels[options.get("log_severity_level", 1)])
     try:
         yield
     finally:
