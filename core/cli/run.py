@@ -44,14 +44,13 @@ def run(
 
     Exit codes: 0 done; 1 a step or host failed; 2 the workflow is wrong; 3 nothing met the goals; 130 interrupted.
     """
-    from drupe.core.workflow.read import read_workflow
-
     from drupe.core.cli.progress import final_table, make_reporter
     from drupe.core.driver import Driver
     from drupe.core.errors import ConfigError
     from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
     from drupe.core.results import MANIFEST
+    from drupe.core.workflow.read import read_workflow
 
     path = file or config
     if path is None or (file is not None and config is not None):
