@@ -130,7 +130,11 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("search", {"search_strategy": "tpe"}, 'search_strategy: "tpe"; expected true, false or a mapping'),
     ("search key", {"search_strategy": {"max_trails": 3}}, "did you mean 'max_trials'?"),
     ("search value", {"search_strategy": {"max_trials": 0}}, "expected a whole number of at least 1"),
-    ("sampler", {"search_strategy": {"sampler": "tpee"}}, "no sampler is named 'tpee'; expected one of: auto, brute-force, random, tpe"),
+    (
+        "sampler",
+        {"search_strategy": {"sampler": "tpee"}},
+        "no sampler is named 'tpee'; expected one of: auto, brute-force, random, tpe",
+    ),
     ("plugin rules", {"plugins": {"alow": []}}, "did you mean 'allow'?"),
     ("data root", {"auto_optimizer_config": {}}, "auto_optimizer_config: passes chosen for you"),
 ]
