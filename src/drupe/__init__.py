@@ -33,6 +33,7 @@ _EXPORTS = {
     "HostError": "drupe.core.errors",
     "HostSpec": "drupe.core.specs",
     "IntRange": "drupe.core.config",
+    "Interrupted": "drupe.core.errors",
     "JobOptions": "drupe.core.hosts",
     "Measurement": "drupe.core.metrics",
     "Metric": "drupe.core.metrics",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from drupe.core.errors import EvaluationError as EvaluationError
     from drupe.core.errors import Fault as Fault
     from drupe.core.errors import HostError as HostError
+    from drupe.core.errors import Interrupted as Interrupted
     from drupe.core.errors import NoFeasibleModel as NoFeasibleModel
     from drupe.core.errors import PassError as PassError
     from drupe.core.errors import PluginError as PluginError
