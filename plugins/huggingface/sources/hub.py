@@ -55,7 +55,9 @@ class HubSource(ModelSource):
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.utils import disable_progress_bars
 
+        disable_progress_bars()
         name = hub_name(reference)
         token = hub_token(options.get("token"))
         commit = resolve_revision("models", name, options.get("revision"), token)
@@ -115,8 +117,8 @@ def resolve_revision(kind: str, name: str, revision: str | None, token: str | No
 def _http_error(name: str, status: int, detail: str) -> ConfigError | HostError:
     if status in (401, 403):
         return ConfigError(
-            f"the hub refuses access to {name} ({status}); set HF_TOKEN to a token that may read it, "
-            "or accept its terms"
+            f"the hub has no {name}, or it may not be read without leave ({status}); check the name, set HF_TOKEN to a "
+            "token that may read it, and accept its terms"
         )
     if status in (400, 404):
         return ConfigError(
