@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.batches import Batch, array, batches
+from drupe.plugins.metrics.batches import Batch, array, batches, made_up_batch
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
 
 __all__ = ["Discrepancy"]
@@ -24,6 +25,7 @@ class DiscrepancyConfig(DataMetricConfig):
     """Which outputs are compared."""
 
     outputs: list[str] | None = Field(None, description="Output names; default: all that both models have.")
+    made_up_num: int = Field(32, ge=1, description="How many batches of made-up input serve where there is no data.")
 
 
 class Discrepancy(Metric):
@@ -57,7 +59,7 @@ class Discrepancy(Metric):
         assert session is not None
         note_settings(config, context)
         rows = {}
-        for batch in batches(session, samples, config, context):
+        for batch in self._batches(session, samples, config, context):
             outputs = session.forward(batch.inputs).outputs
             reference = self._reference(batch, context)
             names = _compared(outputs, reference, config)
@@ -74,6 +76,16 @@ class Discrepancy(Metric):
                     total = _joined(total, _compare(ours, theirs))
                 rows[key] = tuple(float(x) for x in total)
         return rows
+
+    def _batches(
+        self, session: Session, samples: Sequence[Sample], config: DiscrepancyConfig, context: JobContext
+    ) -> Iterator[Batch]:
+        if samples or config.dataloader_func:
+            yield from batches(session, samples, config, context)
+            return
+        for number in range(config.made_up_num):
+            batch = made_up_batch(session, config, context.seed + number)
+            yield replace(batch, ids=tuple(f"{key}-{number}" for key in batch.ids))
 
     def _reference(self, batch: Batch, context: JobContext) -> Mapping[str, Any]:
         given = [r for r in batch.references if r is not None]

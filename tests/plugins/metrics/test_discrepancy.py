@@ -69,3 +69,15 @@ def test_outputs_that_cannot_be_compared_are_named(ours: Any, message: str, tmp_
 def test_without_a_reference_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="source model"):
         run(lambda b: {"y": b["x"]}, None, SAMPLES, tmp_path)
+
+
+def test_without_data_made_up_inputs_serve(tmp_path: Path) -> None:
+    made = metric("discrepancy")
+    config = configured(made, made_up_num=3, batch_size=2)
+    shapes: Any = {"x": (("batch", 4), "float32")}
+    session = ForwardSession(lambda b: {"y": b["x"]}, shapes)
+    other = ForwardSession(lambda b: {"y": b["x"] + 0.5}, shapes)
+    rows = made.measure(model(tmp_path), session, (), config, context(tmp_path, reference_session=other))
+    assert len(rows) == 6
+    assert made.aggregate(list(rows.values()), "mean_error", config) == pytest.approx(0.5)
+    assert len({float(batch["x"].sum()) for batch in session.batches}) == 3

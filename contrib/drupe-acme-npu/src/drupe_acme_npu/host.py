@@ -82,6 +82,8 @@ class AcmeBoard(Host):
                 self._do("get", name, str(job))
             finally:
                 self._do("remove", name)
+        if cancelled() and not (job / "result.json").is_file():
+            raise Interrupted("the job on the board was stopped before it had a result")
         return _result(job, code)
 
     def _run_there(self, name: str, timeout: float | None, events: Events, cancelled: Callable[[], bool]) -> int:
