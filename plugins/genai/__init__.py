@@ -1,1 +1,1 @@
-"""."""
+"""ONNX Runtime GenAI: building models for it, and running them."""

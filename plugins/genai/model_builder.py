@@ -1,0 +1,337 @@
+"""ModelBuilder: a Hugging Face decoder → a model for onnxruntime-genai, quantized while it is built.
+
+The installed builder takes unknown and old option names without a word and builds its default. So names are checked
+against its source before work starts, Olive's `int4_*` names are mapped to today's, and the built graph is checked for
+what was asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.config import Choice, Ordered, PassConfig, searchable
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError, PassError
+from drupe.core.model import Model, ModelInfo
+from drupe.core.passes import Pass
+from drupe.plugins.genai.providers import BUILDABLE, builder_name
+
+__all__ = ["ModelBuilder", "ModelBuilderConfig"]
+
+_OLDER = {
+    "int4_block_size": "block_size",
+    "int4_accuracy_level": "accuracy_level",
+    "int4_is_symmetric": "is_symmetric",
+    "int4_op_types_to_quantize": "op_types_to_quantize",
+    "int4_nodes_to_exclude": "nodes_to_exclude",
+    "int4_algo_config": "algo_config",
+}
+_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_OWN = frozenset(
+    {
+        "block_size", "accuracy_level", "is_symmetric", "op_types_to_quantize", "nodes_to_exclude", "algo_config",
+        "matmul_mixed_precision", "use_qdq", "shared_embeddings", "exclude_embeds", "exclude_lm_head", "prune_lm_head",
+        "include_hidden_states", "enable_cuda_graph", "enable_webgpu_graph", "filename", "adapter_path", "hf_token",
+        "hf_remote", "config_only",
+    }
+)  # fmt: skip
+"""Options that are fields here, or that Drupe itself sets."""
+_READ_QUANTIZED = {"gptq", "awq", "olive", "quark"}
+
+
+class ModelBuilderConfig(PassConfig):
+    """Options of the builder; what is left out stays the builder's own default."""
+
+    precision: Literal["int4", "int8", "fp16", "bf16", "fp32"] = searchable(
+        "int4", Choice("int4", "int8"), doc="Precision of the weights (int4, int8) or of everything (fp16, bf16, fp32)."
+    )
+    block_size: Literal[16, 32, 64, 128, 256] | None = searchable(
+        None, Ordered(32, 64, 128), doc="Weights that share a scale. The builder's default is 32."
+    )
+    algo_config: (
+        Literal["default", "rtn", "rtn_last", "k_quant", "k_quant_last", "k_quant_mixed", "k_quant_linear"] | None
+    ) = searchable(
+        None, Choice("default", "rtn", "k_quant", "k_quant_mixed"), doc="How weights are rounded, and which get 8 bits."
+    )
+    accuracy_level: Literal[1, 2, 3, 4] | None = Field(
+        None,
+        description="Least precision of activations: 1 float32, 2 float16, 3 bfloat16, 4 int8 (default on a CPU).",
+    )
+    is_symmetric: bool | None = Field(None, description="Whether blocks have no zero point. The default is true.")
+    op_types_to_quantize: list[Literal["MatMul", "Gather"]] | None = Field(
+        None, description="Which operators are quantized."
+    )
+    nodes_to_exclude: list[str] | None = Field(None, description="Names of nodes that stay in floating point.")
+    matmul_mixed_precision: str | None = Field(
+        None, description="Other bits for some MatMuls, as the builder reads it: last_matmul:int8."
+    )
+    use_8bits_matmul: bool | None = Field(None, description="Olive's spelling of matmul_mixed_precision with 8 bits.")
+    use_qdq: bool | None = Field(None, description="QuantizeLinear/DequantizeLinear pairs instead of MatMulNBits.")
+    shared_embeddings: bool | None = Field(None, description="One table for embedding and head.")
+    exclude_embeds: bool | None = Field(None, description="Leave the embedding out; the model takes inputs_embeds.")
+    exclude_lm_head: bool | None = Field(None, description="Leave the head out; the model gives hidden states.")
+    prune_lm_head: bool | None = Field(None, description="Logits of the last token only.")
+    include_hidden_states: bool | None = Field(None, description="Give hidden states beside the logits.")
+    enable_cuda_graph: bool | None = Field(None, description="Let CUDA capture the decoding step as a graph.")
+    enable_webgpu_graph: bool | None = Field(None, description="Let WebGPU capture the decoding step as a graph.")
+    filename: str = Field("model.onnx", pattern=r"^[\w.-]+\.onnx$", description="Name of the model file.")
+    metadata_only: bool = Field(False, description="Write genai_config.json and the tokenizer, but no model.")
+    use_adapter: bool = Field(
+        False, description="Keep an unmerged adapter as separate, also quantized MatMuls; merging first is better."
+    )
+    search: Mapping[str, Any] | None = Field(
+        None, description="Generation defaults for genai_config.json: max_length, temperature, top_k, …"
+    )
+    extra_options: Mapping[str, Any] = Field(
+        default_factory=dict, description="Any other option of the installed builder, by its name."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        out = dict(values)
+        for older, now in _OLDER.items():
+            if older in out:
+                if now in out:
+                    raise ValueError(f"{older} and {now} are the same option; give one of them")
+                out[now] = out.pop(older)
+        out["precision"] = _PRECISIONS.get(str(out.get("precision")), out.get("precision", "int4"))
+        extra = dict(out.get("extra_options") or {})
+        for older, now in {**_OLDER, **{name: name for name in cls.model_fields}}.items():
+            if older in extra and now in _OWN and now in cls.model_fields:
+                if now in out:
+                    raise ValueError(f"extra_options.{older} and {now} are the same option; give one of them")
+                out[now] = extra.pop(older)
+        out["extra_options"] = extra
+        for name in ("op_types_to_quantize", "nodes_to_exclude"):
+            if isinstance(out.get(name), str):
+                out[name] = (
+                    [part for part in out[name].replace("/M", " M").replace(",", " ").split() if part]
+                    if (name == "op_types_to_quantize")
+                    else out[name].split(",")
+                )
+        return out
+
+    @model_validator(mode="after")
+    def _known_options(self) -> ModelBuilderConfig:
+        known = known_options()
+        for name in self.extra_options:
+            if name not in known:
+                import difflib
+
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(
+                    f"extra_options.{name}: the installed model builder has no such option"
+                    + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}")
+                )
+        return self
+
+
+def known_options() -> frozenset[str]:
+    """Return the names of the options that the installed builder reads; empty where it is not installed."""
+    from drupe.core.introspect import mapping_keys
+
+    try:
+        names = mapping_keys("onnxruntime_genai.models", "extra_options")
+    except LookupError:
+        return frozenset(_OWN)
+    return frozenset(name for name in names if not name.startswith("_") and name != "hf_details")
+
+
+class ModelBuilder(Pass):
+    """Builds a model for onnxruntime-genai with the library's own model builder."""
+
+    Config: ClassVar[type[PassConfig]] = ModelBuilderConfig
+    version = 1
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Refuse what the builder would build wrongly or what would not run."""
+        planned = super().plan(info, config, accelerator)
+        provider = builder_name(accelerator)
+        if config.precision not in BUILDABLE[provider]:
+            raise ConfigError(
+                f"ModelBuilder: a {config.precision} model does not run on {provider}; "
+                f"precisions that do: {', '.join(BUILDABLE[provider])}"
+            )
+        if info.attributes.get("adapter") and not config.use_adapter:
+            raise ConfigError(
+                "ModelBuilder: the model has an unmerged adapter; put MergeAdapterWeights before it, "
+                "or set use_adapter to keep it separate"
+            )
+        task = info.attributes.get("task")
+        if task not in (None, "text-generation", "text-generation-with-past", "causal-lm", "image-text-to-text"):
+            raise ConfigError(f"ModelBuilder builds decoders that generate text; the model's task is {task}")
+        _check_quantized(info.attributes.get("quantization"))
+        _check_combination(config)
+        return planned.with_(
+            precision=config.precision, quantization=config.precision if config.precision in ("int4", "int8") else None
+        )
+
+    def run(self, model: Model, config: ModelBuilderConfig, context: PassContext) -> Model:
+        """Build below context.output_dir."""
+        from onnxruntime_genai.models import builder
+
+        provider = builder_name(context.accelerator)
+        options = _builder_options(config)
+        if context.allow and "remote-code" in context.allow:
+            options["hf_remote"] = "true"
+        if config.use_adapter and model.attributes.get("adapter"):
+            options["adapter_path"] = str(model.folder / str(model.attributes["adapter"]))
+        scratch = context.output_dir.parent / "builder-cache"
+        arguments = ("", str(model.folder), str(context.output_dir), config.precision, provider, str(scratch))
+        context.progress(0, 1, "building")
+        with _prints_to_log(context):
+            parsed = builder.parse_extra_options(*arguments, [f"{key}={value}" for key, value in options.items()])
+            builder.create_model(*arguments, **parsed)
+        context.progress(1, 1, "built")
+        _finish_config(context.output_dir, config)
+        if not config.metadata_only:
+            context.report["graph"] = _check_graph(context.output_dir / config.filename, config)
+        attributes = {"precision": config.precision}
+        if config.precision in ("int4", "int8"):
+            attributes["quantization"] = config.precision
+        kept = {k: v for k, v in model.attributes.items() if k in ("task", "architecture")}
+        return Model.from_dir("genai", context.output_dir, {**kept, **attributes})
+
+
+def _check_quantized(quantization: Any) -> None:
+    """Refuse quantized inputs that the builder reads wrongly or not at all."""
+    if not quantization:
+        return
+    data: Mapping[str, Any] = quantization if isinstance(quantization, Mapping) else {"quant_method": quantization}
+    method = str(data.get("quant_method", data.get("method", ""))).lower()
+    if method not in _READ_QUANTIZED:
+        raise ConfigError(
+            f"ModelBuilder reads models quantized by {', '.join(sorted(_READ_QUANTIZED))}; this one is {method}; "
+            "export it as auto_gptq or auto_awq, or give the float model"
+        )
+    if method == "gptq" and str(data.get("checkpoint_format", "gptq")) == "gptq_v2":
+        raise ConfigError(
+            "ModelBuilder takes a gptq_v2 checkpoint for gptq and builds garbage; save it in the format gptq (v1)"
+        )
+    if method == "gptq" and data.get("desc_act") and data.get("sym") is False:
+        raise ConfigError(
+            "ModelBuilder: GPTQ with desc_act and asymmetric zero points gives garbage on the CPU; quantize with "
+            "sym: true or desc_act: false"
+        )
+
+
+def _check_combination(config: ModelBuilderConfig) -> None:
+    """Refuse combinations that build a model which does not load (seen with onnxruntime-genai 0.18)."""
+    plain = config.algo_config in (None, "default")
+    if config.precision == "int8" and config.use_qdq:
+        raise ConfigError("ModelBuilder: int8 can't be built with use_qdq; leave it out, or use int4")
+    if config.use_qdq and config.shared_embeddings is not False and config.precision == "int4":
+        raise ConfigError("ModelBuilder: use_qdq needs shared_embeddings: false")
+    shares = config.shared_embeddings is not False
+    if shares and plain and (config.is_symmetric is False or config.matmul_mixed_precision):
+        raise ConfigError(
+            "ModelBuilder: with the default algorithm, is_symmetric: false or matmul_mixed_precision builds a model "
+            "that does not load where embedding and head are one table; set shared_embeddings: false, or algo_config "
+            "rtn or k_quant"
+        )
+    if config.precision not in ("int4", "int8"):
+        wrong = [
+            name
+            for name in ("block_size", "algo_config", "accuracy_level", "is_symmetric", "op_types_to_quantize")
+            if getattr(config, name) is not None
+        ]
+        if wrong:
+            raise ConfigError(
+                f"ModelBuilder: {', '.join(wrong)} has no effect at precision {config.precision}; "
+                "it is for int4 and int8"
+            )
+
+
+def _builder_options(config: ModelBuilderConfig) -> dict[str, Any]:
+    """Return the builder's KEY=VALUE options, with lists as it splits them."""
+    found: dict[str, Any] = {}
+    for name in sorted(_OWN & set(ModelBuilderConfig.model_fields)):
+        value = getattr(config, name)
+        if value is None or (name == "filename" and value == "model.onnx"):
+            continue
+        found[name] = _text(name, value)
+    if config.use_8bits_matmul:
+        found["algo_config"] = "k_quant_mixed"
+    if config.metadata_only:
+        found["config_only"] = "true"
+    found.update({name: _text(name, value) for name, value in config.extra_options.items()})
+    return found
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ("/" if name == "op_types_to_quantize" else ",").join(map(str, value))
+    return str(value)
+
+
+def _finish_config(folder: Path, config: ModelBuilderConfig) -> None:
+    path = folder / "genai_config.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if config.search:
+        unknown = set(config.search) - set(data["search"])
+        if unknown:
+            raise ConfigError(
+                f"ModelBuilder: search.{sorted(unknown)[0]} is no generation option of onnxruntime-genai; "
+                f"it has {', '.join(sorted(data['search']))}"
+            )
+        data["search"].update(config.search)
+    path.write_text(json.dumps(data, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_graph(path: Path, config: ModelBuilderConfig) -> dict[str, Any]:
+    """Read the built graph and raise PassError unless it is quantized as asked; return what was found."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    bits: dict[int, int] = {}
+    blocks: set[int] = set()
+    zero_points = 0
+    for node in graph.node:
+        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            width = int(attributes.get("bits", 4))
+            bits[width] = bits.get(width, 0) + 1
+            blocks.add(int(attributes.get("block_size", 32)))
+            zero_points += node.op_type == "MatMulNBits" and len(node.input) > 3 and bool(node.input[3])
+    found = {"nodes": len(graph.node), "quantized_nodes_by_bits": {str(k): v for k, v in sorted(bits.items())}}
+    if config.precision not in ("int4", "int8") or config.use_qdq:
+        return found
+    wanted = 4 if config.precision == "int4" else 8
+    if wanted not in bits:
+        raise PassError(f"ModelBuilder was asked for {config.precision} and the graph has no {wanted}-bit weights")
+    if config.block_size is not None and config.block_size not in blocks:
+        raise PassError(
+            f"ModelBuilder was asked for block_size {config.block_size} and the graph has blocks of {sorted(blocks)}"
+        )
+    if config.is_symmetric is True and zero_points:
+        raise PassError(f"ModelBuilder was asked for symmetric weights and {zero_points} nodes have zero points")
+    return {**found, "block_sizes": sorted(blocks)}
+
+
+@contextlib.contextmanager
+def _prints_to_log(context: PassContext) -> Iterator[None]:
+    """Send what the builder prints to the job's log."""
+
+    class Lines:
+        def write(self, text: str) -> int:
+            if text.strip():
+                context.log.info("%s", text.rstrip())
+            return len(text)
+
+        def flush(self) -> None:
+            """Lines are written as they come."""
+
+    with contextlib.redirect_stdout(Lines()):
+        yield

@@ -1,0 +1,165 @@
+"""The genai runtime: generation and scoring with onnxruntime-genai."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.errors import ConfigError, EvaluationError
+from drupe.core.model import Model
+from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
+from drupe.plugins.genai.providers import runtime_name
+
+__all__ = ["GenAIRuntime", "GenAISession"]
+
+_OPTIONS = ("threads",)
+
+
+class GenAIRuntime(Runtime):
+    """Opens folders that hold a genai_config.json."""
+
+    version = 1
+
+    def options(self, accelerator: Accelerator, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Take `threads`. Raises ConfigError for another option."""
+        for name in options:
+            if name not in _OPTIONS:
+                raise ConfigError(f"the runtime genai has no option {name!r}; it has {', '.join(_OPTIONS)}")
+        return dict(options)
+
+    def capabilities(self, model: Model) -> Sequence[str]:
+        """Generation; scoring too, unless the head was pruned to the last token."""
+        return ("generate", "score")
+
+    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
+        """Load the model. Raises EvaluationError with the library's reason."""
+        import onnxruntime_genai as og
+
+        provider = runtime_name(accelerator)
+        try:
+            config = og.Config(str(model.folder))
+            config.clear_providers()
+            if provider is not None:
+                config.append_provider(provider)
+                for key, value in accelerator.options.items():
+                    config.set_provider_option(provider, str(key), str(value))
+            threads = options.get("threads")
+            if threads:
+                session_options = {"intra_op_num_threads": int(threads)}
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": session_options}}}))
+            loaded = og.Model(config)
+        except Exception as error:
+            raise EvaluationError(f"onnxruntime-genai can't load the model: {error}") from error
+        return GenAISession(loaded, model.folder)
+
+
+class GenAISession(Session):
+    """A loaded GenAI model. One call at a time."""
+
+    def __init__(self, loaded: Any, folder: Path) -> None:
+        import onnxruntime_genai as og
+
+        self._og = og
+        self._model = loaded
+        self._tokenizer = og.Tokenizer(loaded)
+        self._encoder = _encoder(folder)
+        self._context = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
+
+    def generate(self, prompt: str | np.ndarray, options: GenerateOptions) -> Result:
+        """See Session.generate. Raises EvaluationError when the prompt leaves no room in the context."""
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else np.asarray(prompt, dtype=np.int64)
+        room = self._context - len(ids)
+        if len(ids) == 0 or room < 1:
+            raise EvaluationError(
+                f"a prompt of {len(ids)} tokens can't be answered in a context of {self._context} tokens"
+            )
+        started = time.perf_counter()
+        generator = self._generator(len(ids) + min(options.max_new_tokens, room), options)
+        generator.append_tokens(ids.astype(np.int32))
+        tokens: list[int] = []
+        seconds: list[float] = []
+        text = ""
+        while not generator.is_done() and len(tokens) < options.max_new_tokens:
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            seconds.append(time.perf_counter() - started)
+            tokens.append(token)
+            if options.stop:
+                text = self._decode(tokens)
+                if any(stop in text for stop in options.stop):
+                    break
+        text = self._decode(tokens)
+        for stop in options.stop:
+            text = text.split(stop, 1)[0]
+        return Result(
+            {
+                "text": text,
+                "token_ids": np.asarray(tokens, dtype=np.int64),
+                "token_seconds": np.asarray(seconds, dtype=np.float64),
+            }
+        )
+
+    def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
+        """See Session.score. The whole sequence is scored in one prefill."""
+        ids = np.asarray(input_ids, dtype=np.int32)
+        wanted = np.asarray(labels, dtype=np.int64)
+        generator = self._generator(len(ids) + 1, GenerateOptions())
+        generator.append_tokens(ids)
+        logits = np.asarray(generator.get_output("logits"))
+        if logits.shape[1] != len(ids):
+            raise EvaluationError(
+                "the model gives logits of the last token only (prune_lm_head), so sequences can't be scored"
+            )
+        result = np.full(len(ids), np.nan)
+        places = np.flatnonzero(wanted != -100)
+        places = places[places > 0]
+        rows = logits[0, places - 1].astype(np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        result[places] = rows[np.arange(len(places)), wanted[places]] - np.log(np.exp(rows).sum(axis=1))
+        return Result({"logprobs": result})
+
+    def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
+        """See Session.tokenize."""
+        if self._encoder is not None:
+            return np.asarray(self._encoder.encode(text, add_special_tokens=special_tokens).ids, dtype=np.int64)
+        return np.asarray(self._tokenizer.encode(text), dtype=np.int64)
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._tokenizer, self._model
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        if self._encoder is not None:
+            return str(self._encoder.decode(list(tokens), skip_special_tokens=True))
+        return str(self._tokenizer.decode(np.asarray(tokens, dtype=np.int32)))
+
+    def _generator(self, max_length: int, options: GenerateOptions) -> Any:
+        parameters = self._og.GeneratorParams(self._model)
+        settings: dict[str, Any] = {"max_length": max_length, "do_sample": options.temperature > 0}
+        if options.temperature > 0:
+            settings |= {
+                "temperature": options.temperature,
+                "top_p": options.top_p,
+                "random_seed": options.seed,
+            }
+        else:
+            # Greedy means greedy, whatever the folder's own search settings say.
+            settings |= {"top_k": 1, "num_beams": 1, "repetition_penalty": 1.0}
+        parameters.set_search_options(**settings)
+        return self._og.Generator(self._model, parameters)
+
+
+def _encoder(folder: Path) -> Any:
+    """Return the folder's own fast tokenizer, which the training used as well; None where there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
