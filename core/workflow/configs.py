@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from drupe.core.config import Range, search_range
-from drupe.core.workflow.findings import Findings, join, nearest, shown
+from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
 from drupe.core.workflow.markers import DEFAULT, candidates, find_markers, normalised, replaced
 
 __all__ = ["CheckedConfig", "check_config", "declared_range", "searchable_fields"]
@@ -231,7 +231,7 @@ def _words(config: type[BaseModel], error: Any, plain: Any) -> tuple[str, str, s
     if kind == "extra_forbidden":
         owner = _owner(config, tuple(part for part in where[:-1] if not part.isdigit()))
         names = list(owner.model_fields) if owner else []
-        return f"unknown key {where[-1]!r}", f"one of: {', '.join(names)}" if names else "", nearest(where[-1], names)
+        return f"unknown key {where[-1]!r}", listed(names), nearest(where[-1], names)
     if kind == "missing":
         owner = _owner(config, where[:-1])
         info = owner.model_fields.get(where[-1]) if owner else None

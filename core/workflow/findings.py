@@ -10,7 +10,7 @@ from typing import Any
 from drupe.core.errors import Fault
 from drupe.core.workflow.model import Notice
 
-__all__ = ["Findings", "join", "nearest", "shown"]
+__all__ = ["Findings", "join", "listed", "nearest", "shown"]
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Findings:
     def unknown_key(self, path: str, key: str, valid: Iterable[str]) -> None:
         """Record a key that nothing knows, with the nearest valid one."""
         names = list(valid)
-        self.fault(join(path, key), f"unknown key {key!r}", f"one of: {', '.join(names)}", nearest(key, names))
+        self.fault(join(path, key), f"unknown key {key!r}", listed(names), nearest(key, names))
 
     def mapping(self, value: Any, path: str, what: str = "a mapping") -> dict[str, Any] | None:
         """Return value when it is a mapping; None becomes an empty one. Otherwise record the fault and return None."""
@@ -56,6 +56,13 @@ class Findings:
 def join(path: str, key: str | int) -> str:
     """Return the path of a key below a path."""
     return f"{path}.{key}" if path else str(key)
+
+
+def listed(names: Iterable[str], most: int = 14) -> str:
+    """Return "one of: …" for valid names, cut where they are many; "" where there are none."""
+    names = list(names)
+    rest = f", … ({len(names)} in all)" if len(names) > most else ""
+    return f"one of: {', '.join(names[:most])}{rest}" if names else ""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from drupe.core.registry import Registry
 from drupe.core.study import StudySettings
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.document import read_document
-from drupe.core.workflow.findings import Findings, join, nearest, shown
+from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
 from drupe.core.workflow.model import Notice, PassEntry, Workflow
 from drupe.core.workflow.read_data import read_data
 from drupe.core.workflow.read_evaluators import read_evaluators
@@ -169,7 +169,7 @@ def _check_top_level(document: Mapping[str, Any], findings: Findings) -> None:
             findings.fault(
                 key,
                 f"unknown key {key!r}",
-                f"one of: {', '.join(TOP_LEVEL[:-1])}",
+                listed(TOP_LEVEL[:-1], most=len(TOP_LEVEL)),
                 nearest(key, (*TOP_LEVEL, "engine")),
             )
     for key in ("input_model", "passes"):
@@ -242,7 +242,7 @@ def _evaluator(
         # The evaluator of the last pass is the one that judges what comes out.
         return next((entry.evaluator for entry in reversed(list(passes.values())) if entry.evaluator), None)
     if not isinstance(name, str) or name not in evaluators:
-        expected = f"one of: {', '.join(evaluators)}" if evaluators else "an entry of evaluators"
+        expected = listed(evaluators) or "an entry of evaluators"
         findings.fault("evaluator", f"no evaluator is named {name!r}", expected, nearest(str(name), evaluators))
         return None
     return name
@@ -266,7 +266,7 @@ def _baseline(document: Mapping[str, Any], passes: Mapping[str, Any], findings: 
     names = list(document.get("passes") or {})
     if not isinstance(name, str) or name not in names:
         hint = nearest(str(name), names)
-        findings.fault("baseline", f"no pass is named {name!r}", f"one of: {', '.join(names)}", hint)
+        findings.fault("baseline", f"no pass is named {name!r}", listed(names), hint)
         return None
     return name
 

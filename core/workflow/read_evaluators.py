@@ -8,7 +8,7 @@ from typing import Any, cast
 from drupe.core.metrics import Direction, SubType
 from drupe.core.study import Goal, Objective
 from drupe.core.workflow.configs import check_config
-from drupe.core.workflow.findings import join, nearest, shown
+from drupe.core.workflow.findings import join, listed, nearest, shown
 from drupe.core.workflow.model import Evaluator, MetricEntry
 from drupe.core.workflow.reading import Reading
 
@@ -145,7 +145,7 @@ def _value(metric: Any, name: str, config: Any, path: str, reading: Reading) -> 
     except KeyError:
         names = list(metric.sub_types)
         what = f"{metric.spec.name} has no sub-type {name!r}"
-        reading.findings.fault(join(path, "name"), what, f"one of: {', '.join(names)}", nearest(name, names))
+        reading.findings.fault(join(path, "name"), what, listed(names), nearest(name, names))
         return None
 
 
@@ -179,9 +179,7 @@ def _goal(value: Any, metric: str, direction: Direction, path: str, reading: Rea
     kind, limit, confidence = value.get("type"), value.get("value"), value.get("confidence")
     good = True
     if kind not in GOAL_KINDS:
-        findings.fault(
-            join(path, "type"), shown(kind), f"one of: {', '.join(GOAL_KINDS)}", nearest(str(kind), GOAL_KINDS)
-        )
+        findings.fault(join(path, "type"), shown(kind), listed(GOAL_KINDS), nearest(str(kind), GOAL_KINDS))
         good = False
     if isinstance(limit, bool) or not isinstance(limit, (int, float)):
         findings.fault(join(path, "value"), "not given" if limit is None else shown(limit), "a number")

@@ -8,7 +8,7 @@ from typing import Any
 
 from drupe.core.config import references
 from drupe.core.workflow.configs import CheckedConfig, check_config, searchable_fields
-from drupe.core.workflow.findings import join, nearest, shown
+from drupe.core.workflow.findings import join, listed, nearest, shown
 from drupe.core.workflow.markers import candidates, find_markers
 from drupe.core.workflow.model import DataEntry, PassAlternative, PassEntry
 from drupe.core.workflow.read_data import read_data_entry
@@ -63,7 +63,7 @@ def _evaluator(item: Mapping[str, Any], evaluators: Mapping[str, Any], path: str
     if name is None:
         return None
     if not isinstance(name, str) or name not in evaluators:
-        expected = f"one of: {', '.join(evaluators)}" if evaluators else "an entry of evaluators"
+        expected = listed(evaluators) or "an entry of evaluators"
         where = join(path, "evaluator")
         reading.findings.fault(where, f"no evaluator is named {name!r}", expected, nearest(str(name), evaluators))
         return None
@@ -75,7 +75,7 @@ def _alternative(name: str, item: dict[str, Any], path: str, reading: Reading, r
     host = item.get("host")
     if host is not None and (not isinstance(host, str) or host not in reading.system_names):
         names = reading.system_names
-        expected = f"one of: {', '.join(names)}" if names else "an entry of systems"
+        expected = listed(names) or "an entry of systems"
         where = join(path, "host")
         reading.findings.fault(where, f"no system is named {host!r}", expected, nearest(str(host), names))
         host = None
@@ -157,7 +157,7 @@ def read_flows(
         for position, name in enumerate(flow):
             where = join(path, position)
             if not isinstance(name, str) or name not in names:
-                expected = f"one of: {', '.join(names)}"
+                expected = listed(names)
                 reading.findings.fault(where, f"no pass is named {name!r}", expected, nearest(str(name), names))
             elif name in flow[:position]:
                 reading.findings.fault(where, f"{name!r} is in this flow twice", "each pass once")

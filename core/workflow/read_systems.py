@@ -9,7 +9,7 @@ from typing import Any, cast
 from drupe.core.accelerators import Accelerator
 from drupe.core.specs import AcceleratorSpec
 from drupe.core.workflow.configs import check_config
-from drupe.core.workflow.findings import join, nearest, shown
+from drupe.core.workflow.findings import join, listed, nearest, shown
 from drupe.core.workflow.model import System
 from drupe.core.workflow.reading import Reading
 
@@ -56,9 +56,7 @@ def _system(name: str, entry: dict[str, Any], path: str, client: Any, reading: R
 def _check_runtime(name: Any, path: str, reading: Reading) -> None:
     names = [entry.spec.name for entry in reading.registry.of("drupe_runtimes")]
     if not isinstance(name, str) or reading.registry.find("drupe_runtimes", name) is None:
-        reading.findings.fault(
-            path, f"no runtime is named {name!r}", f"one of: {', '.join(names)}", nearest(name, names)
-        )
+        reading.findings.fault(path, f"no runtime is named {name!r}", listed(names), nearest(name, names))
 
 
 def _accelerators(value: Any, path: str, reading: Reading) -> tuple[Accelerator, ...]:
@@ -161,7 +159,7 @@ def _known(name: Any, path: str, reading: Reading) -> bool:
     if isinstance(name, str) and name in reading.system_names:
         return True
     names = reading.system_names
-    expected = f"one of: {', '.join(names)}" if names else "an entry of systems"
+    expected = listed(names) or "an entry of systems"
     if isinstance(name, str):
         reading.findings.fault(path, f"no system is named {name!r}", expected, nearest(name, names))
     else:

@@ -12,7 +12,7 @@ from drupe.core.catalogue import SECTIONS, Catalogue
 from drupe.core.config import references
 from drupe.core.errors import PluginError
 from drupe.core.registry import Registered, Registry
-from drupe.core.workflow.findings import Findings, join, nearest, shown
+from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
 
 __all__ = ["WHAT", "Reading", "take_placeholders", "walk"]
 
@@ -99,7 +99,7 @@ class Reading:
     def check_reference(self, what: str, item: str, path: str) -> None:
         """Record a reference of one kind that leads nowhere."""
         if what == "data" and item not in self.data_names:
-            expected = f"one of: {', '.join(self.data_names)}" if self.data_names else "an entry of data_configs"
+            expected = listed(self.data_names) or "an entry of data_configs"
             self.findings.fault(path, f"no data config is named {item!r}", expected, nearest(item, self.data_names))
         elif what == "file":
             self.need_file(item, path)
