@@ -65,6 +65,10 @@ class PluginLoader:
                 namespace = type("opened", (), {name: staticmethod(hookspecs.hookspec(_contributing_hook(name)))})
                 self.manager.add_hookspecs(namespace)
 
+    def take(self, module: ModuleType) -> None:
+        """Use a module that is there already under its name, instead of importing it."""
+        self._modules[module.__name__] = module
+
     def opened_by(self, point: EntryPoint) -> Mapping[str, type[Spec]]:
         """Return the hooks that a plugin opens, {} where it opens none or can't be asked; `record` tells why."""
         try:

@@ -1,0 +1,165 @@
+"""What every pass must do, as a class of tests that an author subclasses."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.context import JobContext
+from drupe.core.digests import canonical_json
+from drupe.core.errors import ConfigError, Interrupted
+from drupe.core.model import Model, ModelInfo
+from drupe.core.passes import Pass
+from drupe.core.specs import PassSpec
+from drupe.core.testing.base import ConfigContract
+from drupe.core.testing.contexts import make_context
+
+__all__ = ["PassContract"]
+
+
+class PassContract(ConfigContract):
+    """Subclass it as `TestMyPass(PassContract)`, set `name`, and override the fixture `model`.
+
+    deterministic: equal work gives equal files. Set it to False only where the tool behind the pass can't do that, and
+    say why beside it: without it, nothing after the pass is found in the store.
+    """
+
+    hook: ClassVar[str] = "drupe_passes"
+    deterministic: ClassVar[bool] = True
+
+    # Fixtures to override
+
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Model:
+        """A small input model, staged in a folder. To be overridden; `drupe.testing` makes some on the spot."""
+        pytest.fail(f"override the fixture `model` of {type(self).__name__}; drupe.testing has tiny models")
+
+    @pytest.fixture
+    def accelerator(self) -> Accelerator:
+        """What the result is for."""
+        return Accelerator()
+
+    @pytest.fixture
+    def data(self) -> dict[str, Any]:
+        """Samples (or a function from the model to samples) by the data config that `config_values` names."""
+        return {}
+
+    def context(self, folder: Path, accelerator: Accelerator, data: dict[str, Any], **fields: Any) -> JobContext:
+        """A fresh context below `folder`."""
+        return make_context(folder, accelerator=accelerator, data=data, **fields)
+
+    # Cases: before it runs
+
+    def test_it_is_a_pass(self, subject: Any) -> None:
+        """It derives from Pass, and its version is a number that its author raises."""
+        assert isinstance(subject, Pass)
+        assert isinstance(subject.version, int)
+        assert type(subject).__doc__, f"{type(subject).__name__} has no docstring; `drupe passes NAME` shows it"
+
+    def test_plan_is_pure(self, subject: Pass, model: Model, config: Any, accelerator: Accelerator) -> None:
+        """Asked twice it says the same, and what it was given is unchanged."""
+        info = model.info
+        before = canonical_json(dict(info.attributes))
+        first, second = (subject.plan(info, config, accelerator) for _ in range(2))
+        assert isinstance(first, ModelInfo)
+        assert first == second
+        assert canonical_json(dict(info.attributes)) == before
+
+    def test_plan_refuses_other_kinds(self, subject: Pass, config: Any, accelerator: Accelerator) -> None:
+        """A model of a kind that it doesn't accept is a ConfigError that names the pass, before work starts."""
+        assert isinstance(subject.spec, PassSpec)
+        if not subject.spec.accepts:
+            pytest.skip("it accepts every kind")
+        with pytest.raises(ConfigError, match=subject.spec.name):
+            subject.plan(ModelInfo("no-such-kind"), config, accelerator)
+
+    def test_the_rehearsal_config_is_valid(self, subject: Pass, config: Any) -> None:
+        """`rehearsal` gives a config of the same type."""
+        less = subject.rehearsal(config)
+        assert type(less) is type(config)
+        assert type(config).model_validate_json(less.model_dump_json()) == less
+
+    # Cases: what it does
+
+    def test_it_keeps_its_promise(
+        self, subject: Pass, model: Model, config: Any, accelerator: Accelerator, data: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """The result has the kind and the attributes that `plan` announced, and files that are there."""
+        promised = subject.plan(model.info, config, accelerator)
+        context = self.context(tmp_path / "run", accelerator, data)
+        result = subject(model, config, context)
+        assert result.kind == promised.kind
+        given = dict(result.attributes)
+        broken = {key: value for key, value in promised.attributes.items() if given.get(key) != value}
+        assert not broken, f"plan announced {broken}, the result has { ({key: given.get(key) for key in broken}) }"
+        for name in result.files:
+            assert ".." not in Path(name).parts and not Path(name).is_absolute()
+        for path in context.output_dir.rglob("*"):
+            name = path.relative_to(context.output_dir).as_posix()
+            assert path.is_dir() or name in result.files, f"{name} was written and is no file of the result"
+
+    def test_its_input_stays_as_it_was(
+        self, subject: Pass, model: Model, config: Any, accelerator: Accelerator, data: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """A pass that needs to change its input copies it first: other steps share the files."""
+        subject(model, config, self.context(tmp_path / "run", accelerator, data))
+        assert dict(Model.from_dir(model.kind, model.folder).files) == dict(model.files)
+
+    def test_equal_work_gives_equal_models(
+        self, subject: Pass, model: Model, config: Any, accelerator: Accelerator, data: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Run twice, in other folders, the digests are the same."""
+        if not self.deterministic:
+            pytest.skip("not deterministic, as its author says")
+        results = [
+            subject(model, config, self.context(tmp_path / place, accelerator, data)) for place in ("a", "b/deeper")
+        ]
+        different = [name for name in results[0].files if results[0].files[name] != results[1].files.get(name)]
+        assert not different, f"these files differ between two equal runs: {', '.join(different)}"
+        assert results[0].digest == results[1].digest
+
+    def test_the_result_knows_nothing_of_its_place(
+        self, subject: Pass, model: Model, config: Any, accelerator: Accelerator, data: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """No folder of this machine and no host name in attributes or files: equal work must give equal digests."""
+        context = self.context(tmp_path / "run", accelerator, data)
+        result = subject(model, config, context)
+        places = [str(tmp_path), str(model.folder), *([socket.gethostname()] if len(socket.gethostname()) > 8 else [])]
+        texts = {"its attributes": canonical_json(dict(result.attributes)).encode()}
+        texts |= {p.name: p.read_bytes() for p in context.output_dir.rglob("*") if p.is_file()}
+        for where, content in texts.items():
+            for place in places:
+                assert place.encode() not in content, f"{where} holds {place!r}"
+
+    def test_it_writes_nowhere_else(
+        self,
+        subject: Pass,
+        model: Model,
+        config: Any,
+        accelerator: Accelerator,
+        data: dict[str, Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Below its output and checkpoint folders only; the working directory stays empty."""
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        monkeypatch.chdir(empty)
+        subject(model, config, self.context(tmp_path / "run", accelerator, data))
+        assert os.listdir(empty) == []  # noqa: PTH208
+
+    def test_it_can_be_cancelled(
+        self, subject: Pass, model: Model, config: Any, accelerator: Accelerator, data: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Asked to stop it raises Interrupted, or is quick enough to end with its result."""
+        context = self.context(tmp_path / "run", accelerator, data, is_cancelled=lambda: True)
+        try:
+            result = subject(model, config, context)
+        except Interrupted:
+            return
+        assert isinstance(result, Model)
