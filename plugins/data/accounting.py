@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    pass
+
 
 __all__ = ["Accounting"]
 
@@ -37,6 +39,8 @@ class Accounting:
 
     def report(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return the account: rows → tokens → blocks → dropped."""
+        import numpy as np
+
         lengths = [len(ids) for s in samples if isinstance(ids := s.inputs.get("input_ids"), np.ndarray) and ids.ndim]
         labels = [ids for s in samples if isinstance(ids := s.inputs.get("labels"), np.ndarray)]
         found: dict[str, Any] = {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
@@ -13,6 +11,10 @@ from drupe.plugins.data.accounting import Accounting
 from drupe.plugins.data.options import PreProcess
 from drupe.plugins.data.rows import Row, columns_of
 from drupe.plugins.data.templates import content_key
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Classification"]
 
@@ -100,6 +102,8 @@ class Classification:
     def _sample(
         self, key: str, values: Sequence[Any], target: Any, mapping: Mapping[Any, Any], account: Accounting
     ) -> Sample:
+        import numpy as np
+
         words = " ".join(" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
         inputs: dict[str, np.ndarray | str] = {"text": words}
         if self._tokenizer is None:
@@ -141,6 +145,8 @@ def _longest(tokenizer: Tokenizer) -> int | None:
 
 def _word_labels(labels: Sequence[Any], words: Sequence[int | None]) -> np.ndarray:
     """Give each word's label to its first token; the others, and special tokens, get -100."""
+    import numpy as np
+
     found = []
     before: int | None = None
     for word in words:

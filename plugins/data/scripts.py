@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
@@ -17,6 +15,10 @@ from drupe.plugins.data.accounting import Accounting
 from drupe.plugins.data.dataset import load_table
 from drupe.plugins.data.options import GroupedConfig
 from drupe.plugins.data.templates import content_key
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["scripted_samples"]
 
@@ -112,10 +114,14 @@ def _samples(items: Any, *, batched: bool, limit: int | None) -> Iterator[Sample
 
 
 def _size(arrays: Mapping[str, np.ndarray | str]) -> int:
+    import numpy as np
+
     return next((len(a) for a in arrays.values() if isinstance(a, np.ndarray) and a.ndim), 1)
 
 
 def _array(value: Any) -> np.ndarray:
+    import numpy as np
+
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return np.asarray(value)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from drupe.core.context import JobContext
@@ -19,6 +18,10 @@ from drupe.plugins.metrics import answers, classification
 from drupe.plugins.metrics.batches import array, batches
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
 from drupe.plugins.metrics.outputs import post_processed
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Accuracy", "AccuracyConfig"]
 
@@ -136,6 +139,8 @@ class Accuracy(Metric):
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: AccuracyConfig) -> float:
         """See Metric.aggregate."""
+        import numpy as np
+
         table = np.asarray(rows, dtype=float)
         average = config.average(sub_type, int(table[:, 3].max()))
         match sub_type:
@@ -212,6 +217,8 @@ class Accuracy(Metric):
         config: AccuracyConfig,
         context: JobContext,
     ) -> Rows:
+        import numpy as np
+
         options = config.options_of(self.default_sub_type)
         names = config.labels or _model_labels(model)
         rows: dict[str, tuple[float, ...]] = {}
@@ -230,6 +237,8 @@ def _add_rows(
     rows: dict[str, tuple[float, ...]], key: str, output: np.ndarray, target: np.ndarray, options: Mapping[str, Any]
 ) -> None:
     """Add a sample's row, or one for each of its positions (tokens, pixels)."""
+    import numpy as np
+
     target = np.squeeze(target)
     if target.ndim == 0:
         if int(target) != options.get("ignore_index"):
@@ -243,6 +252,8 @@ def _add_rows(
 
 
 def _classified_row(output: np.ndarray, target: int, options: Mapping[str, Any]) -> tuple[float, ...]:
+    import numpy as np
+
     output = np.squeeze(output)
     classes = options.get("num_classes")
     if output.ndim == 0 and np.issubdtype(output.dtype, np.floating) and (classes in (None, 1, 2)):
@@ -258,6 +269,8 @@ def _classified_row(output: np.ndarray, target: int, options: Mapping[str, Any])
 
 
 def _row(target: int, scores: np.ndarray, top_k: int) -> tuple[float, ...]:
+    import numpy as np
+
     if not 0 <= target < len(scores):
         raise EvaluationError(f"a target is class {target}, but the model gives scores for {len(scores)} classes")
     best = np.argsort(-scores, kind="stable")[:top_k]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import GenerateOptions, Session
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["choice_scores", "generated_answers", "labels_of", "normalised", "prompt_of", "stops_of"]
 
@@ -66,6 +69,8 @@ def choice_scores(session: Session, sample: Sample, labels: Sequence[str], *, le
     All labels are scored from the same position: the first at which their tokens may differ from the prompt's. That
     matters where a label's first letters merge with the prompt's end into one token.
     """
+    import numpy as np
+
     prompt = prompt_of(sample)
     gap = _gap(sample, prompt)
     start = session.tokenize(prompt)
@@ -94,6 +99,8 @@ def _gap(sample: Sample, prompt: str) -> str:
 
 
 def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
+    import numpy as np
+
     size = min(len(a), len(b))
     differs = np.nonzero(np.asarray(a[:size]) != np.asarray(b[:size]))[0]
     return int(differs[0]) if len(differs) else size

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
@@ -14,6 +12,10 @@ from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.scripts import call_with_known, script_function
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Batch", "array", "batches", "call_arguments", "made_up_batch"]
 
@@ -56,6 +58,8 @@ def made_up_batch(session: Session, config: DataMetricConfig, seed: int) -> Batc
 
     An axis that shape_kwargs does not name is the batch where it comes first, else a sequence of 32.
     """
+    import numpy as np
+
     shapes = _shapes(session)
     if not shapes:
         raise EvaluationError("the metric has no data and the model tells no input shapes; name a data_config")
@@ -83,12 +87,16 @@ def call_arguments(config: DataMetricConfig, context: JobContext) -> dict[str, A
 
 def array(value: Any) -> np.ndarray:
     """Return a tensor of any framework, or numbers, as a numpy array."""
+    import numpy as np
+
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return np.asarray(value)
 
 
 def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
+    import numpy as np
+
     function = script_function(config, "dataloader_func", context)
     assert function is not None
     loader: Iterable[Any] = call_with_known(
@@ -128,6 +136,8 @@ def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
 
 
 def _input(sample: Sample, name: str, length: int) -> np.ndarray:
+    import numpy as np
+
     value = sample.inputs.get(name)
     if value is not None and not isinstance(value, str):
         return np.asarray(value)
@@ -147,6 +157,8 @@ def _input(sample: Sample, name: str, length: int) -> np.ndarray:
 
 def _stack(parts: Sequence[np.ndarray], shape: tuple[int | str, ...], name: str, dtype: str) -> np.ndarray:
     """Stack along a new first axis, padding with zeros to the longest or to the model's fixed sizes."""
+    import numpy as np
+
     sizes = [max(part.shape[axis] for part in parts) for axis in range(parts[0].ndim)]
     for axis, size in enumerate(shape[1:]):
         if isinstance(size, int) and size > 0 and axis < len(sizes):

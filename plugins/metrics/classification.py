@@ -6,9 +6,11 @@ A row is (correct, target, predicted, number of classes) and, where there are sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Average", "auroc", "f1", "precision", "recall"]
 
@@ -41,6 +43,8 @@ def auroc(rows: np.ndarray, average: Average) -> float:
     Binary: by the score of class 1. Otherwise one class against the rest, macro or weighted over the classes that are
     the target of some but not all rows. NaN where no class is.
     """
+    import numpy as np
+
     targets, scores = rows[:, 1].astype(int), rows[:, 4:]
     classes: Sequence[int] = [1] if scores.shape[1] == 2 else range(scores.shape[1])
     areas, weights = [], []
@@ -56,6 +60,8 @@ def auroc(rows: np.ndarray, average: Average) -> float:
 
 def _counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return per class: hits, predictions, targets, targets again as weights. An answer that is no class is -1."""
+    import numpy as np
+
     targets, predictions = rows[:, 1].astype(int), rows[:, 2].astype(int)
     size = int(rows[:, 3].max())
     hits = np.bincount(targets[targets == predictions], minlength=size).astype(float)
@@ -65,6 +71,8 @@ def _counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 
 def _averaged(numerator: np.ndarray, denominator: np.ndarray, support: np.ndarray, average: Average) -> float:
+    import numpy as np
+
     if average == "micro":
         total = denominator.sum()
         return float(numerator.sum() / total) if total else 0.0

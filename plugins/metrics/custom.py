@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from drupe.core.context import JobContext
@@ -20,6 +19,10 @@ from drupe.plugins.metrics.batches import array, batches, call_arguments
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
 from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
 from drupe.plugins.metrics.scripts import call_with_known, script_function
+
+if TYPE_CHECKING:
+    pass
+
 
 __all__ = ["Custom", "CustomConfig", "ScriptModel"]
 
@@ -91,6 +94,8 @@ class Custom(Metric):
         context: JobContext,
     ) -> Rows:
         """See Metric.measure."""
+        import numpy as np
+
         assert session is not None
         note_settings(config, context)
         evaluate = script_function(config, "evaluate_func", context)
@@ -110,6 +115,8 @@ class Custom(Metric):
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: CustomConfig) -> float:
         """See Metric.aggregate. Raises EvaluationError for a sub-type that the function did not give."""
+        import numpy as np
+
         table = np.asarray(rows, dtype=float)
         codes = table[0, 0::2]
         for column, code in enumerate(codes):
@@ -163,6 +170,8 @@ class ScriptModel:
 
 
 def _rows(value: Any, function: str, ids: Sequence[str] = ()) -> Rows:
+    import numpy as np
+
     by_name = value if isinstance(value, Mapping) else {"": value}
     columns = {str(name): np.asarray(array(v), dtype=float) for name, v in by_name.items()}
     sizes = {column.shape for column in columns.values()}

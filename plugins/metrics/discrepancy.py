@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from drupe.core.context import JobContext
@@ -17,6 +16,10 @@ from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.batches import Batch, array, batches, made_up_batch
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Discrepancy"]
 
@@ -56,6 +59,8 @@ class Discrepancy(Metric):
         context: JobContext,
     ) -> Rows:
         """See Metric.measure. The reference is a sample's extras["reference"], else what the source model gives."""
+        import numpy as np
+
         assert session is not None
         note_settings(config, context)
         rows = {}
@@ -88,6 +93,8 @@ class Discrepancy(Metric):
             yield replace(batch, ids=tuple(f"{key}-{number}" for key in batch.ids))
 
     def _reference(self, batch: Batch, context: JobContext) -> Mapping[str, Any]:
+        import numpy as np
+
         given = [r for r in batch.references if r is not None]
         if given and len(given) == len(batch.references):
             return {name: np.stack([array(r[name]) for r in given]) for name in given[0]}
@@ -97,6 +104,8 @@ class Discrepancy(Metric):
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: DiscrepancyConfig) -> float:
         """See Metric.aggregate."""
+        import numpy as np
+
         table = np.asarray(rows, dtype=float)
         match sub_type:
             case "max_error":
@@ -123,6 +132,8 @@ def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: Discre
 
 
 def _unpadded(output: np.ndarray, position: int, mask: np.ndarray | None) -> np.ndarray:
+    import numpy as np
+
     one = np.atleast_1d(np.asarray(output[position], dtype=np.float64))
     if mask is not None and one.ndim >= 2 and one.shape[0] == mask.shape[1]:
         kept: np.ndarray = one[mask[position].astype(bool)]
@@ -131,6 +142,8 @@ def _unpadded(output: np.ndarray, position: int, mask: np.ndarray | None) -> np.
 
 
 def _compare(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    import numpy as np
+
     error = np.abs(ours - theirs)
     flips = ours.argmax(-1) != theirs.argmax(-1)
     return np.array(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import EvaluationError
 from drupe.plugins.metrics.batches import array
 from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.scripts import script_function
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Outputs", "main_output", "post_processed", "tensors"]
 
@@ -51,6 +53,8 @@ def post_processed(
 
 def tensors(outputs: Mapping[str, Any]) -> Outputs:
     """Return outputs as torch tensors where torch is installed, else as arrays: user scripts are written for torch."""
+    import numpy as np
+
     if importlib.util.find_spec("torch") is None:
         return Outputs(outputs)
     import torch

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from drupe.core.context import JobContext
@@ -17,6 +16,10 @@ from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Perplexity", "PerplexityConfig"]
 
@@ -52,6 +55,8 @@ class Perplexity(Metric):
         context: JobContext,
     ) -> Rows:
         """See Metric.measure. Samples without a token to score are left out; if none has one, that is an error."""
+        import numpy as np
+
         assert session is not None
         note_settings(config, context)
         rows = {}
@@ -81,6 +86,8 @@ class Perplexity(Metric):
 
 
 def _windows(session: Session, sample: Sample, config: PerplexityConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    import numpy as np
+
     ids = sample.inputs.get("input_ids")
     labels = sample.inputs.get("labels")
     if not isinstance(ids, np.ndarray):

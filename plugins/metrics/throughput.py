@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
@@ -15,6 +13,10 @@ from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.config import note_settings
 from drupe.plugins.metrics.timing import TimedMetricConfig, repeated
+
+if TYPE_CHECKING:
+    pass
+
 
 __all__ = ["Throughput"]
 
@@ -66,6 +68,8 @@ class Throughput(Metric):
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: TimedMetricConfig) -> float:
         """See Metric.aggregate."""
+        import numpy as np
+
         table = np.asarray(rows, dtype=float)
         rate = float(table[:, 0].sum() / table[:, 1].sum())
         if sub_type == "avg":

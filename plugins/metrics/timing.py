@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import Field
 
 from drupe.core.context import JobContext
@@ -15,6 +15,10 @@ from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics.batches import Batch, batches, made_up_batch
 from drupe.plugins.metrics.config import DataMetricConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Call", "TimedMetricConfig", "repeated"]
 
@@ -115,6 +119,8 @@ def _prompt(sample: Sample) -> str | np.ndarray:
 
 
 def _generation(session: Session, prompt: str | np.ndarray, options: GenerateOptions) -> Call:
+    import numpy as np
+
     started = time.perf_counter()
     result = session.generate(prompt, options)
     elapsed = time.perf_counter() - started
