@@ -29,7 +29,9 @@ _WORKER_FAILED = 70
 class BoardConfig(HostConfig):
     """Which board, and how it is reached."""
 
-    board: str = Field(description="The board's address, as the command takes it (here: a folder).")
+    board: str | None = Field(
+        None, description="The board's address, as the command takes it (here: a folder); default: a simulated board."
+    )
     command: list[str] = Field(["acme-board"], min_length=1, description="The command that reaches boards.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which a job is ended.")
 
@@ -41,6 +43,9 @@ class AcmeBoard(Host):
 
     def __init__(self, spec: HostSpec, config: BoardConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)
+        if config.board is None:
+            (state_dir / "board").mkdir(parents=True, exist_ok=True)
+        self._reach = [*config.command, "--board", config.board or str(state_dir / "board")]
         self._described: HostDescription | None = None
         self._one_job = threading.Lock()
 
@@ -108,7 +113,7 @@ class AcmeBoard(Host):
     @contextlib.contextmanager
     def _started(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
-            [*self.config.command, "--board", self.config.board, *arguments],
+            [*self._reach, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -125,7 +130,7 @@ class AcmeBoard(Host):
             process.wait()
 
     def _do(self, *arguments: str) -> str:
-        command = [*self.config.command, "--board", self.config.board, *arguments]
+        command = [*self._reach, *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         except OSError as error:
