@@ -9,6 +9,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from drupe.core.hosts import Events, Host, HostConfig, HostDescription, JobOptio
 from drupe.core.machine import devices, fingerprint
 from drupe.hosts.warm import WarmWorker
 
-__all__ = ["LocalConfig", "LocalSystem", "WorkerPool"]
+__all__ = ["LocalConfig", "LocalSystem", "WorkerConfig", "WorkerPool", "with_timeout"]
 
 
 class WorkerConfig(HostConfig):
@@ -92,8 +93,7 @@ class LocalSystem(Host):
     def run(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
         """Run a job; see Host.run."""
         if not self.config.in_process:
-            timeout = options.timeout or self.config.timeout
-            return self._pool.run(job, _with(options, timeout), events, cancelled)
+            return self._pool.run(job, with_timeout(options, self.config.timeout), events, cancelled)
         from drupe.core.worker import run_job
 
         # One at a time: thread counts and the log belong to the process.
@@ -111,8 +111,9 @@ class LocalSystem(Host):
         self._pool.close()
 
 
-def _with(options: JobOptions, timeout: float | None) -> JobOptions:
-    return JobOptions(options.resources, options.env, timeout, options.exclusive, options.launcher)
+def with_timeout(options: JobOptions, timeout: float | None) -> JobOptions:
+    """Return options whose time-out is the host's where the job names none."""
+    return replace(options, timeout=options.timeout or timeout)
 
 
 class _Versions(Mapping[str, str]):

@@ -16,4 +16,9 @@ def drupe_hosts() -> list[HostSpec]:
             summary="This machine, in warm worker processes.",
             aliases=("local", "local_system"),
         ),
+        HostSpec(
+            name="PythonEnvironment",
+            target="drupe.hosts.environment:PythonEnvironment",
+            summary="Another Python environment of this machine, existing or made from requirements.",
+        ),
     ]

@@ -1,0 +1,209 @@
+"""PythonEnvironment: jobs in another Python environment of this machine, an existing one or one made from requirements.
+
+It exists because some libraries can't share an environment (onnxruntime and onnxruntime-gpu, say). An environment that
+is made from requirements is kept by their digest and used again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from drupe.core.digests import digest_of
+from drupe.core.errors import Fault, HostError
+from drupe.core.hosts import Events, Host, HostDescription, JobOptions
+from drupe.core.machine import devices, fingerprint, machine_lock
+from drupe.hosts.local import WorkerConfig, WorkerPool, with_timeout
+
+__all__ = ["EnvironmentConfig", "PythonEnvironment"]
+
+_ASK_SECONDS = 60
+_DESCRIBE = """
+import importlib.metadata as m, json, platform
+print(json.dumps({"python": platform.python_version(),
+                  "versions": {d.name.lower().replace("_", "-"): d.version for d in m.distributions() if d.name}}))
+"""
+
+
+class EnvironmentConfig(WorkerConfig):
+    """Config of PythonEnvironment."""
+
+    python_environment_path: str | None = Field(
+        None, description="An existing environment: its folder, its bin folder, or its interpreter."
+    )
+    requirements: list[str] | str | None = Field(
+        None, description="Make an environment of these: requirement strings, or the path of a requirements file."
+    )
+    environment_variables: Mapping[str, str] = Field(
+        default_factory=dict, description="Environment variables of the jobs (Olive's spelling of `environment`)."
+    )
+    prepend_to_path: list[str] = Field(default_factory=list, description="Folders put before PATH.")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> EnvironmentConfig:
+        if (self.python_environment_path is None) == (self.requirements is None):
+            raise ValueError("give either python_environment_path or requirements")
+        return self
+
+
+class PythonEnvironment(Host):
+    """Another Python environment of this machine."""
+
+    Config = EnvironmentConfig
+
+    def __init__(self, spec: Any, config: EnvironmentConfig, *, state_dir: Path) -> None:
+        super().__init__(spec, config, state_dir=state_dir)
+        self._pool: WorkerPool | None = None
+
+    def check(self) -> Sequence[Fault]:
+        """Return what keeps jobs from running there, without making an environment."""
+        if self.config.python_environment_path is None:
+            return ()
+        try:
+            self._interpreter()
+            self.describe()
+        except HostError as error:
+            return (Fault("python_environment_path", str(error), kind="needs"),)
+        return ()
+
+    def describe(self) -> HostDescription:
+        """Describe the environment; asked once for each state of it. Raises HostError when drupe is not there."""
+        interpreter = self._interpreter()
+        facts = self._facts(interpreter)
+        drupe = facts["versions"].get("drupe")
+        if drupe is None:
+            raise HostError(
+                f"drupe is not installed in the environment of {interpreter}; "
+                f"install it: {interpreter} -m pip install drupe"
+            )
+        return HostDescription(
+            versions=facts["versions"],
+            devices=devices(),
+            slots=self.config.slots or 1,
+            python=facts["python"],
+            drupe=drupe,
+            machine=fingerprint(),
+        )
+
+    def run(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
+        """Run a job; see Host.run."""
+        if self._pool is None:
+            self._pool = WorkerPool([str(self._interpreter())], self._environment())
+        return self._pool.run(job, with_timeout(options, self.config.timeout), events, cancelled)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _environment(self) -> dict[str, str]:
+        own = {**self.config.environment, **self.config.environment_variables}
+        path = os.pathsep.join([*self.config.prepend_to_path, own.get("PATH", os.environ.get("PATH", ""))])
+        return {**own, "PATH": path, "PYTHONNOUSERSITE": "1"}
+
+    @functools.cache  # noqa: B019 - a host lives as long as its run
+    def _interpreter(self) -> Path:
+        if self.config.python_environment_path is not None:
+            return _find_interpreter(Path(self.config.python_environment_path).expanduser())
+        return self._made()
+
+    def _made(self) -> Path:
+        """Make the environment that the requirements describe, or find it."""
+        requirements = self._requirements()
+        folder = self.state_dir / f"env-{digest_of([requirements, sys.version])[:24]}"
+        interpreter = folder / "bin" / "python"
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        if (folder / "complete").exists():
+            return interpreter
+        # Making one is no timed work, and two drivers that want the same one wait for each other here.
+        with machine_lock(False), _exclusive(self.state_dir / f"{folder.name}.lock"):
+            if (folder / "complete").exists():
+                return interpreter
+            shutil.rmtree(folder, ignore_errors=True)
+            venv.create(folder, with_pip=True)
+            done = subprocess.run(
+                [interpreter, "-m", "pip", "install", "--quiet", "--no-input", *requirements],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+                raise HostError(
+                    f"the environment for {', '.join(requirements)} can't be made: {lines[-1]}", done.stderr
+                )
+            (folder / "complete").touch()
+        return interpreter
+
+    def _requirements(self) -> list[str]:
+        wanted = self.config.requirements
+        if isinstance(wanted, str):
+            try:
+                lines = Path(wanted).expanduser().read_text(encoding="utf-8").splitlines()
+            except OSError as error:
+                raise HostError(f"the requirements file {wanted} can't be read: {error.strerror}") from error
+            wanted = [line.split("#")[0].strip() for line in lines]
+        return [requirement for requirement in wanted or [] if requirement]
+
+    def _facts(self, interpreter: Path) -> Mapping[str, Any]:
+        """Ask the interpreter for its versions; remembered until its site-packages change."""
+        mark = [
+            str(path) + str(path.stat().st_mtime_ns)
+            for path in [interpreter, *sorted(interpreter.parent.parent.glob("lib*/python*/site-packages"))]
+        ]
+        record = self.state_dir / f"facts-{digest_of([str(interpreter), mark])[:24]}.json"
+        try:
+            known: Mapping[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+            return known
+        except (OSError, ValueError):
+            pass
+        try:
+            done = subprocess.run(
+                [interpreter, "-c", _DESCRIBE],
+                capture_output=True,
+                text=True,
+                timeout=_ASK_SECONDS,
+                check=True,
+                env={**os.environ, **self._environment()},
+            )
+            facts: Mapping[str, Any] = json.loads(done.stdout)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise HostError(f"{interpreter} does not run as a Python interpreter: {error}") from error
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        part = record.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(facts), encoding="utf-8")
+        part.replace(record)
+        return facts
+
+
+def _find_interpreter(path: Path) -> Path:
+    for candidate in (path, path / "python", path / "bin" / "python", path / "Scripts" / "python.exe"):
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return candidate.absolute()
+    raise HostError(f"{path} holds no Python interpreter; name an environment's folder, its bin folder or its python")
+
+
+class _exclusive:  # noqa: N801 - reads as a statement
+    """A lock file held by flock."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        self._handle = self._path.open("a")
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+
+    def __exit__(self, *exception: object) -> None:
+        self._handle.close()
