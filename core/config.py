@@ -93,7 +93,13 @@ class PluginConfig(BaseModel):
     """Base of every config: unknown fields are errors, values are frozen, defaults are validated."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), validate_default=True, use_enum_values=True
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        validate_default=True,
+        use_enum_values=True,
+        # Schemas are built when a config is first checked: most of a plugin's configs are not, in one run.
+        defer_build=True,
     )
 
 
