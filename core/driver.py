@@ -15,17 +15,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from drupe.core.plan import Plan, build_plan
-from drupe.core.store import Store
-
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
 from drupe.core.engine import ChainResult, Engine
 from drupe.core.errors import ConfigError, DrupeError, Interrupted
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
+from drupe.core.plan import Plan, build_plan
 from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
+from drupe.core.store import Store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, Workflow

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drupe.core.plan import Plan
-
 from drupe.core.engine import ChainResult, Engine
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.executor import StepResult
 from drupe.core.measuring import Measurer
 from drupe.core.metrics import Measurement
 from drupe.core.model import Model
+from drupe.core.plan import Plan
 from drupe.core.results import Candidate, chain_json
 from drupe.core.study import Goal, Outcome, Trial
 from drupe.core.workflow.model import Evaluator
