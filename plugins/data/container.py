@@ -119,9 +119,9 @@ class HuggingfaceContainer(DataContainer):
         options = config.pre_process_data_config
         labels: Mapping[str, int] = {}
         if options.align_labels and model is not None:
-            from drupe.plugins.huggingface.loading import read_config
+            from drupe.plugins.huggingface.loading import load_config
 
-            labels = read_config(model.folder).get("label2id") or {}
+            labels = load_config(model).label2id or {}
         per_word = options.type == "ner_huggingface_preprocess" or _task(config, model) == "token-classification"
         tokenizer = _tokenizer(options, model, context)
         return Classification(options, tokenizer, labels, per_word).samples(table.rows, table.label_names, account)

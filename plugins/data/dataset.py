@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, HostError
@@ -218,7 +218,30 @@ def _hub_table(config: LoadDataset, limit: int | None) -> Table:
 
 
 def _of_dataset(loaded: Any, origin: str) -> Table:
-    return Table(loaded, _label_names(loaded.features), origin)
+    return Table(_DatasetRows(loaded), _label_names(loaded.features), origin)
+
+
+class _DatasetRows(Sequence[Row]):
+    """A `datasets.Dataset` as a sequence of rows, read from disk as they are asked for: its own slices are columns."""
+
+    def __init__(self, loaded: Any) -> None:
+        self._loaded = loaded
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
+        if isinstance(index, slice):
+            return _DatasetRows(self._loaded.select(range(*index.indices(len(self)))))
+        row: Row = self._loaded[index]
+        return row
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._loaded)
 
 
 def _label_names(features: Any) -> dict[str, Sequence[str]]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
@@ -19,6 +17,10 @@ from drupe.plugins.data.blocks import Block, joined, line_by_line
 from drupe.plugins.data.options import PreProcess
 from drupe.plugins.data.rows import Row, columns_of
 from drupe.plugins.data.templates import Template, content_key, text_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 __all__ = ["Text", "TextGeneration"]
 
@@ -58,11 +60,11 @@ class TextGeneration:
             return [Sample(t.id, {"text": t.whole}, content_key=content_key(t.whole)) for t in texts]
         strategy: str = options.strategy or "join"
         if strategy.startswith("line-by-line"):
-            limit = None if strategy.endswith("random") else options.max_samples
-            ids = self._tokenize([t.whole for t in texts[:limit]], account)
-            blocks = line_by_line(
-                [(t.id, t.whole, i) for t, i in zip(texts, ids, strict=False)], options, self._seed, account
-            )
+            if not strategy.endswith("random") and not options.drop_short_sequences:
+                texts = self._first(texts, account)
+            ids = self._tokenize([t.whole for t in texts], account)
+            rows_of_tokens = [(t.id, t.whole, row) for t, row in zip(texts, ids, strict=True)]
+            blocks = line_by_line(rows_of_tokens, options, self._seed, account)
         else:
             ids = self._tokenize([t.whole for t in texts], account)
             joiner = self._encode(options.joiner, plain=True) if options.joiner else []
@@ -239,6 +241,8 @@ class TextGeneration:
         return Sample(block.id, inputs, None, content_key(text), extras)
 
     def _arrays(self, ids: Sequence[int], labels: Sequence[int]) -> dict[str, np.ndarray | str]:
+        import numpy as np
+
         assert self._tokenizer is not None
         options = self._options
         missing = options.max_seq_len - len(ids) if options.pads else 0
