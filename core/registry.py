@@ -147,6 +147,15 @@ class Registry:
             self._entries[hook] = [*self._built(hook, active=True), *added]
         return list(self._entries[hook])
 
+    def names(self) -> Iterator[tuple[Plugin, str, str]]:
+        """Each (plugin, hook, name), of plugins that are not active as well, as far as it is known of them."""
+        for plugin, record in self._records:
+            for hook, specs in record.get("hooks", {}).items():
+                for data in specs:
+                    yield plugin, hook, data["name"]
+        for entry in self._added:
+            yield entry.plugin, entry.hook, entry.spec.name
+
     def _built(self, hook: str, *, active: bool) -> Iterator[Registered]:
         """The entries of plugins that are active, or of those that are not, from their records."""
         kind = self._types.get(hook)

@@ -47,16 +47,15 @@ class _Commands(click.Group):
         return sorted(_available())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        available = _available()
-        if cmd_name not in available:
-            return None
-        return _load(available[cmd_name])
+        # Only a name that is none of Drupe's own makes it look at the plugins.
+        entry = _built_in().get(cmd_name) or _available().get(cmd_name)
+        return _load(entry) if entry else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if not name.startswith("-") and name not in _available():
+        if not name.startswith("-") and name not in _built_in() and name not in _available():
             import difflib
 
             near = difflib.get_close_matches(name, _available(), n=1)
@@ -69,16 +68,20 @@ class _Commands(click.Group):
             formatter.write_dl([(name, entry.text) for name, entry in sorted(_available().items())])
 
 
-def _available() -> dict[str, _Entry]:
-    """Every command that can be called: name → what it is."""
+def _built_in() -> dict[str, _Entry]:
     from pathlib import Path
 
     here = Path(__file__).parent
-    available = {
+    return {
         name: _Entry(target, text)
         for name, (target, text) in _COMMANDS.items()
         if (here / f"{target.partition(':')[0].rpartition('.')[2]}.py").is_file()
     }
+
+
+def _available() -> dict[str, _Entry]:
+    """Every command that can be called: name → what it is."""
+    available = _built_in()
     contributed = _contributed()
     names = [entry.name for entry in contributed]
     for entry in contributed:
