@@ -95,14 +95,13 @@ class Plan:
 
         if not self._measured_by_running():
             return
+        name = self.workflow.systems[target].runtime
         try:
-            find_runtime(self.registry, info.kind, accelerator, self.workflow.systems[target].runtime)
+            find_runtime(self.registry, info.kind, accelerator, name)
         except (ConfigError, PluginError) as error:
-            where = f"systems.{target}"
-            hint = (
-                "the evaluator measures there; leave it out, or end the chain with a pass that makes a model it can run"
-            )
-            raise ConfigError(faults=[Fault(where, str(error), "", hint)]) from error
+            hint = "the evaluator measures there: leave it out, or end with a model that an installed runtime can open"
+            kind = "fault" if name or "several" in str(error) else "missing"
+            raise ConfigError(faults=[Fault(f"systems.{target}", str(error), "", hint, kind)]) from error
 
     def _measured_by_running(self) -> bool:
         evaluator = self.workflow.evaluators.get(self.workflow.evaluator or "")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from drupe.core.errors import Fault
+    from drupe.core.registry import Registry
+    from drupe.core.workflow.model import Workflow
     from drupe.core.workflow.read import Examination
 
 __all__ = ["validate"]
@@ -33,8 +37,13 @@ def validate(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
     from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
     from drupe.core.workflow.read import examine
+    from drupe.core.workflow.reading import FILL_IN
 
-    found = examine(file, get_registry(workflow_rules(file)), frozenset(allow))
+    registry = get_registry(workflow_rules(file))
+    found = examine(file, registry, frozenset(allow))
+    if found.workflow is not None and all(fault.kind == "needs" and fault.hint != FILL_IN for fault in found.faults):
+        # Whether the passes fit together can be told once each of them is known and every value is filled in.
+        found = replace(found, faults=(*_misfits(found.workflow, registry), *found.faults))
     bad = bool(found.of_kind("fault") or found.of_kind("missing"))
     if as_json:
         import json
@@ -43,6 +52,17 @@ def validate(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
     else:
         _print(file, found, bad)
     sys.exit(2 if bad else 0)
+
+
+def _misfits(workflow: Workflow, registry: Registry) -> tuple[Fault, ...]:
+    from drupe.core.errors import ConfigError, Fault
+    from drupe.core.plan import build_plan
+
+    try:
+        build_plan(workflow, registry)
+    except ConfigError as error:
+        return error.faults or (Fault("passes", str(error)),)
+    return ()
 
 
 def _as_json(file: Path, found: Examination, bad: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from drupe.core.errors import PluginError
 from drupe.core.registry import Registered, Registry
 from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
 
-__all__ = ["WHAT", "Reading", "take_placeholders", "walk"]
+__all__ = ["FILL_IN", "WHAT", "Reading", "take_placeholders", "walk"]
 
 WHAT = {
     "passes": "pass",
@@ -25,6 +25,8 @@ WHAT = {
     "sources": "model source",
     "accelerators": "device",
 }
+FILL_IN = "fill it in"
+"""The hint of a value that is still to be filled in."""
 _PLACEHOLDER = re.compile(r"^<\s*place[ _-]?holder\s*>$", re.IGNORECASE)
 
 
@@ -152,7 +154,7 @@ def take_placeholders(value: Any, path: str, findings: Findings, places: set[str
             where = join(path, key)
             if _is_placeholder(item):
                 places.add(where)
-                findings.fault(where, str(item if isinstance(item, str) else item[0]), "a value", "fill it in", "needs")
+                findings.fault(where, str(item if isinstance(item, str) else item[0]), "a value", FILL_IN, "needs")
             else:
                 kept[key] = take_placeholders(item, where, findings, places)
         return kept

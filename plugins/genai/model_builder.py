@@ -167,9 +167,10 @@ class ModelBuilder(Pass):
                 "ModelBuilder: the model has an unmerged adapter; put MergeAdapterWeights before it, "
                 "or set use_adapter to keep it separate"
             )
-        task = info.attributes.get("task")
-        if task not in (None, "text-generation", "text-generation-with-past", "causal-lm", "image-text-to-text"):
-            raise ConfigError(f"ModelBuilder builds decoders that generate text; the model's task is {task}")
+        # The architecture decides, where it is known: public workflows give decoders any task.
+        architecture = info.attributes.get("architecture")
+        if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+            raise ConfigError(f"ModelBuilder builds decoders that generate text; the model is a {architecture}")
         _check_quantized(info.attributes.get("quantization"))
         _check_combination(config)
         return planned.with_(

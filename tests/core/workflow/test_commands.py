@@ -119,3 +119,16 @@ def test_a_chain_that_does_not_fit_is_told_before_work(tmp_path: Path, capsys: p
     path.write_text(json.dumps(base_document(passes=passes)))
     assert main(["plan", str(path)]) == 2
     assert "passes.merge: MergeAdapterWeights takes hf models and would be given genai" in capsys.readouterr().err
+
+
+def test_validate_tells_of_a_chain_that_does_not_fit(tmp_path: Path) -> None:
+    passes = {"build": {"type": "ModelBuilder"}, "merge": {"type": "MergeAdapterWeights"}}
+    result = call(validate, tmp_path, passes=passes)
+    assert result.exit_code == 2
+    assert "passes.merge: MergeAdapterWeights takes hf models and would be given genai" in result.output
+
+
+def test_a_chain_with_values_to_fill_in_is_not_judged(tmp_path: Path) -> None:
+    system = {"type": "LocalSystem", "accelerators": [{"device": "<place_holder>"}]}
+    result = call(validate, tmp_path, systems={"here": system}, passes={"c": {"type": "OnnxConversion"}})
+    assert result.exit_code == 0

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 
 from drupe.core.catalogue import get_catalogue
+from drupe.core.errors import ConfigError
+from drupe.core.plan import build_plan
 from drupe.core.registry import Registry, get_registry
 from drupe.core.workflow.read import Examination, examine
+from drupe.core.workflow.reading import FILL_IN
 
 TABLE = Path(__file__).with_name("public_workflows.json")
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "olive-workflows"
@@ -68,6 +71,21 @@ def test_what_reading_a_file_finds_is_as_the_table_says(name: str, registry: Reg
 
 def test_the_table_holds_every_file_and_no_other(table: dict[str, Any]) -> None:
     assert sorted(table) == FILES
+
+
+def test_files_of_which_nothing_is_missing_plan(registry: Registry) -> None:
+    planned = 0
+    for name in FILES:
+        found = examine(FOLDER / name, registry)
+        if found.workflow is None or found.of_kind("missing") or any(f.hint == FILL_IN for f in found.faults):
+            continue
+        try:
+            build_plan(found.workflow, registry)
+        except ConfigError as error:
+            # A device that no runtime of ours can measure on is missing, as a pass would be.
+            assert {fault.kind for fault in error.faults} == {"missing"}, (name, error)
+        planned += 1
+    assert planned > 0
 
 
 def test_what_is_missing_is_nothing_that_is_built_in(registry: Registry) -> None:
