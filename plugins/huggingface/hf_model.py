@@ -155,6 +155,19 @@ class HfKind(ModelKind):
         scrub_folder(out)
         return Model.from_dir("hf", out, {**self._attributes(config), **_facts(out, config)})
 
+    def rehearse(self, config: HfConfig, fetched: Mapping[str, Path], context: JobContext) -> Model:
+        """See ModelKind.rehearse: two layers of the model's own widths, with random weights and its tokenizer."""
+        source = fetched["model"]
+        shape = read_config(_mlflow_model(source)) if source.is_dir() else {}
+        small: dict[str, Any] = {} if shape else {"num_hidden_layers": 2}
+        for name in ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers"):
+            if shape.get(name):
+                small[name] = min(2, int(shape[name]))
+        if isinstance(shape.get("layer_types"), list):
+            small["layer_types"] = shape["layer_types"][:2]
+        changed = {**small, **(config.test_model_config or {})}
+        return self.load(config.model_copy(update={"test_model_config": changed}), fetched, context)
+
     def _attributes(self, config: HfConfig) -> dict[str, Any]:
         fetching = ("trust_remote_code", "revision", "token", "cache_dir", "force_download", "local_files_only")
         loading = {key: value for key, value in config.load_kwargs.items() if key not in fetching}

@@ -53,3 +53,17 @@ def test_a_rehearsal_of_a_sound_workflow_measures_on_few_samples(tmp_path: Path)
     done = drupe("rehearse", write_workflow(tmp_path, toy_document(tmp_path)), folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measure accuracy ab!!! 4" in runs(tmp_path)
+
+
+def test_a_hugging_face_model_is_rehearsed_with_two_layers(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    document = {
+        "input_model": {"type": "HfModel", "model_path": str(tiny_llama_dir)},
+        "systems": {"here": {"type": "LocalSystem", "in_process": True}},
+        "passes": {"merge": {"type": "Raises", "fail": False}},
+        "host": "here",
+        "target": "here",
+    }
+    done = drupe("rehearse", write_workflow(tmp_path, document), folder=tmp_path)
+    # The chain does not fit (the toy pass takes texts): said before anything is loaded.
+    assert done.returncode == 2
+    assert "takes text models" in done.stderr
