@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drupe.core.statistics.bootstrap import Aggregate, Row, bca_interval, influence, t_bounds
 from drupe.core.statistics.goals import is_percent, limit_of
 from drupe.core.statistics.paired import difference_bounds, exceeds_p, score_interval
 from drupe.core.statistics.proportions import lower_bound, proportion_interval, upper_bound
+from drupe.core.statistics.timing import quantile_bounds
 from drupe.core.study import Goal
 
 __all__ = [
@@ -170,6 +171,11 @@ def paired_values(
     limit = limit_of(goal, reference)
     if limit is None or not math.isfinite(value):
         return None
+    quantile = quantile_of(goal.metric)
+    if quantile is not None:
+        return _paired_quantile(
+            goal, [aggregate([r]) for r in ours], [aggregate([r]) for r in theirs], quantile, alpha, seed
+        )
     mine, other = influence(ours, aggregate), influence(theirs, aggregate)
     if is_percent(goal) and value > 0 and reference > 0 and limit > 0:
         effects = [m / value - o / reference for m, o in zip(mine, other, strict=True)]
@@ -198,6 +204,31 @@ def paired_values(
         alpha,
         "difference",
     )
+
+
+def _paired_quantile(
+    goal: Goal, ours: list[float], theirs: list[float], quantile: float, alpha: float, seed: int
+) -> Evidence | None:
+    """Judge a quantile against the baseline's; pairs that were timed in turn."""
+    ratio = is_percent(goal) and min(*ours, *theirs) > 0
+    bounds = quantile_bounds(ours, theirs, quantile, alpha, ratio=ratio, seed=seed)
+    ends = quantile_bounds(ours, theirs, quantile, alpha / 2, ratio=ratio, seed=seed)
+    limit = limit_of(goal, 1.0 if ratio else 0.0)
+    if bounds is None or ends is None or limit is None or (is_percent(goal) and not ratio):
+        return None
+    value, *rest = bounds
+    low, high, error = rest
+    evidence = _by_bounds(
+        goal.direction,
+        limit,
+        value,
+        (low, high, error),
+        (ends[1], ends[2]),
+        len(ours),
+        alpha,
+        "ratio" if ratio else "difference",
+    )
+    return replace(evidence, method="signed ranks" if quantile == 0.5 else "bootstrap of the quantile")
 
 
 def _by_bounds(

@@ -18,7 +18,7 @@ from drupe.core.study import Goal
 
 __all__ = ["RISK", "Decision", "Look", "chance_to_meet", "chance_to_win", "decide", "stages"]
 
-RISK = 0.05
+RISK = 0.1
 """The chance, over all looks at a candidate, to drop one that would have won."""
 _PRIOR = 0.5
 """What is added to each count of outcomes that were seen (Jeffreys)."""
@@ -78,11 +78,11 @@ def chance_to_meet(look: Look, limit: float, direction: str) -> float:
     return _normal_chance(distance, influence(rows, look.aggregate), seen, rest)
 
 
-def chance_to_win(candidate: Look, incumbent: Look, direction: str) -> float:
-    """Return the chance that the candidate's metric over all samples is better than, or equal to, the incumbent's.
+def chance_to_win(candidate: Look, incumbent: Look, direction: str, *, tie_wins: bool = False) -> float:
+    """Return the chance that the candidate's metric over all samples is better than the incumbent's.
 
-    The incumbent must have been seen on the candidate's samples at least; where it was seen on more, its own value over
-    them is used for what is left.
+    The incumbent must have been seen on the candidate's samples at least. tie_wins: equal is enough (a later objective
+    decides then).
     """
     ids = [i for i in candidate.rows if i in incumbent.rows]
     rest = candidate.total - len(ids)
@@ -92,11 +92,12 @@ def chance_to_win(candidate: Look, incumbent: Look, direction: str) -> float:
     sign = 1.0 if direction == "higher" else -1.0
     distance = sign * (candidate.aggregate(ours) - incumbent.aggregate(theirs))
     if rest <= 0:
-        return float(distance >= 0)
+        return float(distance >= 0 if tie_wins else distance > 0)
     if candidate.proportion:
         # Each sample says better, equal or worse; unseen ones are predicted from these counts.
         gains = [sign * (o[0] - t[0]) for o, t in zip(ours, theirs, strict=True)]
-        return _net_gain_chance(sum(g > 0 for g in gains), sum(g < 0 for g in gains), len(ids), rest)
+        better, worse = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
+        return _net_gain_chance(better, worse, len(ids), rest, 0 if tie_wins else 1)
     mine = influence(ours, candidate.aggregate)
     other = influence(theirs, incumbent.aggregate)
     return _normal_chance(distance, [m - o for m, o in zip(mine, other, strict=True)], len(ids), rest)
@@ -108,12 +109,14 @@ def decide(
     *,
     looks: int,
     risk: float = RISK,
+    tie_wins: bool = False,
 ) -> Decision:
     """Decide at one of `looks` looks whether a candidate goes on.
 
     goals: each with what was seen of its metric, and its limit resolved. objective: (direction, candidate, incumbent)
     of the objective that matters most, where a feasible incumbent is known on the same samples. With several objectives
-    the pick follows the first one, so losing in it loses; where the whole front is wanted, leave it out.
+    the pick follows the first one, so losing in it loses; where the whole front is wanted, leave it out. tie_wins: see
+    `chance_to_win`.
     """
     share = risk / max(1, looks)
     for goal, look, limit in goals:
@@ -123,18 +126,18 @@ def decide(
             value = look.aggregate(list(look.rows.values()))
             return Decision(
                 False,
-                f"{goal.metric} is {value:.4g} after {len(look.rows)} of {look.total} samples; {relation} {limit:.4g} is "
-                f"out of reach (chance {chance:.2g})",
+                f"{goal.metric} is {value:.4g} after {len(look.rows)} of {look.total} samples; "
+                f"{relation} {limit:.4g} is out of reach (chance {chance:.2g})",
                 chance,
             )
     if objective is not None:
         direction, candidate, incumbent = objective
-        chance = chance_to_win(candidate, incumbent, direction)
+        chance = chance_to_win(candidate, incumbent, direction, tie_wins=tie_wins)
         if chance < share:
             return Decision(
                 False,
-                f"after {len(candidate.rows)} of {candidate.total} samples it is unlikely to reach the best candidate so "
-                f"far (chance {chance:.2g})",
+                f"after {len(candidate.rows)} of {candidate.total} samples it is unlikely to reach the best candidate "
+                f"so far (chance {chance:.2g})",
                 chance,
             )
     return Decision(True)
@@ -155,8 +158,8 @@ def _at_least(needed: int, right: int, seen: int, rest: int) -> float:
     return float(min(1.0, np.exp(log).sum()))
 
 
-def _net_gain_chance(better: int, worse: int, seen: int, rest: int) -> float:
-    """Return P(better − worse ≥ 0 over all samples): the differing samples are few, so both counts are predicted."""
+def _net_gain_chance(better: int, worse: int, seen: int, rest: int, margin: int) -> float:
+    """Return P(better − worse ≥ margin over all samples); how many differ is predicted, and how many of those win."""
     import numpy as np
     from scipy.special import betaln, gammaln
 
@@ -168,7 +171,7 @@ def _net_gain_chance(better: int, worse: int, seen: int, rest: int) -> float:
     kept = weights > 1e-9
     total = 0.0
     for count, weight in zip(differ[kept].tolist(), weights[kept].tolist(), strict=True):
-        needed = math.ceil((count - (better - worse)) / 2)
+        needed = math.ceil((count + margin - (better - worse)) / 2)
         total += weight * _at_least(needed, better, better + worse, count)
     return min(1.0, total)
 
@@ -179,9 +182,9 @@ def _normal_chance(distance: float, effects: Sequence[float], seen: int, rest: i
 
     n = len(effects)
     mean = math.fsum(effects) / n
-    variance = math.fsum((e - mean) ** 2 for e in effects) / (n - 1) * (seen / n)
-    # Of a finite set of samples the seen share is known: what remains is the finite population's correction.
-    error = math.sqrt(variance / seen * (rest / (seen + rest)))
+    variance = math.fsum((e - mean) ** 2 for e in effects) / (n - 1)
+    # The samples are a finite set of which a share is known: what remains is the finite population's correction.
+    error = math.sqrt(variance / n * (rest / (seen + rest)))
     if error == 0:
         return float(distance >= 0)
     return float(stdtr(n - 1, distance / error))
