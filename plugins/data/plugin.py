@@ -19,4 +19,20 @@ def drupe_data_containers() -> Sequence[DataSpec]:
             aliases=("DataContainer",),
             key_packages=("tokenizers", "transformers"),
         ),
+        DataSpec(
+            name="DummyDataContainer",
+            target="drupe.plugins.data.dummy:DummyData",
+            summary="Made-up arrays of given shapes.",
+        ),
+        DataSpec(
+            name="TransformersDummyDataContainer",
+            target="drupe.plugins.data.dummy:TransformersDummyData",
+            summary="Made-up token ids for transformers models.",
+            aliases=("TransformersPromptDummyDataContainer",),
+        ),
+        DataSpec(
+            name="RawDataContainer",
+            target="drupe.plugins.data.raw:RawData",
+            summary="Tensors in raw binary files, one per input and sample.",
+        ),
     ]

@@ -1,0 +1,91 @@
+"""Made-up data and raw tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from drupe.core.errors import ConfigError
+from drupe.plugins.data.dummy import DummyDataConfig
+from tests.plugins.data.conftest import Loaded
+
+Load = Callable[..., Loaded]
+
+SHAPES = {"input_shapes": [[2, 3, 4], [2, 5]], "input_names": ["pixels", "ids"], "input_types": ["float32", "int64"]}
+
+
+def test_arrays_by_shape_are_repeatable(load: Load) -> None:
+    config = {"load_dataset_config": {**SHAPES, "max_samples": 3}}
+    samples, report = load(config, type="DummyDataContainer", seed=1)
+    assert len(samples) == 6
+    assert samples[0].inputs["pixels"].shape == (3, 4)
+    assert samples[0].inputs["pixels"].dtype == np.float32
+    assert samples[0].inputs["ids"].dtype == np.int64
+    again, _ = load(config, type="DummyDataContainer", seed=1)
+    assert all((a.inputs["pixels"] == b.inputs["pixels"]).all() for a, b in zip(samples, again, strict=True))
+    other, _ = load(config, type="DummyDataContainer", seed=2)
+    assert (samples[0].inputs["pixels"] != other[0].inputs["pixels"]).any()
+    assert report["different"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_names": ["a"]}, "input_names has 1 entries; input_shapes has 2"),
+        ({"input_types": ["float32", "int65"]}, "'int65' is no numpy type"),
+        ({"input_shapes": [[2, 3], [1, 5]]}, "the first axis of all is the batch"),
+    ],
+)
+def test_shapes_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DummyDataConfig.model_validate({"load_dataset_config": {**SHAPES, **changes}})
+
+
+def test_tokens_are_below_the_models_vocabulary(load: Load) -> None:
+    options = {"load_dataset_config": {"seq_len": 500, "max_samples": 4}}
+    samples, _ = load(options, type="TransformersDummyDataContainer")
+    ids = np.concatenate([s.inputs["input_ids"] for s in samples])
+    assert ids.shape == (2000,)
+    assert 200 < ids.max() < 264
+    assert (samples[0].inputs["attention_mask"] == 1).all()
+
+
+@pytest.fixture
+def raw_folder(tmp_path: Path) -> Path:
+    for name in ("image", "mask"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+    for index in range(3):
+        np.full((2, 2), index, dtype=np.float32).tofile(tmp_path / "raw" / "image" / f"{index}.bin")
+        np.full((3,), index, dtype=np.int8).tofile(tmp_path / "raw" / "mask" / f"{index}.bin")
+    (tmp_path / "raw" / "labels.json").write_text(json.dumps([5, 6, 7]))
+    return tmp_path / "raw"
+
+
+RAW = {
+    "data_dir": "raw",
+    "input_names": ["image", "mask"],
+    "input_shapes": [[2, 2], [3]],
+    "input_types": ["float32", "int8"],
+    "annotations_file": "labels.json",
+}
+
+
+def test_raw_files_become_samples(load: Load, raw_folder: Path) -> None:
+    samples, _ = load({"load_dataset_config": RAW}, type="RawDataContainer")
+    assert [(s.id, s.target) for s in samples] == [("0.bin", 5), ("1.bin", 6), ("2.bin", 7)]
+    assert samples[2].inputs["image"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    assert samples[2].inputs["mask"].dtype == np.int8
+
+
+def test_raw_files_of_the_wrong_size_or_count_are_told(load: Load, raw_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"0\.bin has 16 bytes; float32 of shape \[2, 3\] takes 24"):
+        load({"load_dataset_config": {**RAW, "input_shapes": [[2, 3], [3]]}}, type="RawDataContainer")
+    (raw_folder / "mask" / "2.bin").unlink()
+    with pytest.raises(ConfigError, match="image: 3, mask: 2"):
+        load({"load_dataset_config": RAW}, type="RawDataContainer")
