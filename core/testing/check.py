@@ -84,10 +84,8 @@ class _Collected:
                 # With its defaults alone it can't work on the tiny model, which is no fault.
                 self.findings.append(Finding("not checked", title, what, str(call.excinfo.value)))
             else:
-                text = str(call.excinfo.value) if call.excinfo else ""
-                self.findings.append(
-                    Finding("FAIL", title, what, text.partition("\nassert ")[0] or report.longreprtext)
-                )
+                text = str(call.excinfo.value).partition("\nassert ")[0] if call.excinfo else ""
+                self.findings.append(Finding("FAIL", title, what, text or report.longreprtext))
         return report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -15,6 +15,7 @@ from drupe.core.digests import canonical_json
 from drupe.core.errors import ConfigError, Interrupted
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.core.registry import Registered
 from drupe.core.specs import PassSpec
 from drupe.core.testing.base import ConfigContract
 from drupe.core.testing.contexts import make_context
@@ -40,9 +41,10 @@ class PassContract(ConfigContract):
         pytest.fail(f"override the fixture `model` of {type(self).__name__}; drupe.testing has tiny models")
 
     @pytest.fixture
-    def accelerator(self) -> Accelerator:
-        """What the result is for."""
-        return Accelerator()
+    def accelerator(self, registered: Registered) -> Accelerator:
+        """What the result is for: the CPU, unless the spec says that it is for others only."""
+        devices = sorted(cast(PassSpec, registered.spec).accelerators)
+        return Accelerator("cpu" if "cpu" in devices or not devices else devices[0])
 
     @pytest.fixture
     def data(self) -> dict[str, Any]:
