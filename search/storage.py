@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import threading
 from collections.abc import Iterator
@@ -217,9 +218,11 @@ def _open_database(url: str, folder: Path) -> Home:
         # A password belongs in no message, log or manifest.
         shown = parsed.render_as_string(hide_password=True)
         backend = parsed.get_backend_name()
+        if parsed.drivername == "postgresql":
+            parsed = parsed.set(drivername=f"postgresql+{_postgres_driver()}")
         number = int.from_bytes(hashlib.sha256(b"drupe study").digest()[:6], "big")
         if backend == "postgresql":
-            lock: AbstractLock = _OverPostgres(create_engine(url, pool_pre_ping=True), number)
+            lock: AbstractLock = _OverPostgres(create_engine(parsed, pool_pre_ping=True), number)
         elif backend == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             lock = _OverFile(Path(parsed.database + ".ask"))
@@ -228,10 +231,19 @@ def _open_database(url: str, folder: Path) -> Home:
             lock = _OverFile(folder / "study.ask")
         # Two that make the tables at the same moment clash, so that is done under the lock as well.
         with lock.held():
-            return Home(get_storage(RDBStorage(url)), lock, backend == "sqlite", shown)
+            whole = parsed.render_as_string(hide_password=False)
+            return Home(get_storage(RDBStorage(whole)), lock, backend == "sqlite", shown)
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the study storage {shown} can't be opened: {reason}") from error
+
+
+def _postgres_driver() -> str:
+    """Return the installed driver: which one a bare "postgresql://" means differs between versions of SQLAlchemy."""
+    for name in ("psycopg2", "psycopg"):
+        if importlib.util.find_spec(name) is not None:
+            return name
+    raise ConfigError("a study in PostgreSQL needs a driver: pip install 'drupe[postgresql]'")
 
 
 def quiet_optuna() -> None:
