@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from drupe.core.config import Choice, FloatRange, IntRange, Ordered, Range
@@ -31,9 +32,13 @@ class Axis:
 
         match self.dimension.over:
             case IntRange(low, high, log, step):
-                return IntDistribution(low, high, log=log, step=1 if log else step)
+                return IntDistribution(
+                    low, high if log else high - (high - low) % step, log=log, step=1 if log else step
+                )
             case FloatRange(low, high, log, step):
-                return FloatDistribution(low, high, log=log, step=None if log else step)
+                if isinstance(steps := values_of(self.dimension.over), _Steps):
+                    return FloatDistribution(low, steps[-1], step=step)
+                return FloatDistribution(low, high, log=log)
             case Ordered(values):
                 return IntDistribution(0, len(values) - 1)
             case Choice(values):
@@ -49,7 +54,8 @@ class Axis:
             case IntRange():
                 return int(value)
             case FloatRange():
-                return float(value)
+                steps = values_of(self.dimension.over)
+                return steps.nearest(value) if isinstance(steps, _Steps) else float(value)
 
     def encode(self, value: Any) -> Any:
         """Return the value of the parameter for a value of the dimension. Raises ValueError for a foreign value."""
@@ -94,18 +100,19 @@ def values_of(over: Range) -> Sequence[Any] | None:
             return values
         case IntRange(low, high, log, step):
             return range(low, high + 1, 1 if log else step)
-        case FloatRange(low, high, _, step):
+        case FloatRange(low, high, log, step):
             if low == high:
                 return (low,)
-            if not step:
+            if log or not step:
                 return None
-            count = math.floor((high - low) / step + 1e-9) + 1
-            return _Steps(low, step, count)
+            return _Steps(low, step, math.floor((high - low) / step + 1e-9) + 1)
 
 
 class _Steps(Sequence[float]):
+    """low, low + step, …, counted in decimals as a person writes them: the third step from 0.1 is 0.3."""
+
     def __init__(self, low: float, step: float, count: int) -> None:
-        self._low, self._step, self._count = low, step, count
+        self._low, self._step, self._count = Decimal(str(low)), Decimal(str(step)), count
 
     def __len__(self) -> int:
         return self._count
@@ -113,7 +120,12 @@ class _Steps(Sequence[float]):
     def __getitem__(self, index: Any) -> Any:
         if not -self._count <= index < self._count:
             raise IndexError(index)
-        return self._low + (index % self._count) * self._step
+        return float(self._low + (index % self._count) * self._step)
+
+    def nearest(self, value: float) -> float:
+        """Return the step that a value is, up to rounding."""
+        index = round((value - float(self._low)) / float(self._step))
+        return float(self[min(max(index, 0), self._count - 1)])
 
 
 def points(space: Space) -> Iterator[Point]:
