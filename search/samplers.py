@@ -140,7 +140,9 @@ def brute_force(context: SamplerContext) -> BaseSampler:
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
             return next_params(context.space, _taken(study, trial.number)).get(param_name)
 
-    if size(context.space, _LISTABLE) == math.inf and any(_continuous(context.space)):
+    if context.options:
+        raise TypeError(f"it takes none, and got {', '.join(context.options)}")
+    if _continuous(context.space):
         raise ConfigError(
             "search_strategy.sampler: brute-force needs a finite space; continuous: "
             + ", ".join(_continuous(context.space))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drupe.core.specs import Spec
-from drupe.core.study import Space
+
+if TYPE_CHECKING:
+    from drupe.core.study import Space
 
 __all__ = ["SamplerContext", "SamplerSpec"]
 
@@ -29,7 +31,7 @@ class SamplerContext:
     reads from the Optuna study.
 
     seed: of this ask, drawn from the study's seed, the trial's number and the attempt. space: what is searched.
-    objectives: how many. options: the sampler's own keys of `search_strategy`.
+    objectives: how many. options: what `search_strategy.options` says.
     """
 
     seed: int

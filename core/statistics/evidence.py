@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from drupe.core.statistics.bootstrap import Aggregate, Row, bca_interval, influence, t_bounds
+from drupe.core.statistics.bootstrap import Aggregate, Row, influence, t_bounds
 from drupe.core.statistics.goals import is_percent, limit_of
 from drupe.core.statistics.paired import difference_bounds, exceeds_p, score_interval
 from drupe.core.statistics.proportions import lower_bound, proportion_interval, upper_bound
@@ -138,13 +138,14 @@ def paired_proportions(
 def single_value(goal: Goal, rows: list[Row], aggregate: Aggregate, alpha: float, seed: int) -> Evidence:
     """Judge any aggregate of rows against a threshold."""
     value = aggregate(rows)
-    bounds = t_bounds(value, influence(rows, aggregate), alpha, seed)
+    effects = influence(rows, aggregate)
+    bounds, halves = t_bounds(value, effects, alpha, seed), t_bounds(value, effects, alpha / 2, seed)
     return _by_bounds(
         goal.direction,
         goal.value,
         value,
         (bounds.low, bounds.high, bounds.error),
-        bca_interval(rows, aggregate, 1 - alpha, seed),
+        (halves.low, halves.high),
         len(rows),
         alpha,
         "value",

@@ -221,6 +221,12 @@ def test_brute_force_of_a_continuum_is_refused(tmp_path: Path) -> None:
         study.ask()
 
 
+def test_brute_force_takes_no_options(tmp_path: Path) -> None:
+    study = opened(tmp_path, sampler="brute-force", options={"shuffle": True})
+    with pytest.raises(ConfigError, match="brute-force does not take these options: it takes none, and got shuffle"):
+        study.ask()
+
+
 def test_unknown_option_of_a_sampler_is_refused(tmp_path: Path) -> None:
     study = open_study(tmp_path, sampler="tpe", options={"n_startups": 3})
     with pytest.raises(ConfigError, match="n_startups"):
