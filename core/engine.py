@@ -6,7 +6,7 @@ store's lock, and the second one finds the first one's result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -140,9 +140,11 @@ class Engine:
         config = kind.Config.model_validate({k: v for k, v in self.workflow.input_model.items() if k != "type"})
         options = dict(kind.source_options(config))
         identities = {}
+        used = [entry]
         places = list(kind.references(config).values())
         for role, reference in kind.references(config).items():
             source = find_source(self.registry, reference, self.workflow.folder)
+            used.append(self.registry.get("drupe_model_sources", source.spec.name))
             identities[role] = [
                 source.spec.name,
                 source.version,
@@ -164,7 +166,7 @@ class Engine:
             seed=0,
             extra={"rehearse": True} if self._rehearsal else None,
         )
-        job = Job("import", key, "input model", entry.spec.name, values, **self.common(entry))
+        job = Job("import", key, "input model", self.registry.reference(entry), values, **self.common(*used))
         return self.executor.step(job, host, JobOptions(resources=self.resources(host)))
 
     def run_chain(self, chain: Sequence[StepPlan], model: Model, accelerator: Accelerator) -> ChainResult:
@@ -221,21 +223,26 @@ class Engine:
             "pass",
             key,
             plan.name,
-            spec.name,
+            self.registry.reference(entry),
             config.model_dump(mode="json"),
             inputs={"model": model},
             data=self.job_data(names),
             accelerator=accelerator,
             resources=resources,
-            **self.common(entry),
+            **self.common(entry, *self.data_providers(names)),
         )
         return job, JobOptions(resources=resources, launcher=spec.launcher)
 
-    def common(self, entry: Registered) -> dict[str, Any]:
-        """Return the fields that every job of this workflow has."""
+    def data_providers(self, names: Iterable[str]) -> list[Registered]:
+        """Return the containers behind data configs."""
+        return [self.registry.get("drupe_data_containers", self.workflow.data[name].type) for name in names]
+
+    def common(self, *used: Registered) -> dict[str, Any]:
+        """Return the fields that every job of this workflow has. used: what of the plugins the job needs."""
         requires = {"drupe": _drupe_version()}
-        if entry.plugin.distribution.lower() not in ("drupe", "?"):
-            requires[entry.plugin.distribution] = entry.plugin.version
+        for entry in used:
+            if entry.plugin.distribution.lower() not in ("drupe", "?"):
+                requires[entry.plugin.distribution] = entry.plugin.version
         return {
             "seed": self.workflow.seed,
             "allow": tuple(sorted(self.allow)),

@@ -172,7 +172,7 @@ class Executor:
             raise Interrupted(f"{job.name} was interrupted")
         if result["status"] != "done":
             failure = result["error"]
-            message = f"{job.name} ({job.subject or 'measure'}) failed on {host}: {failure['message']}"
+            message = f"{_who(job)} failed on {host}: {failure['message']}"
             _log.error("%s\n%s", message, failure.get("traceback", ""))
             self._failed[job.key] = message
             self.registry.notify("drupe_step_finished", step=step, record=None, error=message)
@@ -200,7 +200,7 @@ class Executor:
             changed = self.store.verify_inputs(model, folder / "inputs" / role)
             if changed:
                 raise PassError(
-                    f"{job.name} ({job.subject}) changed its input model: {', '.join(changed)}; "
+                    f"{_who(job)} changed its input model: {', '.join(changed)}; "
                     "a pass writes below context.output_dir only"
                 )
         return result
@@ -225,3 +225,10 @@ class Executor:
                 "host": step.host,
             }
         )
+
+
+def _who(job: Job) -> str:
+    """The step, its pass, and the distributions that provide what it uses, where they are not Drupe's own."""
+    foreign = [f"{name} {version}" for name, version in job.requires.items() if name != "drupe"]
+    what = " of ".join([job.subject or "measure", *([", ".join(foreign)] if foreign else [])])
+    return f"{job.name} ({what})"

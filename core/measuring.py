@@ -5,7 +5,7 @@ Timed metrics run in a job of their own that holds the machine alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from drupe.core.accelerators import Accelerator
@@ -16,6 +16,7 @@ from drupe.core.job import Job
 from drupe.core.keys import config_identity, step_key
 from drupe.core.metrics import Measurement
 from drupe.core.model import Model
+from drupe.core.registry import Registered
 from drupe.core.serving import find_runtime
 from drupe.core.specs import DataSpec, MetricSpec, RuntimeSpec
 from drupe.core.workflow.model import Evaluator, MetricEntry, System
@@ -155,6 +156,16 @@ class Measurer:
             extra=extra,
         )
 
+    def _used(
+        self, group: Sequence[MetricEntry], names: Sequence[str], model: Model, system: System, accelerator: Accelerator
+    ) -> Iterator[Registered]:
+        """What of the plugins a measuring job needs: metrics, data containers, the runtime."""
+        metrics = [self.registry.get("drupe_metrics", entry.type) for entry in group]
+        yield from metrics
+        yield from self._engine.data_providers(names)
+        if any(cast(MetricSpec, metric.spec).needs is not None for metric in metrics):
+            yield find_runtime(self.registry, model.kind, accelerator, system.runtime)
+
     def _measure_group(
         self,
         group: Sequence[MetricEntry],
@@ -172,7 +183,6 @@ class Measurer:
         roles = set().union(*(self._roles(m) for m in group))
         inputs = {"model": model} | {role: m for role, m in beside.items() if role in roles}
         resources = self._engine.resources(system.name)
-        first = self.registry.get("drupe_metrics", group[0].type)
         job = Job(
             "measure",
             keys[group[0].name],
@@ -184,7 +194,7 @@ class Measurer:
             accelerator=accelerator,
             resources=resources,
             **{
-                **self._engine.common(first),
+                **self._engine.common(*self._used(group, names, model, system, accelerator)),
                 "options": {
                     "runtime": system.runtime,
                     "runtime_options": dict(system.runtime_options),

@@ -56,6 +56,7 @@ class PluginLoader:
         self.types: dict[str, type[Spec]] = dict(SPEC_TYPES)
         self._renamed = renamed
         self._modules: dict[str, Any] = {}
+        self._warnings: dict[str, list[str]] = {}
 
     def open(self, hooks: Mapping[str, type[Spec]]) -> None:
         """Add hooks that a plugin opened: hook name → the spec type that it returns."""
@@ -97,10 +98,9 @@ class PluginLoader:
             "unknown": [],
             "files": {},
         }
-        before = set(sys.modules)
         try:
             module = self._import(point)
-            record["warnings"] += _heavy_warnings(before)
+            record["warnings"] += self._warnings.get(point.value, ())
             record["warnings"] += self.register(module, point)
             self._ask(module, point, record)
         except _Problem as problem:
@@ -133,8 +133,10 @@ class PluginLoader:
 
     def _import(self, point: EntryPoint) -> Any:
         if point.value not in self._modules:
+            before = set(sys.modules)
             try:
                 self._modules[point.value] = import_guarded(point.value)
+                self._warnings[point.value] = _heavy_warnings(before)
             except PluginImportError as error:
                 raise _Problem(str(error)) from error
         return self._modules[point.value]
