@@ -47,7 +47,8 @@ CASES = {
         f"import torch\n{HOOK}", ("imports torch",), code=0, others={"torch/__init__.py": ""}
     ),
     "registers a hook that does not exist": Case(
-        f"{HOOK}\n@hookimpl\ndef drupe_pases():\n    return []", ("no hook 'drupe_pases'", "did you mean 'drupe_passes'")
+        f"{HOOK}\n@hookimpl\ndef drupe_pases():\n    return []",
+        ("no hook 'drupe_pases'", "did you mean 'drupe_passes'"),
     ),
     "takes wrong hook arguments": Case(
         f"{HOOK}\n@hookimpl\ndef drupe_step_started(stp):\n    pass",
