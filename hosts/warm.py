@@ -53,7 +53,8 @@ class WarmWorker:
                 stderr=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, **(env or {})},
+                # Threads that wait by spinning starve each other where something else runs on the machine too.
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(env or {})},
                 start_new_session=True,
             )
         except OSError as error:

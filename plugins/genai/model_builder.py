@@ -173,9 +173,7 @@ class ModelBuilder(Pass):
             raise ConfigError(f"ModelBuilder builds decoders that generate text; the model is a {architecture}")
         _check_quantized(info.attributes.get("quantization"))
         _check_combination(config)
-        return planned.with_(
-            precision=config.precision, quantization=config.precision if config.precision in ("int4", "int8") else None
-        )
+        return ModelInfo(planned.kind, _attributes(info.attributes, config))
 
     def run(self, model: Model, config: ModelBuilderConfig, context: PassContext) -> Model:
         """Build below context.output_dir."""
@@ -197,11 +195,13 @@ class ModelBuilder(Pass):
         _finish_config(context.output_dir, config)
         if not config.metadata_only:
             context.report["graph"] = _check_graph(context.output_dir / config.filename, config)
-        attributes = {"precision": config.precision}
-        if config.precision in ("int4", "int8"):
-            attributes["quantization"] = config.precision
-        kept = {k: v for k, v in model.attributes.items() if k in ("task", "architecture")}
-        return Model.from_dir("genai", context.output_dir, {**kept, **attributes})
+        return Model.from_dir("genai", context.output_dir, _attributes(model.attributes, config))
+
+
+def _attributes(source: Mapping[str, Any], config: ModelBuilderConfig) -> dict[str, Any]:
+    kept = {key: value for key, value in source.items() if key in ("task", "architecture", "model_type")}
+    quantized = {"quantization": config.precision} if config.precision in ("int4", "int8") else {}
+    return {**kept, "precision": config.precision, **quantized}
 
 
 def _check_quantized(quantization: Any) -> None:

@@ -1,0 +1,292 @@
+"""OnnxConversion: a Hugging Face model → an ONNX graph, by torch.export or by the older tracing exporter."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.config import PassConfig
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError, PassError
+from drupe.core.model import Model, ModelInfo
+from drupe.core.passes import Pass
+from drupe.plugins.onnx.graphs import companions, save_graph, scrub_graph
+
+__all__ = ["OnnxConversion", "OnnxConversionConfig"]
+
+_KEPT = ("task", "architecture", "model_type", "model_attributes")
+"""Attributes of the source that hold for the graph as well."""
+_TYPES = {"int64": "int64", "int32": "int32", "float32": "float32", "float16": "float16", "bool": "bool"}
+
+
+class OnnxConversionConfig(PassConfig):
+    """Options of the export."""
+
+    target_opset: int = Field(20, ge=11, le=24, description="Version of the ONNX operator set.")
+    use_dynamo_exporter: bool = Field(
+        True, description="torch.export (the default), or the older exporter that traces one call."
+    )
+    dynamic: bool = Field(True, description="Batch and sequence may have any length; false fixes the example's shapes.")
+    save_as_external_data: bool = Field(False, description="Keep the weights in a file of their own.")
+    all_tensors_to_one_file: bool = Field(True, description="One file for all weights; the only way that is written.")
+    external_data_name: str | None = Field(None, description="Name of the file with the weights.")
+    torch_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None, description="Convert the weights first."
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the model is exported.")
+    merge_adapter_weights: bool = Field(False, description="Merge an adapter into the base before the export.")
+    optimize: bool = Field(True, description="Fold constants and remove dead nodes.")
+
+
+class OnnxConversion(Pass):
+    """Exports the forward call of the model's task."""
+
+    Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
+    version = 1
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Refuse what can't be exported."""
+        planned = super().plan(info, config, accelerator)
+        if not config.all_tensors_to_one_file:
+            raise ConfigError("OnnxConversion writes external weights to one file; leave all_tensors_to_one_file true")
+        if info.attributes.get("adapter") and not config.merge_adapter_weights:
+            raise ConfigError(
+                "OnnxConversion: the model has an unmerged adapter; put MergeAdapterWeights before it, or set "
+                "merge_adapter_weights: true"
+            )
+        if info.attributes.get("quantization"):
+            raise ConfigError(
+                f"OnnxConversion exports float models; this one is quantized ({info.attributes['quantization']})"
+            )
+        if config.use_dynamo_exporter and config.target_opset < 18:
+            # The exporter writes 18 and newer; older ones are reached by the other exporter only.
+            raise ConfigError(
+                f"OnnxConversion: torch.export writes opset 18 and newer, not {config.target_opset}; "
+                "set use_dynamo_exporter: false for an older one"
+            )
+        kept = {key: value for key, value in planned.attributes.items() if key in _KEPT}
+        return ModelInfo(planned.kind, {**kept, "opset": config.target_opset})
+
+    def run(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:
+        """Export below context.output_dir, tokenizer and config beside the graph."""
+        import torch
+
+        from drupe.plugins.huggingface.loading import load_model
+
+        adapter = bool(model.attributes.get("adapter"))
+        loaded = load_model(model, device=config.device, with_adapter=adapter)
+        if adapter:
+            loaded = loaded.merge_and_unload()
+        if config.torch_dtype:
+            loaded = loaded.to(getattr(torch, config.torch_dtype))
+        loaded.eval()
+        inputs, axes = _example(model, loaded)
+        constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
+        told = model.attributes.get("io_config")
+        outputs = _output_names(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
+        context.progress(0, 1, "exporting")
+        proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
+        scrub_graph(proto)
+        path = save_graph(proto, context.output_dir, external=config.save_as_external_data)
+        if config.external_data_name and path.with_name(f"{path.name}.data").exists():
+            proto = _rename_data(path, config.external_data_name)
+        companions(model.folder, context.output_dir)
+        context.progress(1, 1, "exported")
+        attributes = {key: model.attributes[key] for key in _KEPT if key in model.attributes}
+        return Model.from_dir(
+            "onnx", context.output_dir, {**attributes, "onnx_file": path.name, "opset": config.target_opset}
+        )
+
+
+def _parameters(loaded: Any) -> list[str]:
+    return list(inspect.signature(loaded.forward).parameters)
+
+
+def _example(model: Model, loaded: Any) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
+    """Return example inputs of the model's task and their dynamic axes, as io_config says or as the task has them."""
+    import torch
+
+    told = model.attributes.get("io_config")
+    if isinstance(told, Mapping) and told.get("input_names"):
+        return _told_example(told)
+    parameters = _parameters(loaded)
+    config = loaded.config
+    generator = torch.Generator().manual_seed(0)
+    if "pixel_values" in parameters and "input_ids" not in parameters:
+        size = getattr(config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        pixels = torch.rand(2, getattr(config, "num_channels", 3), height, width, generator=generator)
+        return {"pixel_values": pixels.to(loaded.dtype)}, {"pixel_values": {0: "batch"}}
+    if "input_ids" not in parameters:
+        raise ConfigError(
+            f"OnnxConversion does not know the inputs of {type(loaded).__name__} ({', '.join(parameters[:8])}); "
+            "give them as input_model.io_config (input_names, input_shapes, input_types)"
+        )
+    vocabulary = int(getattr(config, "vocab_size", 100))
+    ids = torch.randint(0, vocabulary, (2, 8), generator=generator)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "token_type_ids" in parameters and int(getattr(config, "type_vocab_size", 0) or 0) > 0:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    return inputs, {name: {0: "batch", 1: "sequence"} for name in inputs}
+
+
+def _told_example(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
+    import torch
+
+    names: Sequence[str] = told["input_names"]
+    shapes = told.get("input_shapes")
+    if not shapes or len(shapes) != len(names):
+        raise ConfigError(f"io_config.input_shapes has {len(shapes or ())} shapes for {len(names)} input_names")
+    types = told.get("input_types") or ["int64" if "ids" in n or "mask" in n else "float32" for n in names]
+    generator = torch.Generator().manual_seed(0)
+    inputs = {}
+    for name, shape, kind in zip(names, shapes, types, strict=True):
+        if kind not in _TYPES:
+            raise ConfigError(f"io_config.input_types: {kind!r} for {name}; expected one of {', '.join(_TYPES)}")
+        dtype = getattr(torch, _TYPES[kind])
+        if dtype.is_floating_point:
+            inputs[name] = torch.rand(*shape, generator=generator).to(dtype)
+        else:
+            inputs[name] = torch.ones(*shape, dtype=dtype)
+    axes = {
+        name: {int(axis): str(label) for axis, label in found.items()}
+        for name, found in (told.get("dynamic_axes") or {}).items()
+        if name in inputs
+    }
+    return inputs, axes
+
+
+def _output_names(
+    loaded: Any, inputs: Mapping[str, Any], constants: Mapping[str, Any], told: Mapping[str, Any]
+) -> list[str]:
+    import torch
+
+    with torch.inference_mode():
+        outputs = loaded(**inputs, **constants, return_dict=True)
+    names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor)]
+    if len(names) != len(outputs):
+        nested = ", ".join(name for name in outputs if name not in names)
+        raise PassError(f"OnnxConversion: the model gives nested outputs ({nested}), which a graph can't name")
+    asked = list(told.get("output_names") or names)
+    if len(asked) != len(names):
+        raise ConfigError(f"io_config.output_names has {len(asked)} names; the model gives {', '.join(names)}")
+    return asked
+
+
+def _export(
+    loaded: Any,
+    inputs: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+    config: OnnxConversionConfig,
+    context: PassContext,
+) -> Any:
+    import torch
+
+    target = context.output_dir.parent / "export.onnx"
+    moved = {name: value.to(config.device) for name, value in inputs.items()}
+    try:
+        if config.use_dynamo_exporter:
+            dims = {label: torch.export.Dim.DYNAMIC for found in axes.values() for label in found.values()}
+            dynamic = {name: {axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in moved}
+            program = torch.onnx.export(
+                loaded,
+                (),
+                kwargs={**moved, **constants},
+                dynamic_shapes={**dynamic, **dict.fromkeys(constants)} if axes else None,
+                opset_version=config.target_opset,
+                output_names=list(outputs),
+                optimize=config.optimize,
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            proto = program.model_proto
+            _name_axes(proto, axes)
+            return proto
+        import onnx
+
+        torch.onnx.export(
+            _ordered(loaded, list(moved), constants),
+            tuple(moved.values()),
+            str(target),
+            input_names=list(moved),
+            output_names=list(outputs),
+            dynamic_axes={**axes, **_output_axes(loaded, moved, constants, outputs, axes)} or None,
+            opset_version=config.target_opset,
+            do_constant_folding=config.optimize,
+            dynamo=False,
+        )
+        return onnx.load(str(target))
+    except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        other = "use_dynamo_exporter: false" if config.use_dynamo_exporter else "use_dynamo_exporter: true"
+        raise PassError(f"the exporter failed: {first}; try {other}, or another target_opset") from error
+
+
+def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any]) -> Any:
+    """Wrap a model so that it takes its inputs by position, as tracing wants."""
+    import torch
+
+    class Ordered(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = loaded
+
+        def forward(self, *values: Any) -> Any:
+            outputs = self.inner(**dict(zip(names, values, strict=True)), **constants, return_dict=True)
+            return tuple(value for value in outputs.values() if isinstance(value, torch.Tensor))
+
+    return Ordered().eval()
+
+
+def _output_axes(
+    loaded: Any,
+    inputs: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+) -> dict[str, dict[int, str]]:
+    """Return the outputs' dynamic axes: those whose length follows the example's batch or sequence."""
+    import torch
+
+    lengths = {inputs[name].shape[axis]: label for name, found in axes.items() for axis, label in found.items()}
+    with torch.inference_mode():
+        values = [v for v in loaded(**inputs, **constants, return_dict=True).values() if isinstance(v, torch.Tensor)]
+    found = {}
+    for name, value in zip(outputs, values, strict=True):
+        # The first two axes only: a hidden size may happen to equal the example's length.
+        labels = {axis: lengths[size] for axis, size in enumerate(value.shape[:2]) if size in lengths}
+        if labels:
+            found[name] = labels
+    return found
+
+
+def _name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Give the dynamic axes of the inputs, and of everything that follows them, the names that were asked for."""
+    renamed: dict[str, str] = {}
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for axis, label in axes.get(value.name, {}).items():
+            if dims[axis].dim_param:
+                renamed[dims[axis].dim_param] = label
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
+
+
+def _rename_data(path: Any, name: str) -> Any:
+    import onnx
+
+    proto = onnx.load(str(path))
+    path.with_name(f"{path.name}.data").unlink()
+    onnx.save_model(
+        proto, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=name, size_threshold=1024
+    )
+    return proto

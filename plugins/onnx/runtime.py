@@ -1,0 +1,186 @@
+"""The onnx runtime: ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.errors import ConfigError, EvaluationError
+from drupe.core.model import Model
+from drupe.core.runtimes import Result, Runtime, Session
+from drupe.plugins.onnx.graphs import graph_path
+
+__all__ = ["OnnxRuntime", "OnnxSession"]
+
+_LEVELS = {"disable": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
+_MODES = ("sequential", "parallel")
+_TYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",
+    "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(bool)": "bool",
+    "tensor(int16)": "int16", "tensor(uint16)": "uint16",
+}  # fmt: skip
+
+
+class OnnxRuntime(Runtime):
+    """Options: threads, inter_op_threads, execution_mode (sequential, parallel), graph_optimization (disable, basic,
+    extended, layout, all), session_config (ONNX Runtime's session config entries by name).
+
+    What a tuning pass wrote into the model's inference_settings holds where no option says otherwise.
+    """
+
+    version = 1
+
+    def options(self, accelerator: Accelerator, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See Runtime.options."""
+        known: dict[str, Any] = {
+            "threads": None,
+            "inter_op_threads": None,
+            "execution_mode": None,
+            "graph_optimization": None,
+            "session_config": {},
+        }
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ConfigError(f"onnx: unknown runtime option {', '.join(unknown)}; known: {', '.join(known)}")
+        full = {**known, **options}
+        if full["execution_mode"] not in (None, *_MODES):
+            raise ConfigError(f"onnx: execution_mode {full['execution_mode']!r}; expected {' or '.join(_MODES)}")
+        if full["graph_optimization"] not in (None, *_LEVELS):
+            raise ConfigError(f"onnx: graph_optimization {full['graph_optimization']!r}; expected {', '.join(_LEVELS)}")
+        return full
+
+    def capabilities(self, model: Model) -> Sequence[str]:
+        """forward; score too where the model is a decoder with a tokenizer's inputs."""
+        return ("forward", "score") if model.attributes.get("task") == "text-generation" else ("forward",)
+
+    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
+        """See Runtime.open."""
+        import onnxruntime as ort
+
+        full = self.options(accelerator, options)
+        provider = accelerator.execution_provider or "CPUExecutionProvider"
+        if provider not in ort.get_available_providers():
+            raise EvaluationError(
+                f"this onnxruntime has no {provider}; it has {', '.join(ort.get_available_providers())}"
+            )
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        stored: Mapping[str, Any] = (model.attributes.get("inference_settings") or {}).get("session_options") or {}
+        for name, value in stored.items():
+            _set(settings, name, value)
+        if full["threads"] and "intra_op_num_threads" not in stored:
+            settings.intra_op_num_threads = int(full["threads"])
+        if full["inter_op_threads"]:
+            settings.inter_op_num_threads = int(full["inter_op_threads"])
+        if full["execution_mode"]:
+            settings.execution_mode = ort.ExecutionMode(_MODES.index(full["execution_mode"]))
+        if full["graph_optimization"]:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel(_LEVELS[full["graph_optimization"]])
+        for name, value in full["session_config"].items():
+            settings.add_session_config_entry(str(name), str(value))
+        path = graph_path(model)
+        try:
+            session = ort.InferenceSession(str(path), settings, providers=[(provider, dict(accelerator.options))])
+        except Exception as error:
+            raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}") from error
+        return OnnxSession(session, model.folder)
+
+
+def _set(settings: Any, name: str, value: Any) -> None:
+    """Set a session option by the name that ONNX Runtime or Olive gives it."""
+    import onnxruntime as ort
+
+    if name == "execution_mode":
+        value = ort.ExecutionMode(int(value))
+    elif name == "graph_optimization_level":
+        value = ort.GraphOptimizationLevel(int(value))
+    elif name == "extra_session_config":
+        for key, entry in dict(value).items():
+            settings.add_session_config_entry(str(key), str(entry))
+        return
+    if not hasattr(settings, name):
+        raise EvaluationError(f"the model's inference_settings name {name}, which ONNX Runtime does not have")
+    setattr(settings, name, value)
+
+
+class OnnxSession(Session):
+    """An inference session."""
+
+    def __init__(self, session: Any, folder: Path) -> None:
+        self._session = session
+        self._folder = folder
+        self._inputs = {item.name: item for item in session.get_inputs()}
+        self._outputs = [item.name for item in session.get_outputs()]
+        self._encoder: Any = None
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
+        """See Session.forward."""
+        missing = [name for name in self._inputs if name not in batch]
+        unknown = [name for name in batch if name not in self._inputs]
+        if missing or unknown:
+            what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}, which the graph lacks"
+            raise EvaluationError(f"the batch {what}; the graph takes {', '.join(self._inputs)}")
+        feeds = {
+            name: np.ascontiguousarray(batch[name], dtype=_TYPES.get(item.type)) for name, item in self._inputs.items()
+        }
+        try:
+            values = self._session.run(None, feeds)
+        except Exception as error:
+            shapes = {name: value.shape for name, value in feeds.items()}
+            raise EvaluationError(f"ONNX Runtime failed on inputs of shapes {shapes}: {error}") from error
+        return Result(dict(zip(self._outputs, values, strict=True)))
+
+    def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
+        """See Session.score. For graphs that take whole sequences."""
+        ids = np.asarray(input_ids, dtype=np.int64)[None]
+        given = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+        }
+        extra = [name for name in self._inputs if name not in given]
+        if extra or "logits" not in self._outputs:
+            raise EvaluationError(f"the graph can't score whole sequences: it takes {', '.join(self._inputs)}")
+        logits = self.forward({name: given[name] for name in self._inputs}).outputs["logits"][0]
+        wanted = np.asarray(labels, dtype=np.int64)
+        result = np.full(ids.shape[1], np.nan)
+        places = np.flatnonzero(wanted != -100)
+        places = places[places > 0]
+        rows = logits[places - 1].astype(np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        result[places] = rows[np.arange(len(places)), wanted[places]] - np.log(np.exp(rows).sum(axis=1))
+        return Result({"logprobs": result})
+
+    def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
+        """See Session.tokenize. Raises EvaluationError where no tokenizer.json lies beside the graph."""
+        if self._encoder is None:
+            path = self._folder / "tokenizer.json"
+            if not path.is_file():
+                raise EvaluationError("no tokenizer.json lies beside the graph, so text can't be given to it")
+            from tokenizers import Tokenizer
+
+            self._encoder = Tokenizer.from_file(str(path))
+            self._encoder.no_padding()
+            self._encoder.no_truncation()
+        return np.asarray(self._encoder.encode(text, add_special_tokens=special_tokens).ids, dtype=np.int64)
+
+    def input_shapes(self) -> Mapping[str, tuple[tuple[int | str, ...], str]]:
+        """See Session.input_shapes."""
+        return {
+            name: (
+                tuple(
+                    size if isinstance(size, int) else str(size or f"axis_{axis}")
+                    for axis, size in enumerate(item.shape)
+                ),
+                _TYPES.get(item.type, "float32"),
+            )
+            for name, item in self._inputs.items()
+        }
+
+    def close(self) -> None:
+        """See Session.close."""
+        self._session = None
