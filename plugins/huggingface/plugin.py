@@ -28,6 +28,13 @@ def drupe_model_kinds() -> Sequence[ModelKindSpec]:
             aliases=("ONNXModel",),
         ),
         ModelKindSpec(
+            name="pytorch",
+            target=f"{_HERE}.pytorch_model:PytorchKind",
+            summary="PyTorch modules that a user's script builds.",
+            aliases=("PyTorchModel",),
+            key_packages=("torch",),
+        ),
+        ModelKindSpec(
             name="genai",
             target=f"{_HERE}.onnx_model:GenaiKind",
             summary="Folders for ONNX Runtime GenAI.",
