@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
     quick = parser.parse_args().quick
     proportions((60, 100) if quick else (20, 60, 100, 200, 300, 408, 1000))
-    rounds = 100 if quick else 300
+    rounds = 200 if quick else 1000
     print(f"\nfalse accepts where the truth lies on the limit, {rounds} rounds, 5 % allowed")
     print(f"{'goal':26} " + "  ".join(f"n = {n:<4}" for n in (60, 120, 408)))
     for name in BOUNDS:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from drupe.core.study import Objective, Outcome, Trial
 
-__all__ = ["best", "feasible", "front", "ranks"]
+__all__ = ["best", "feasible", "front", "leading", "ranks"]
 
 Finished = Sequence[tuple[Trial, Outcome]]
 
@@ -31,6 +31,18 @@ def best(finished: Finished, objectives: Sequence[Objective], exclude: Sequence[
     if not candidates:
         return None
     return min(candidates, key=lambda pair: (*ranks(pair[1], objectives), pair[0].number))[0].number
+
+
+def leading(finished: Finished, objectives: Sequence[Objective]) -> list[Trial]:
+    """Return the complete trials from best to worst: feasible ones by priority, then the others by what they miss."""
+    complete = [(t, o) for t, o in finished if o.state == "complete"]
+
+    def order(pair: tuple[Trial, Outcome]) -> tuple[float, ...]:
+        trial, outcome = pair
+        missed = 0.0 if feasible(outcome, objectives) else math.fsum(max(0.0, v) for v in outcome.violations.values())
+        return (float(not feasible(outcome, objectives)), missed, *ranks(outcome, objectives), trial.number)
+
+    return [trial for trial, _ in sorted(complete, key=order)]
 
 
 def ranks(outcome: Outcome, objectives: Sequence[Objective]) -> tuple[float, ...]:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-__all__ = ["JOURNAL", "FileLock", "Home", "open_home"]
+__all__ = ["JOURNAL", "FileLock", "Home", "open_home", "told_as_store_error"]
 
 JOURNAL = "study.journal"
 """The name of the journal file in a study's folder."""
@@ -232,7 +232,9 @@ def _open_database(url: str, folder: Path) -> Home:
         # Two that make the tables at the same moment clash, so that is done under the lock as well.
         with lock.held():
             whole = parsed.render_as_string(hide_password=False)
-            return Home(get_storage(RDBStorage(whole)), lock, backend == "sqlite", shown)
+            # SQLite's own patience, 5 seconds, is short where several workers write at once on a busy machine.
+            extra = {"connect_args": {"timeout": 120}} if backend == "sqlite" else {}
+            return Home(get_storage(RDBStorage(whole, engine_kwargs=extra)), lock, backend == "sqlite", shown)
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the study storage {shown} can't be opened: {reason}") from error
@@ -244,6 +246,21 @@ def _postgres_driver() -> str:
         if importlib.util.find_spec(name) is not None:
             return name
     raise ConfigError("a study in PostgreSQL needs a driver: pip install 'drupe[postgresql]'")
+
+
+@contextmanager
+def told_as_store_error(url: str) -> Iterator[None]:
+    """Turn what a storage raises when it can't be reached or written into a StoreError."""
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except (OSError, StorageInternalError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise StoreError(
+            f"the study {url} can't be read or written: {reason}; what was told before is kept, and the same command "
+            "goes on from there"
+        ) from error
 
 
 def quiet_optuna() -> None:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from drupe.core.digests import canonical_json
 from drupe.core.errors import ConfigError
 from drupe.core.study import Goal, Objective, Outcome, Point, Space, StudySettings, Trial
-from drupe.search.picking import best, feasible
+from drupe.search.picking import best, feasible, leading
 from drupe.search.presence import Presence
 from drupe.search.records import constraint_value, describe, differences, from_record, to_record
 from drupe.search.samplers import Chosen, choose, find_sampler, next_params, seed_of
 from drupe.search.space import Axis, axes_of, point_key, size
 from drupe.search.specs import SamplerContext
-from drupe.search.storage import Home, open_home
+from drupe.search.storage import Home, open_home, told_as_store_error
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -121,7 +121,7 @@ class OptunaStudy:
 
     def ask(self) -> Trial | None:
         """See Study.ask. The trial of a worker that died is given first, under its own number."""
-        with self._mutex, self._home.lock.held():
+        with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
             trials = self._trials()
             self._note(trials)
             if self._over():
@@ -248,7 +248,7 @@ class OptunaStudy:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        with self._mutex:
+        with self._mutex, told_as_store_error(self._home.url):
             number = trial.number
             if number in self._outcomes:
                 raise ValueError(f"trial {number} was told before")
@@ -302,7 +302,7 @@ class OptunaStudy:
 
     def finished(self) -> Sequence[tuple[Trial, Outcome]]:
         """See Study.finished."""
-        with self._mutex:
+        with self._mutex, told_as_store_error(self._home.url):
             trials = self._trials()
             self._note(trials)
             points = {t.number: self._point(t.user_attrs["point"]) for t in trials if "point" in t.user_attrs}
@@ -311,6 +311,11 @@ class OptunaStudy:
     def select(self, exclude: Sequence[int] = ()) -> int | None:
         """See Study.select: the best by priority; equals go by the next objective, then to the earlier trial."""
         return best(self.finished(), self.objectives, exclude)
+
+    def leading(self, count: int) -> list[Point]:
+        """Return the points of the best trials so far, feasible ones first, the others by how little they miss: what
+        the next target's study may be given to start from."""
+        return [dict(trial.point) for trial in leading(self.finished(), self.objectives)[:count]]
 
     def warm_start(self, first: Sequence[Point]) -> None:
         """Have these points tried first, in this order, by a study that has no trial yet; others are left as they are.

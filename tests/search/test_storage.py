@@ -113,3 +113,21 @@ def test_a_lock_can_be_entered_again_and_keeps_other_threads_out(tmp_path: Path)
         order.append("first")
     thread.join()
     assert order == ["first", "other"]
+
+
+def test_a_full_disk_is_told_and_the_study_goes_on_afterwards(tmp_path: Path) -> None:
+    # A limit on file sizes fails writes halfway through a line, as a full disk does.
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY)); "
+        "from pathlib import Path; from tests.search.synthetic import open_study, run; "
+        f"run(open_study(Path({str(tmp_path)!r}), sampler='random', max_trials=12))"
+    )
+    failed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert failed.returncode != 0
+    assert "StoreError: the study journal://" in failed.stderr
+    assert "File too large" in failed.stderr
+    study = open_study(tmp_path, sampler="random", max_trials=12)
+    assert 0 < len(study.finished()) < 12
+    run(study)
+    assert [number for number, _ in listing(study)] == list(range(12))
+    assert len(study._trials()) == 12

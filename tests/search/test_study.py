@@ -328,3 +328,16 @@ def test_optuna_reads_the_study(tmp_path: Path) -> None:
         trial.number for trial, o in study.finished() if o.violations["latency-p50 threshold"] <= 0
     }
     assert SPACE.dimensions[1].name in loaded.trials[0].params
+
+
+def test_the_next_target_starts_from_the_best_points_of_the_last(tmp_path: Path) -> None:
+    study = opened(tmp_path / "one", goals=GOALS)
+    for latency in (30.0, 12.0, 22.0, 18.0, 60.0, 21.0):
+        trial = study.ask()
+        assert trial is not None
+        study.tell(trial, Outcome("complete", {}, {"latency-p50 threshold": (latency - 20) / 20}))
+    order = [listing(study)[n][1] for n in (1, 3, 5, 2)]
+    assert study.leading(4) == order
+    following = opened(tmp_path / "two", goals=GOALS, sampler="tpe")
+    following.warm_start(study.leading(2))
+    assert [following.ask().point for _ in range(2)] == order[:2]  # type: ignore[union-attr]

@@ -46,16 +46,35 @@ def test_pairs_see_a_change_that_drift_hides_from_means() -> None:
     assert stats.ttest_ind(ours, base).pvalue > 0.05
 
 
-@pytest.mark.parametrize("noise", ["steady", "disturbed"])
-def test_equal_models_rarely_differ(noise: str) -> None:
+def disturbed(random: np.random.Generator, share: float) -> list[list[float]]:
+    """Return 40 pairs of times, of which that share of calls takes several times as long."""
+    times = random.lognormal(0, 0.02, size=(2, 40))
+    slow = np.where(random.random((2, 40)) < share, random.uniform(1.5, 10, (2, 40)), 1.0)
+    return (times * slow).tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8])
+def test_equal_models_rarely_differ(share: float) -> None:
     random = np.random.default_rng(5)
-    alarms = 0
-    for _ in range(200):
-        times = random.lognormal(0, 0.02, size=(2, 40))
-        if noise == "disturbed":
-            times *= np.where(random.random((2, 40)) < 0.2, random.uniform(1.5, 4, (2, 40)), 1.0)
-        alarms += compare_times(times[0].tolist(), times[1].tolist()).differs
-    assert alarms <= 20
+    alarms = sum(compare_times(*disturbed(random, share)).differs for _ in range(80))
+    assert alarms <= 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6])
+def test_a_slowdown_is_found_among_disturbed_calls(share: float) -> None:
+    random = np.random.default_rng(6)
+    found = 0
+    for _ in range(25):
+        ours, theirs = disturbed(random, share)
+        comparison = compare_times([1.05 * t for t in ours], theirs)
+        found += comparison.differs and comparison.ratio > 1
+    assert found >= 20
+
+
+def test_the_text_tells_that_the_quickest_calls_were_compared() -> None:
+    comparison = compare_times(*disturbed(np.random.default_rng(8), 0.6))
+    assert comparison.quickest
+    assert "the quickest quarter of the calls was compared" in comparison.text()
 
 
 def test_smallest_visible_change_is_found_as_often_as_promised() -> None:
