@@ -35,7 +35,7 @@ def is_hub_name(config: LoadDataset, folder: Path) -> bool:
     """Whether the rows come from the hub: a name that is neither a file format nor a path that exists."""
     if config.data_name is None or config.data_name.lower() in _BUILDERS:
         return False
-    return config.data_files is None and not (folder / Path(config.data_name).expanduser()).exists()
+    return not (folder / Path(config.data_name).expanduser()).exists()
 
 
 def split_names(split: str) -> list[tuple[str, str | None, str | None]]:
@@ -203,8 +203,9 @@ def _hub_table(config: LoadDataset, limit: int | None) -> Table:
     commit = resolve_revision("datasets", name, config.revision, token)
     datasets.disable_progress_bars()
     options: dict[str, Any] = {"revision": commit, "token": token, **config.builder_kwargs}
-    if config.data_dir is not None:
-        options["data_dir"] = config.data_dir
+    for key in ("data_dir", "data_files"):
+        if getattr(config, key) is not None:
+            options[key] = getattr(config, key)
     try:
         loaded = datasets.load_dataset(name, config.subset, split=config.split, streaming=config.streaming, **options)
         if config.streaming:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +190,32 @@ def test_identity_of_hub_data_is_its_commit(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         found = CONTAINER.identity(parsed(data_name="acme/rows"), tmp_path)
     assert found["rows"] == {"hub": "acme/rows", "commit": COMMIT}
+
+
+def test_hub_data_is_read_at_its_commit_whole_or_streamed(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "datasets" / "acme" / "rows"
+    folder.mkdir(parents=True)
+    write_rows(folder / "train.jsonl", [{"text": "one"}, {"text": "two"}])
+    write_rows(folder / "extra.jsonl", [{"text": "three"}])
+    # In a process of its own: the libraries read the hub's address when they are imported.
+    code = (
+        "from pathlib import Path\n"
+        "from drupe.core.context import JobContext\n"
+        "from drupe.plugins.data.dataset import load_table\n"
+        "from drupe.plugins.data.options import LoadDataset\n"
+        "here = Path('.')\n"
+        "for options in ({}, {'streaming': True}, {'data_files': 'extra.jsonl'}):\n"
+        "    table = load_table(LoadDataset(data_name='acme/rows', **options), here, JobContext(here, here), 1)\n"
+        "    print(table.origin, *[row['text'] for row in table.rows])\n"
+    )
+    with serving(Hub(tmp_path / "hub")) as hub:
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole, streamed, extra = done.stdout.splitlines()
+    assert streamed == f"acme/rows@{COMMIT[:8]} one"
+    assert whole == f"acme/rows@{COMMIT[:8]} one two"
+    assert extra == f"acme/rows@{COMMIT[:8]} three"
 
 
 # Classification
