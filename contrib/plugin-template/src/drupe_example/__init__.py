@@ -1,0 +1,1 @@
+"""ClipWeights, a pass for Drupe."""
