@@ -7,11 +7,12 @@ certified goes to `undecided/`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from drupe.core.measuring import full_name
+from drupe.core.metrics import Measurement
 from drupe.core.model import Model
 from drupe.core.registry import Registry
 from drupe.core.results import Candidate, TargetResult
@@ -23,6 +24,29 @@ from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, MetricEntry, Workflow
 
 __all__ = ["Decider", "nearest"]
+
+
+@dataclass
+class _Judged:
+    """A finalist, measured on the data that certifies. verdicts: share of alpha → a verdict per goal."""
+
+    number: int
+    model: Model
+    found: Mapping[str, Measurement]
+    compared: Mapping[str, Measurement]
+    verdicts: Callable[[float], list[Verdict]]
+    share: float = 1.0
+
+    def holds(self, share: float) -> bool:
+        """Whether every goal holds when each may spend that share of its alpha."""
+        return all(verdict.status in ("PASS", "MET") for verdict in self.verdicts(share))
+
+
+def _holm_winner(judged: Sequence[_Judged], finalists: int) -> _Judged | None:
+    """Return the first finalist that holds at Holm's first share, 1/finalists; all get it noted."""
+    for one in judged:
+        one.share = 1 / finalists
+    return next((one for one in judged if one.holds(one.share)), None)
 
 
 class Decider:
@@ -53,6 +77,26 @@ class Decider:
             result.message = nearest(result.candidates, runner.goals)
             self._withdraw(result)
             return
+        finalists = self._workflow.search.finalists if certify and self._workflow.search else 1
+        judged: list[_Judged] = []
+        while number is not None and len(judged) < finalists:
+            judged.append(self._judge_finalist(study, runner, result, number, certify=certify))
+            # The shares are known once all finalists are; a step that holds at the smallest one needs no more.
+            winner = _holm_winner(judged, finalists)
+            if winner is not None:
+                break
+            number = study.select(exclude=[one.number for one in judged])
+        else:
+            winner = _holm_winner(judged, len(judged))
+        chosen = winner or judged[0]
+        self._conclude(chosen, runner, result)
+        if result.winner is not None:
+            passed_over = {one.number for one in judged if one is not chosen}
+            result.candidates = _why_lost(result.candidates, chosen.number, passed_over)
+
+    def _judge_finalist(
+        self, study: Study, runner: TrialRunner, result: TargetResult, number: int, *, certify: bool
+    ) -> _Judged:
         trial = next(trial for trial, _ in study.finished() if trial.number == number)
         chain = runner.run_chain(trial.point)
         part = "certification" if certify else runner.part
@@ -61,9 +105,17 @@ class Decider:
         found, compared, errors, _ = runner.measure(chain, part)
         for name, error in errors.items():
             self._events({"event": "warning", "message": f"metric {name} of candidate {number}: {error}"})
-        result.certified = found
-        result.baseline = compared or result.baseline
-        verdicts = [self._judge(goal, runner.evaluator, found, compared) for goal in runner.goals]
+
+        def verdicts(share: float) -> list[Verdict]:
+            return [self._judge(goal, runner.evaluator, found, compared, share) for goal in runner.goals]
+
+        return _Judged(number, chain.model, found, compared, verdicts)
+
+    def _conclude(self, judged: _Judged, runner: TrialRunner, result: TargetResult) -> None:
+        number = judged.number
+        verdicts = judged.verdicts(judged.share)
+        result.certified = judged.found
+        result.baseline = judged.compared or result.baseline
         result.verdicts = [verdict.to_json() for verdict in verdicts]
         by_status = {verdict.status: verdict for verdict in reversed(verdicts)}
         broken = by_status.get("FAIL") or by_status.get("NOT_MET")
@@ -75,16 +127,20 @@ class Decider:
             result.status = "undecided"
             result.message = f"candidate {number} could not be certified: {by_status['UNDECIDED'].text}"
             self._withdraw(result)
-            self._hand_over(chain.model, result, "undecided")
+            self._hand_over(judged.model, result, "undecided")
         else:
             result.status = "certified" if "PASS" in by_status else "met"
             result.winner = number
             result.message = _how_met(verdicts)
-            self._hand_over(chain.model, result, "model")
-            result.candidates = _why_lost(result.candidates, number)
+            self._hand_over(judged.model, result, "model")
 
     def _judge(
-        self, goal: Goal, evaluator: Evaluator | None, found: Mapping[str, Any], compared: Mapping[str, Any]
+        self,
+        goal: Goal,
+        evaluator: Evaluator | None,
+        found: Mapping[str, Any],
+        compared: Mapping[str, Any],
+        share: float,
     ) -> Verdict:
         entry, sub_type = _metric_of(goal, evaluator)
         registered = self._registry.get("drupe_metrics", entry.type)
@@ -98,6 +154,7 @@ class Decider:
             aggregate=lambda rows: metric.aggregate(rows, sub_type, config),
             # What a metric reads off the files is a fact, not an estimate.
             exact=spec.needs is None and not spec.timed,
+            alpha_share=share,
             seed=self._workflow.seed,
         )
 
@@ -155,11 +212,13 @@ def nearest(candidates: Sequence[Candidate], goals: Sequence[Goal]) -> str:
     )
 
 
-def _why_lost(candidates: Sequence[Candidate], winner: int) -> list[Candidate]:
+def _why_lost(candidates: Sequence[Candidate], winner: int, passed_over: Collection[int]) -> list[Candidate]:
     noted = []
     for c in candidates:
         if c.number == winner:
             reason = None
+        elif c.number in passed_over:
+            reason = "was a finalist, and its goals could not be certified"
         elif c.state == "failed":
             reason = f"failed: {c.error}"
         elif not c.feasible:

@@ -86,7 +86,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What the workflow's search_strategy says. max_trials None: until the space is exhausted. max_time in seconds."""
+    """What the workflow's search_strategy says. max_trials None: until the space is exhausted. max_time in seconds.
+
+    finalists: how many candidates may be certified, one after the other, until one holds. They share the risk (Holm).
+    """
 
     sampler: str = "auto"
     max_trials: int | None = None
@@ -94,6 +97,7 @@ class StudySettings:
     seed: int = 0
     stop_when_goals_met: bool = False
     workers: int = 1
+    finalists: int = 1
     storage: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 

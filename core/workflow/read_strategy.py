@@ -30,6 +30,7 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_whole(0), "a whole number of at least 0"),
     "stop_when_goals_met": (lambda value: isinstance(value, bool), "true or false"),
     "workers": (_whole(1), "a whole number of at least 1"),
+    "finalists": (_whole(1), "a whole number of at least 1"),
     "storage": (lambda value: isinstance(value, str) and bool(value), "the URL of a storage"),
     "options": (lambda value: isinstance(value, dict), "a mapping of the sampler's own options"),
 }

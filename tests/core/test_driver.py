@@ -70,6 +70,26 @@ def test_a_goal_that_the_data_cannot_decide_exits_3_with_the_candidate_set_aside
     assert not (tmp_path / "out/here/model").exists()
 
 
+@pytest.mark.parametrize(("finalists", "code", "status"), [(1, 3, "undecided"), (2, 0, "certified")])
+def test_a_second_finalist_may_win_where_it_was_asked_for(
+    tmp_path: Path, finalists: int, code: int, status: str
+) -> None:
+    passes = {"append": {"type": "Append", "times": {"search": [5, 15], "ordered": True}}}
+    search = {"max_trials": 2, "seed": 1, "finalists": finalists}
+    document = toy_document(tmp_path, passes=passes, search_strategy=search)
+    goal(document, 0.33, confidence=0.95)
+    accuracy, size = document["evaluators"]["quality"]["metrics"]
+    accuracy["sub_types"][0]["priority"], size["sub_types"][0]["priority"] = 2, 1
+    done = drupe("run", write_workflow(tmp_path, document), folder=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    target = manifest(tmp_path)["targets"]["here"]
+    assert target["status"] == status
+    if finalists == 2:
+        points = {c["number"]: c for c in target["candidates"]}
+        assert points[target["winner"]]["point"]["append.times"] == 15
+        assert any("could not be certified" in (c["lost_because"] or "") for c in target["candidates"])
+
+
 def test_a_former_winner_is_withdrawn_when_the_limit_no_longer_holds(tmp_path: Path) -> None:
     document = toy_document(tmp_path)
     assert drupe("run", write_workflow(tmp_path, document), folder=tmp_path).returncode == 0
