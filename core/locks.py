@@ -54,7 +54,7 @@ def gated_lock(
 def remove_if_free(path: Path) -> None:
     """Remove a lock file that nobody holds."""
     with suppress(OSError):
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
@@ -66,9 +66,9 @@ def _take(path: Path, what: str, cancelled: Callable[[], bool] | None, mode: int
     wait = _FIRST_POLL
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = _open(path)
         except OSError as error:
-            raise StoreError(f"{what} can't be locked: {error.strerror}") from error
+            raise StoreError(f"{what} can't be locked: {path}: {error.strerror}") from error
         try:
             fcntl.flock(handle, mode | fcntl.LOCK_NB)
             # A collection may have removed the file between opening and locking: such a lock keeps nobody out.
@@ -84,6 +84,16 @@ def _take(path: Path, what: str, cancelled: Callable[[], bool] | None, mode: int
             raise Interrupted(f"stopped while waiting for {what}, which another process is working on")
         time.sleep(wait)
         wait = min(wait * 1.5, _LAST_POLL)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        # Another user's: to read it is enough for a lock of this machine.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _is(path: Path, handle: int) -> bool:

@@ -1,57 +1,47 @@
 """This machine: what timings depend on, its devices, and the lock between timed jobs and others.
 
-Ordinary jobs share the machine; a timed job has it alone. The lock is flock on two files below the temporary folder, so
-that it holds across drivers and ends with the process. A waiting timed job holds the gate, so that no new ordinary job
-starts before it.
+Ordinary jobs share the machine; a timed job has it alone. The lock is flock on two files that every driver and user of
+this machine finds at the same place, and it ends with the process. A waiting timed job holds the gate, so that no new
+ordinary job starts before it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from drupe.core.digests import digest_of
-from drupe.core.errors import Interrupted
+from drupe.core.locks import gated_lock
 
-__all__ = ["cpu_count", "devices", "fingerprint", "machine_lock"]
-
-_POLL_SECONDS = 0.02
+__all__ = ["cpu_count", "devices", "fingerprint", "lock_folder", "machine_lock"]
 
 
 @contextmanager
 def machine_lock(exclusive: bool, cancelled: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Hold the machine, alone or shared. Raises Interrupted when `cancelled` says so while waiting."""
-    folder = Path(tempfile.gettempdir()) / f"drupe-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / "gate").open("a") as gate, (folder / "machine").open("a") as machine:
-        _take(gate, exclusive, cancelled)
-        if not exclusive:
-            # Passing the gate is all that an ordinary job needs it for.
-            _take(machine, False, cancelled)
-            fcntl.flock(gate, fcntl.LOCK_UN)
-        else:
-            _take(machine, True, cancelled)
+    with gated_lock(lock_folder(), "this machine", cancelled, exclusive=exclusive):
         yield
 
 
-def _take(handle: IO[str], exclusive: bool, cancelled: Callable[[], bool]) -> None:
-    mode = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-    while True:
-        try:
-            fcntl.flock(handle, mode | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if cancelled():
-                raise Interrupted("stopped while waiting for the machine") from None
-            time.sleep(_POLL_SECONDS)
+def lock_folder() -> Path:
+    """Return the folder of the machine's lock: $DRUPE_LOCKS, or one below /tmp that all users share."""
+    if named := os.environ.get("DRUPE_LOCKS"):
+        folder = Path(named)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    # Not TMPDIR, which differs between drivers.
+    shared = Path("/tmp")
+    folder = (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / "drupe-locks"
+    with suppress(FileExistsError):
+        folder.mkdir()
+        folder.chmod(0o1777)
+    return folder
 
 
 def cpu_count() -> int:
