@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +58,11 @@ def indexed_commands(rules: Policy) -> list[tuple[EntryPoint, Mapping[str, Any]]
 
 
 def reload_plugin(point: EntryPoint, rules: Policy) -> Mapping[str, Any]:
-    """Import a plugin anew, whatever the index says of it, and return its new record."""
+    """Import a plugin, whatever the index says of it, and return its new record."""
     index = PluginIndex()
+    known = index.record(point)
+    if known is not None and known["status"] == "active" and point.value.partition(":")[0] in sys.modules:
+        return known  # This process imported it a moment ago; a second import would see less.
     others = [p for p in index.group(GROUP) if p != point and _decide(rules, p)[0] == "active"]
     _load(index, [point], others)
     index.save()
