@@ -107,3 +107,43 @@ def test_a_classifier_is_judged_by_its_logits(tiny_bert_dir: Path, tmp_path: Pat
         assert values("accuracy", model, session, samples, tmp_path, batch_size=3)["accuracy_score"] == 1.0
         flipped = [Sample(s.id, s.inputs, 1 - s.target) for s in samples]
         assert values("accuracy", model, session, flipped, tmp_path, batch_size=3)["accuracy_score"] == 0.0
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> Model:
+    """x (batch, 4) → logits (batch, 3): each logit is one of the first three inputs."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    folder = tmp_path / "mlp"
+    folder.mkdir()
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["logits"])],
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.eye(4, 3, dtype=np.float32), "w")],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), folder / "model.onnx")
+    return Model.from_dir("onnx", folder)
+
+
+def test_an_onnx_classifier_gets_every_metric_that_a_forward_call_serves(mlp: Model, tmp_path: Path) -> None:
+    samples = [Sample(str(i), {"x": np.eye(4)[i % 3]}, (i % 3) if i < 9 else (i + 1) % 3) for i in range(12)]
+    with opened("onnx", mlp) as session:
+        made = metric("accuracy")
+        config = configured(made, batch_size=5, metric_config={"average": "macro"})
+        rows = list(made.measure(mlp, session, samples, config, context(tmp_path)).values())
+        assert made.aggregate(rows, "accuracy_score", configured(made)) == 0.75
+        assert made.aggregate(rows, "f1_score", config) == pytest.approx(0.75)
+        assert 0.7 < made.aggregate(rows, "auroc", config) < 1.0
+        timing = {"warmup_num": 1, "repeat_test_num": 5, "batch_size": 4}
+        assert 0 < values("latency", mlp, session, (), tmp_path, **timing)["p50"] < 1000
+        assert values("throughput", mlp, session, samples, tmp_path, **timing)["avg"] > 4
+        assert values("discrepancy", mlp, session, (), tmp_path)["max_error"] == 0.0
+    size = (mlp.folder / "model.onnx").stat().st_size
+    assert values("size_on_disk", mlp, session, (), tmp_path)["bytes"] == size
+    surroundings = context(tmp_path)
+    surroundings.model_sessions = lambda: opened("onnx", mlp)
+    memory = metric("peak_memory")
+    rows = list(memory.measure(mlp, None, samples, configured(memory), surroundings).values())
+    assert memory.aggregate(rows, "peak", configured(memory)) >= memory.aggregate(rows, "open", configured(memory))
