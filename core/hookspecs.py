@@ -243,7 +243,10 @@ def drupe_step_started(step: Mapping[str, Any]) -> None:
 
 @hookspec
 def drupe_step_finished(step: Mapping[str, Any], record: Mapping[str, Any] | None, error: str | None) -> None:
-    """Observe that a step ended. record: its record in the store (None on failure); error: why it failed.
+    """Observe that a step ended.
+
+    step: as `drupe_step_started` gets it. record: what came of it (seconds, peak_memory, versions, report), None on
+    failure. error: why it failed, or None.
 
     ```python
     from drupe import hookimpl
