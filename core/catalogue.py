@@ -13,6 +13,9 @@ passes = ["AcmeCompile"]         # also systems, data, metrics, models, accelera
 [renamed.passes]                 # older type → today's
 AcmeBuild = "AcmeCompile"
 
+[components]                     # functions that data configs may name without a script
+post_process_data_config = ["skip_post_process"]
+
 [[parameters.passes]]            # how older parameters of some types read today
 types = ["AcmeCompile"]
 renamed = {"opts.lvl" = "options.level"}
@@ -103,6 +106,11 @@ class Catalogue:
             if section in document.get("defaults", {}):
                 return str(document["defaults"][section])
         return None
+
+    def components(self, group: str) -> frozenset[str]:
+        """Return the functions that a group of a data config may name without a script of the user's."""
+        lists = (document.get("components", {}).get(group, ()) for document in self.documents)
+        return frozenset(name for names in lists for name in names)
 
     def parameters(self, section: str, type_name: str) -> ParameterUpgrades:
         """Return how the older parameters of a type read today; rules of type "*" hold for all of a section."""

@@ -15,6 +15,7 @@ from drupe.core.specs import AcceleratorSpec
 from drupe.core.workflow.findings import Findings, join, shown
 from drupe.core.workflow.rules import apply_rules, flatten
 from drupe.core.workflow.upgrade_data import upgrade_data_configs
+from drupe.core.workflow.upgrade_metrics import upgrade_post_processing
 from drupe.core.workflow.upgrade_model import upgrade_input_model
 from drupe.core.workflow.upgrade_search import upgrade_search_strategy
 
@@ -62,6 +63,7 @@ def upgrade(
             _model_dataset(result, dataset, findings)
     if "data_configs" in result:
         result["data_configs"] = upgrade_data_configs(result["data_configs"], catalogue, findings)
+        upgrade_post_processing(result, registry, catalogue, findings)
     if isinstance(result.get("evaluator"), dict):
         result["evaluator"] = _name_evaluator(result, result["evaluator"], "evaluator", findings)
     if isinstance(result.get("passes"), dict):

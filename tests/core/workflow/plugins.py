@@ -118,6 +118,7 @@ class Accuracy(Metric):
         batch_size: int = 1
         metric_config: dict[str, Any] = {}
         user_script: FileRef | None = None
+        post_processing_func: str | None = None
 
     sub_types = {"accuracy_score": SubType("", "higher", proportion=True), "f1_score": SubType("", "higher")}
     default_sub_type = "accuracy_score"

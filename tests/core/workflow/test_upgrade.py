@@ -351,3 +351,25 @@ def test_the_azure_client_and_its_references_are_missing_today(look: Look) -> No
 def test_an_azure_client_alone_is_missing_its_host(look: Look) -> None:
     result = look(base_document(azureml_client={"workspace_name": "w"}))
     assert [fault.path for fault in result.of_kind("missing")] == ["azureml_client"]
+
+
+def test_a_post_processing_function_moves_to_the_metrics_that_look_at_outputs(look: Look, tmp_path: Any) -> None:
+    (tmp_path / "s.py").touch()
+    data = {
+        "name": "tone",
+        "type": "HuggingfaceContainer",
+        "user_script": "s.py",
+        "post_process_data_config": {"type": "mine"},
+    }
+    metrics = [{"type": "accuracy", "data_config": "tone"}, {"type": "latency", "data_config": "tone"}]
+    evaluators = {"judge": {"metrics": metrics}}
+    passes = {"b": {"type": "ModelBuilder"}}
+    result = look(base_document(data_configs=[data], evaluators=evaluators, passes=passes), allow=("user-scripts",))
+    assert result.workflow and result.faults == ()
+    accuracy, latency = result.workflow.evaluators["judge"].metrics
+    assert accuracy.config == {"user_script": "s.py", "post_processing_func": "mine"} and latency.config == {}
+    assert set(notices(result)) == {"data_configs.tone.post_process_data_config"}
+    built_in = {**data, "post_process_data_config": {"type": "skip_post_process"}}
+    kept = look(base_document(data_configs=[built_in], evaluators=evaluators, passes=passes), allow=("user-scripts",))
+    assert kept.notices == () and kept.workflow
+    assert kept.workflow.data["tone"].config["post_process_data_config"] == {"type": "skip_post_process"}

@@ -1,0 +1,66 @@
+"""Moves what a data config says about a model's outputs to the metrics that look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from drupe.core.catalogue import Catalogue
+from drupe.core.errors import PluginError
+from drupe.core.registry import Registry
+from drupe.core.specs import MetricSpec
+from drupe.core.workflow.findings import Findings, join
+
+__all__ = ["upgrade_post_processing"]
+
+_GROUP = "post_process_data_config"
+
+
+def upgrade_post_processing(
+    document: Mapping[str, Any], registry: Registry, catalogue: Catalogue, findings: Findings
+) -> None:
+    """Give a data config's own post-processing function to the metrics that use the data, in place.
+
+    A function that is built in stays where it is. Timed metrics look at no outputs and get none.
+    """
+    entries = document.get("data_configs")
+    for entry in entries if isinstance(entries, list) else ():
+        group = entry.get(_GROUP) if isinstance(entry, dict) else None
+        if not isinstance(group, dict) or not isinstance(entry.get("user_script"), str):
+            continue
+        function = group.get("type")
+        metrics = list(_metrics_on(document, entry.get("name"), registry))
+        if not isinstance(function, str) or function in catalogue.components(_GROUP) or not metrics:
+            continue
+        options = {key: value for key, value in group.items() if key != "type"}
+        for metric in metrics:
+            config = metric.setdefault("user_config", None) or {}
+            config = {"user_script": entry["user_script"], "post_processing_func": function, **config}
+            if "script_dir" in entry:
+                config.setdefault("script_dir", entry["script_dir"])
+            if options:
+                config["func_kwargs"] = {"post_processing_func": options, **config.get("func_kwargs", {})}
+            metric["user_config"] = config
+        findings.notice(
+            join("data_configs", join(str(entry["name"]), _GROUP)),
+            f"{_GROUP}.type {function}",
+            "user_config.post_processing_func of the metrics that use the data",
+        )
+        del entry[_GROUP]
+
+
+def _metrics_on(document: Mapping[str, Any], data: Any, registry: Registry) -> Iterator[dict[str, Any]]:
+    evaluators = document.get("evaluators")
+    for evaluator in evaluators.values() if isinstance(evaluators, dict) else ():
+        metrics = evaluator.get("metrics") if isinstance(evaluator, dict) else None
+        for metric in metrics if isinstance(metrics, list) else ():
+            if isinstance(metric, dict) and metric.get("data_config") == data and _looks_at_outputs(metric, registry):
+                yield metric
+
+
+def _looks_at_outputs(metric: Mapping[str, Any], registry: Registry) -> bool:
+    try:
+        entry = registry.find("drupe_metrics", str(metric.get("type")))
+    except PluginError:
+        return False
+    return entry is not None and isinstance(entry.spec, MetricSpec) and not entry.spec.timed
