@@ -53,6 +53,11 @@ _UNPROVIDED = {
     "auto_optimizer_config": "passes chosen for you",
     "data_root": "a root for relative data paths (they resolve against the workflow's folder)",
 }
+_CONSENTS = {
+    "remote-code": "code that comes with the model would run",
+    "user-scripts": "a script would run",
+    "pickle": "weights that are pickles would be loaded, and a pickle can run code",
+}
 _SCRIPT_KEYS = ("user_script", "model_script", "script_dir")
 
 
@@ -210,7 +215,7 @@ def _input_model(document: Mapping[str, Any], reading: Reading) -> tuple[Mapping
                 f"--allow {consent}" in f.hint and f.path.startswith("input_model") for f in reading.findings.faults
             )
             if not told:
-                reading.need_consent(consent, "input_model", f"{registered.spec.name} with this config")
+                reading.need_consent(consent, "input_model", _CONSENTS.get(consent, consent))
         for role, reference in kind.references(checked.instance).items():
             path = _reference_path(values, role, reference)
             try:
@@ -218,13 +223,17 @@ def _input_model(document: Mapping[str, Any], reading: Reading) -> tuple[Mapping
             except ConfigError as error:
                 _no_source(reference, path, error, reading)
                 continue
-            reading.findings.add(source.check(reference, reading.folder), path)
+            told = any(fault.path == path and fault.kind == "needs" for fault in reading.findings.faults)
+            found_there = source.check(reference, reading.folder)
+            # That a script is not there was told with all other scripts.
+            reading.findings.add((f for f in found_there if not (told and f.kind == "needs")), path)
     type_name = reading.registry.reference(registered)
     return {**values, "type": type_name}, type_name
 
 
 def _reference_path(values: Mapping[str, Any], role: str, reference: Any) -> str:
-    return join("input_model", next((key for key, value in values.items() if value == reference), f"{role}_path"))
+    plain = reference.get("path") if isinstance(reference, Mapping) else reference
+    return join("input_model", next((k for k, v in values.items() if v in (reference, plain)), f"{role}_path"))
 
 
 def _no_source(reference: Any, path: str, error: ConfigError, reading: Reading) -> None:
