@@ -69,6 +69,8 @@ class JobContext:
     is_cancelled: Callable[[], bool] | None = None
     model_sessions: Callable[[], Session] | None = None
     """In a measuring job: opens a fresh session of the model, for metrics that watch the opening itself."""
+    population: Sequence[Sample] = ()
+    """In a measuring job: the whole part of the data that the metric's samples, perhaps fewer, were taken from."""
     baseline_session: Session | None = None
     """In a measuring job with a relative goal: the baseline's session; timed metrics interleave the two."""
     reference_session: Session | None = None

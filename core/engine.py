@@ -152,13 +152,14 @@ class Engine:
             ]
         host = self.workflow.host
         values = config.model_dump(mode="json")
+        secrets = [name for name, what in _references(config).items() if what == "secret"]
         packages = self.packages(host, cast(ModelKindSpec, entry.spec).key_packages)
         key = step_key(
             "import",
             entry,
             version=kind.version,
             # Where the model lies does not matter, what it holds does: `identities` has that.
-            config={k: v for k, v in values.items() if v not in places},
+            config={k: v for k, v in values.items() if v not in places and k not in secrets},
             inputs={},
             references=identities,
             packages=packages,

@@ -100,6 +100,7 @@ def _measure_one(
     config = metric.Config.model_validate(dict(request["config"]))
     needs = metric.needs(config)
     samples = context.data(request["data"], model=model, part=job.options.get("part")) if request["data"] else ()
+    context.population = samples
     if job.options.get("limit") and len(samples) > job.options["limit"]:
         # By the ids' digests, so that the choice neither follows the order of the rows nor changes between runs.
         samples = sorted(samples, key=lambda sample: digest_of(sample.id))[: job.options["limit"]]

@@ -130,7 +130,7 @@ class Accuracy(Metric):
             method = "generate" if asks and "generate" in session.capabilities else "classify"
         if method == "classify":
             return self._classified(model, session, samples, config, context)
-        labels = config.labels or answers.labels_of(samples)
+        labels = config.labels or answers.labels_of(context.population or samples)
         if not samples:
             raise EvaluationError("the metric has no data; name a data config as its data_config")
         if method == "generate":
