@@ -84,6 +84,8 @@ def _by_row(query: Any, key: Any, value: Any, lengths: tuple[int, ...], scaling:
 
 def _varlen(query: Any, key: Any, value: Any, limits: Any, longest: int, scaling: float | None, dropout: float) -> Any:
     """The flash kernel for rows of different lengths that torch itself brings."""
+    import inspect
+
     from torch.nn.attention.varlen import varlen_attn
 
     if dropout:
@@ -92,5 +94,8 @@ def _varlen(query: Any, key: Any, value: Any, limits: Any, longest: int, scaling
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = varlen_attn(q, k, v, limits, limits, longest, longest, scale=scaling, window_size=(-1, 0))
+    # torch before 2.11 says it in another way.
+    windows = "window_size" in inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if windows else {"is_causal": True}
+    out = varlen_attn(q, k, v, limits, limits, longest, longest, scale=scaling, **causal)
     return out[None]

@@ -57,9 +57,9 @@ class TuningConfig(PassConfig):
         ge=2,
         description="Longest row in tokens; longer ones are cut and counted. Not given: the model's context.",
     )
-    memory: Literal["auto", "fastest", "smallest"] | float = Field(
+    memory: Literal["auto", "smallest"] | float = Field(
         "auto",
-        description="Memory plan: auto takes the fastest plan that fits the device, a number is a limit in GiB.",
+        description="auto: the fastest plan that fits the device; smallest: least memory; a number: a limit in GiB.",
     )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Stop after so many evaluations without a lower loss."

@@ -16,6 +16,7 @@ def chunk_rows(vocabulary: int, device_type: str) -> int:
 def head_loss(hidden: Any, weight: Any, bias: Any, targets: Any, smoothing: float = 0.0) -> Any:
     """Return the summed cross-entropy of `targets` (n,) under softmax(hidden @ weight.T + bias); hidden is (n, width).
 
+    Targets below 0 count nothing.
     weight (vocabulary, width) is frozen: only the gradient of hidden is formed, chunk by chunk in the forward pass, so
     that memory holds the logits of one chunk and nothing is computed twice.
     """
@@ -43,16 +44,19 @@ def _function() -> Any:
                 part = hidden[start : start + step]
                 logits = torch.nn.functional.linear(part, weight, bias).float()
                 goal = targets[start : start + step, None]
+                counts = goal >= 0
+                goal = goal.clamp(min=0)
                 lse = torch.logsumexp(logits, dim=-1, keepdim=True)
-                loss = (lse - logits.gather(1, goal)).sum()
+                loss = lse - logits.gather(1, goal)
                 if smoothing:
-                    loss = (1 - smoothing) * loss + smoothing * (lse - logits.mean(-1, keepdim=True)).sum()
-                total += loss
+                    loss = (1 - smoothing) * loss + smoothing * (lse - logits.mean(-1, keepdim=True))
+                total += (loss * counts).sum()
                 if grad is not None:
                     slope = logits.sub_(lse).exp_()
                     if smoothing:
                         slope.sub_(smoothing / weight.shape[0])
                     slope.scatter_add_(1, goal, torch.full_like(goal, smoothing - 1.0, dtype=slope.dtype))
+                    slope.mul_(counts)
                     torch.mm(slope.to(weight.dtype), weight, out=grad[start : start + step])
             ctx.save_for_backward(grad)
             return total

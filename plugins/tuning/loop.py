@@ -63,7 +63,6 @@ class Trainer:
         budget: int,
         patience: int | None = None,
         threshold: float = 0.0,
-        accumulate: Accumulator | None = None,
         memory: Callable[[], int] | None = None,
     ) -> None:
         self.network = network
@@ -74,7 +73,8 @@ class Trainer:
         self.budget = budget
         self.patience = patience
         self.threshold = threshold
-        self.accumulate: Accumulator = accumulate or self.plain
+        self.accumulate: Accumulator = self.plain
+        self.when_out_of_memory: Callable[[], bool] = lambda: False
         self.memory = memory or (lambda: 0)
         data_seed = seed if args.data_seed is None else args.data_seed
         self.order = Order(
@@ -95,7 +95,8 @@ class Trainer:
         self._named = {n: p for n, p in network.model.named_parameters() if p.requires_grad}
         self._best: tuple[float, int] | None = None
         self._waited = 0
-        self._saved_at = time.monotonic()
+        self._saved_at = self._settled_at = time.monotonic()
+        self._pending: list[tuple[dict[str, Any], Any, Any]] = []
 
     def plain(self, layout: Layout, scale: float) -> Any:
         """Forward and backward as they stand."""
@@ -113,6 +114,7 @@ class Trainer:
             self._evaluate(0)
         stopped = False
         steps = self.order.steps(done)
+        self._settled_at = time.monotonic()
         while done < self.total_steps:
             done += 1
             self._step(done, next(steps))
@@ -124,15 +126,15 @@ class Trainer:
             self._tell(done)
             if stopped:
                 break
+        self._settle()
         state = self.adapter_state()
         best = self._best[1] if self._best and self.args.load_best_model_at_end else None
         if best is not None and best != done:
             saved = self.checkpoints.best()
             if saved is not None:
                 state = saved["adapter"]
-        return Outcome(
-            done, self.total_steps, self.curves, state, best, stopped, resumed, time.monotonic() - started, self.notices
-        )
+        seconds = time.monotonic() - started
+        return Outcome(done, self.total_steps, self.curves, state, best, stopped, resumed, seconds, self.notices)
 
     def adapter_state(self) -> dict[str, Any]:
         """Return a copy of what is trained, by parameter name, on the CPU."""
@@ -141,14 +143,16 @@ class Trainer:
     def _step(self, number: int, chosen: Sequence[int]) -> None:
         import torch
 
-        begun = time.monotonic()
         rows = [self.rows[index] for index in chosen]
-        answers = sum(int(row.targets.size) for row in rows)
-        total: Any = None
-        for layout in layouts(rows, self.budget, packing=self.network.packed, pad_id=self.network.pad_id):
-            loss = self.accumulate(layout, 1.0 / answers)
-            total = loss if total is None else total + loss
         parameters = trainable(self.network.model)
+        while True:
+            try:
+                total = self._gradients(rows)
+                break
+            except torch.OutOfMemoryError:
+                torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+                if not self.when_out_of_memory():
+                    raise
         limit = self.args.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
         rate = self.scheduler.get_last_lr()[0]
@@ -156,24 +160,36 @@ class Trainer:
         self.scheduler.step()
         # Gradients keep their place in memory: a captured graph adds into it.
         torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
-        value, norm = float(total), float(norm)
-        if not math.isfinite(value) or not math.isfinite(norm):
-            raise PassError(self._not_finite(number, value, norm))
-        seconds = time.monotonic() - begun
-        self.curves.steps.append(
-            {
-                "step": number,
-                "loss": value,
-                "learning_rate": rate,
-                "grad_norm": norm,
-                "tokens": sum(row.length for row in rows),
-                "tokens_per_second": sum(row.length for row in rows) / max(seconds, 1e-9),
-                "memory": self.memory(),
-            }
-        )
+        facts = {"step": number, "learning_rate": rate, "tokens": sum(row.length for row in rows)}
+        self._pending.append((facts, total, norm))
+        # A GPU works on while the host reads the step before: reading the newest would make it wait.
+        self._settle(keep=1 if self.network.device.type == "cuda" else 0)
         every = self.args.torch_empty_cache_steps
         if every and number % every == 0 and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _gradients(self, rows: Sequence[Row]) -> Any:
+        """Add up the gradients of a step's rows; return its loss."""
+        answers = sum(int(row.targets.size) for row in rows)
+        total: Any = None
+        for layout in layouts(rows, self.budget, packing=self.network.packed, pad_id=self.network.pad_id):
+            loss = self.accumulate(layout, 1.0 / answers)
+            total = loss if total is None else total + loss
+        return total
+
+    def _settle(self, keep: int = 0) -> None:
+        """Read the losses of all steps but the newest `keep`, and check them."""
+        while len(self._pending) > keep:
+            facts, total, norm = self._pending.pop(0)
+            loss, size = float(total), float(norm)
+            if not math.isfinite(loss) or not math.isfinite(size):
+                raise PassError(self._not_finite(facts["step"], loss, size))
+            now = time.monotonic()
+            seconds, self._settled_at = now - self._settled_at, now
+            speed = facts["tokens"] / max(seconds, 1e-9)
+            self.curves.steps.append(
+                {**facts, "loss": loss, "grad_norm": size, "tokens_per_second": speed, "memory": self.memory()}
+            )
 
     def _not_finite(self, number: int, loss: float, norm: float) -> str:
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
@@ -188,6 +204,7 @@ class Trainer:
         """Measure the evaluation rows; return whether to stop early. Keeps the best adapter."""
         import torch
 
+        self._settle()
         begun = time.monotonic()
         batch, total, answers = self.args.per_device_eval_batch_size, 0.0, 0
         ordered = sorted(self.eval_rows, key=lambda row: -row.length)
@@ -198,7 +215,8 @@ class Trainer:
                 answers += layout.targets.size
                 self.context.raise_if_cancelled()
         loss = total / answers
-        self.curves.evaluations.append({"step": number, "loss": loss, "seconds": time.monotonic() - begun})
+        self._settled_at = time.monotonic()
+        self.curves.evaluations.append({"step": number, "loss": loss, "seconds": self._settled_at - begun})
         self.context.log.info("step %d: evaluation loss %.4f", number, loss)
         if self._best is None or loss < self._best[0] - self.threshold:
             self._best, self._waited = (loss, number), 0
@@ -229,6 +247,7 @@ class Trainer:
             or (step == 1 and self.args.logging_first_step)
             or step == self.total_steps
         ):
+            self._settle()
             last = self.curves.steps[-1]
             self.context.log.info(
                 "step %d of %d: loss %.4f, learning rate %.3g, %.0f tokens/s",
@@ -236,6 +255,8 @@ class Trainer:
             )
 
     def _tell(self, done: int) -> None:
+        if not self.curves.steps:
+            return
         last = self.curves.steps[-1]
         try:
             self.context.progress(
@@ -262,6 +283,7 @@ class Trainer:
     def _save(self, done: int, best: bool = False) -> None:
         import torch
 
+        self._settle()
         state = {
             "adapter": self.adapter_state(),
             "optimizer": self.optimizer.state_dict(),

@@ -11,7 +11,7 @@ from typing import Any
 from drupe.plugins.tuning import attention
 from drupe.plugins.tuning.batches import Layout, pack, padded
 from drupe.plugins.tuning.head import head_loss
-from drupe.plugins.tuning.rows import Row
+from drupe.plugins.tuning.rows import IGNORED, Row
 
 __all__ = ["Network", "evaluating"]
 
@@ -112,7 +112,7 @@ class Network:
             return head_loss(chosen, head.weight, head.bias, targets, self.smoothing)
         logits = self.model.get_base_model()(**inputs).logits
         chosen = logits.reshape(-1, logits.shape[-1]).index_select(0, predict).float()
-        return cross_entropy(chosen, targets, reduction="sum", label_smoothing=self.smoothing)
+        return cross_entropy(chosen, targets, reduction="sum", label_smoothing=self.smoothing, ignore_index=IGNORED)
 
     @property
     def _decoder(self) -> Callable[..., Any]:

@@ -1,0 +1,135 @@
+"""Forward and backward pass as one captured CUDA graph: the host launches it whole instead of kernel by kernel.
+
+At a few thousand tokens the host, not the GPU, is what a training step waits for; a graph takes it out of the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from drupe.plugins.tuning.batches import Layout
+from drupe.plugins.tuning.network import Network
+from drupe.plugins.tuning.static import Size, filled, size_for
+
+__all__ = ["GraphAccumulator", "layout_tensors"]
+
+_WARM = 2
+"""Passes before a capture: compilation, choice of kernels and work spaces must lie behind it."""
+
+
+@dataclass
+class _Entry:
+    """A captured size: the inputs to overwrite, the graph, and where it leaves the loss."""
+
+    inputs: dict[str, Any]
+    graph: Any
+    loss: Any
+
+
+class GraphAccumulator:
+    """Adds the gradient of one layout at a time, replaying a graph for its size.
+
+    Gradients must keep their place in memory (zeroed, never dropped). capture=False does the same without graphs.
+    """
+
+    def __init__(self, network: Network, budget: int, longest: int, *, capture: bool = True) -> None:
+        self.network = network
+        self.budget = budget
+        self.longest = longest
+        self.capture = capture
+        self.notes: list[str] = []
+        self._entries: dict[Size, _Entry] = {}
+        self._pool: Any = None
+
+    def __call__(self, layout: Layout, scale: float) -> Any:
+        size = size_for(layout, self.budget, self.longest)
+        full = filled(layout, size, self.network.pad_id)
+        inputs, extra = layout_tensors(self.network, full, size, scale)
+        if not self.capture:
+            loss = self._loss(inputs, extra)
+            loss.backward()
+            return loss.detach()
+        entry = self._entries.get(size)
+        if entry is None:
+            entry = self._captured(full, size)
+            if entry is None:
+                return self(layout, scale)
+            self._entries[size] = entry
+        for name, tensor in inputs.items():
+            entry.inputs[name].copy_(tensor, non_blocking=True)
+        entry.graph.replay()
+        return entry.loss.clone()
+
+    def drop(self) -> None:
+        """Forget all graphs and give their memory back."""
+        import torch
+
+        self._entries.clear()
+        self._pool = None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def _loss(self, inputs: dict[str, Any], extra: dict[str, Any]) -> Any:
+        loss = self.network.loss_of(
+            inputs["input_ids"], inputs["position_ids"], inputs["predict"], inputs["targets"], extra
+        )
+        return loss * inputs["scale"]
+
+    def _captured(self, layout: Layout, size: Size) -> _Entry | None:
+        """Capture the size; None (and no more graphs) where the model does what can't be captured."""
+        import torch
+
+        # A scale of nothing: the passes that warm up add nothing to the gradients that are there already.
+        inputs, extra = layout_tensors(self.network, layout, size, 0.0)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM):
+                self._loss(inputs, extra).backward()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                loss = self._loss(inputs, extra)
+                loss.backward()
+                kept = loss.detach()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as fault:
+            torch.cuda.synchronize()
+            self.capture = False
+            self._entries.clear()
+            self.notes.append(f"the step can't be captured as a graph: {str(fault).splitlines()[0]}")
+            return None
+        self._pool = graph.pool()
+        return _Entry(inputs, graph, kept)
+
+
+def layout_tensors(network: Network, layout: Layout, size: Size, scale: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a filled layout's tensors on the network's device, and what its forward is given beside them."""
+    import torch
+
+    cuda = network.device.type == "cuda"
+
+    def tensor(array: Any, dtype: Any = None) -> Any:
+        host = torch.as_tensor(array, dtype=dtype)
+        return host.pin_memory().to(network.device, non_blocking=True) if cuda else host
+
+    tensors = {
+        "input_ids": tensor(layout.input_ids),
+        "position_ids": tensor(layout.position_ids),
+        "predict": tensor(layout.predict),
+        "targets": tensor(layout.targets),
+        "scale": tensor(scale, torch.float32),
+    }
+    if not network.packed:
+        return tensors, {}
+    if not cuda:
+        return tensors, {"packed_lengths": tuple(length for _, length in layout.rows)}
+    limits = tensors["limits"] = tensor([0, *(start + length for start, length in layout.rows)], torch.int32)
+    extra = {"cu_seq_lens_q": limits, "cu_seq_lens_k": limits}
+    return tensors, {**extra, "max_length_q": size.longest, "max_length_k": size.longest}
