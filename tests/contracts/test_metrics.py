@@ -97,10 +97,6 @@ class TestLatency(MetricContract):
     def config_values(self) -> dict[str, Any]:
         return {"warmup_num": 1, "repeat_test_num": 5}
 
-    @pytest.fixture
-    def sub_type_names(self) -> Sequence[str]:
-        return ("avg", "p50", "p90", "max", "min")
-
 
 class TestSizeOnDisk(MetricContract):
     name = "size_on_disk"
