@@ -67,7 +67,7 @@ def check_config(
         values = _full_markers(config, _without_defaults(values), path, findings)
     markers = dict(find_markers(values)) if search else {}
     first = {where: candidates(marker)[0] for where, marker in markers.items()}
-    plain = replaced(values, first)
+    plain = replaced(values, first) if search else values
     instance, errors = _validate(config, plain)
     if search:
         lists = [where for where in _list_places(errors, plain) if where not in markers]

@@ -35,8 +35,8 @@ def is_marker(value: Any) -> bool:
 
 
 def find_markers(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield (path, marker) for every marker inside a config."""
-    if is_marker(value):
+    """Yield (path, marker) for every marker inside a config; a config as a whole is none."""
+    if path and is_marker(value):
         yield path, value
     elif isinstance(value, dict):
         for key, item in value.items():

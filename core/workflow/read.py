@@ -272,7 +272,8 @@ def _baseline(document: Mapping[str, Any], passes: Mapping[str, Any], findings: 
     name = document.get("baseline")
     if name is None:
         return None
-    names = list(document.get("passes") or {})
+    written = document.get("passes")
+    names = list(written) if isinstance(written, dict) else []
     if not isinstance(name, str) or name not in names:
         hint = nearest(str(name), names)
         findings.fault("baseline", f"no pass is named {name!r}", listed(names), hint)

@@ -147,7 +147,8 @@ def read_flows(
     if not isinstance(flows, list) or not flows:
         reading.findings.fault("pass_flows", shown(flows), "a list of lists of pass names")
         return (tuple(passes),)
-    names = list(document.get("passes") or {})
+    written = document.get("passes")
+    names = list(written) if isinstance(written, dict) else []
     found: list[tuple[str, ...]] = []
     for index, flow in enumerate(flows):
         path = join("pass_flows", index)

@@ -150,7 +150,7 @@ def read_roles(
         path = join("target", index) if isinstance(value, list) else "target"
         if name in targets:
             reading.findings.fault(path, f"{name!r} is listed twice", "each target once")
-        elif (name in systems and name == host) or _known(name, path, reading):
+        elif (isinstance(name, str) and name in systems and name == host) or _known(name, path, reading):
             targets.extend(_split(systems, name) if name in systems else ())
     return host, tuple(targets)
 

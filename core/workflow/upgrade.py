@@ -159,6 +159,9 @@ def _spread_providers(document: dict[str, Any], providers: Any, origin: str, fin
     """Put the engine's execution providers where they belong: the target's accelerators."""
     providers = [providers] if isinstance(providers, str) else providers
     systems = document.setdefault("systems", {})
+    if not isinstance(providers, list) or not isinstance(systems, dict):
+        findings.fault(origin, shown(providers), "a list of execution providers, and systems that they go to")
+        return
     target = document.get("target") or document.get("host")
     names = target if isinstance(target, list) else [target] if isinstance(target, str) else list(systems)[:1]
     if not names:
@@ -188,7 +191,8 @@ def _model_dataset(document: dict[str, Any], dataset: Any, findings: Findings) -
     elif isinstance(configs, list):
         configs.append(entry)
     for key, evaluator in _mappings(document.get("evaluators")):
-        for index, metric in enumerate(evaluator.get("metrics") or []):
+        metrics = evaluator.get("metrics")
+        for index, metric in enumerate(metrics if isinstance(metrics, list) else []):
             if isinstance(metric, dict) and "data_config" not in metric and not metric.get("user_config"):
                 metric["data_config"] = name
                 path = f"evaluators.{key}.metrics.{index}"

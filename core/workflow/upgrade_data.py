@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drupe.core.catalogue import Catalogue
-from drupe.core.workflow.findings import Findings, join
+from drupe.core.workflow.findings import Findings, join, shown
 from drupe.core.workflow.rules import apply_rules, flatten
 
 __all__ = ["GROUPS", "upgrade_data_configs"]
@@ -77,13 +77,17 @@ def _spread_params(entry: dict[str, Any], path: str, findings: Findings) -> None
         entry["params_config"] = params
         return
     place = join(path, "params_config")
-    kwargs = params.get("component_kwargs") or {}
+    kwargs = params.get("component_kwargs")
+    if not isinstance(kwargs, dict):
+        if kwargs is not None:
+            findings.fault(join(place, "component_kwargs"), shown(kwargs), "a mapping of component to options")
+        kwargs = {}
     for key, value in params.items():
         if key == "component_kwargs":
             continue
         group = GROUPS["load_dataset" if key in _LOADING else "dataloader" if key in _BATCHING else "pre_process_data"]
         findings.notice(join(place, key), f"params_config.{key}", f"{group}.{key}")
-        entry[group] = {**(entry.get(group) or {}), key: value}
+        _put(entry, group, {key: value}, join(place, key), findings)
     for old, values in kwargs.items():
         _merge(entry, _group(old), values, join(join(place, "component_kwargs"), old), findings)
 
@@ -100,7 +104,15 @@ def _merge(entry: dict[str, Any], group: str, values: Any, path: str, findings: 
         entry[group] = values
         return
     values = flatten({k: v for k, v in values.items() if not (k == "name" and v == older)}, "params", path, findings)
-    entry[group] = {**(entry.get(group) or {}), **values}
+    _put(entry, group, values, path, findings)
+
+
+def _put(entry: dict[str, Any], group: str, values: dict[str, Any], path: str, findings: Findings) -> None:
+    there = entry.get(group)
+    if there is not None and not isinstance(there, dict):
+        findings.fault(path, f"{group} is {shown(there)}", "a mapping that these options can go to")
+        return
+    entry[group] = {**(there or {}), **values}
 
 
 def _dataset_type(group: Mapping[str, Any], path: str, findings: Findings) -> dict[str, Any]:
