@@ -200,6 +200,8 @@ def _input_model(document: Mapping[str, Any], reading: Reading) -> tuple[Mapping
 
     entry = reading.findings.mapping(document.get("input_model"), "input_model", "a mapping with type and model_path")
     if not entry:
+        if entry is not None and "input_model" in document:
+            reading.findings.fault("input_model", shown(document["input_model"]), "a mapping with type and model_path")
         return {}, ""
     values = {key: value for key, value in entry.items() if key != "type"}
     found = reading.look_up("models", entry.get("type"), "input_model.type")
