@@ -185,10 +185,14 @@ class GroupedConfig(DataConfig):
     task: str | None = Field(None, description="What the samples are for; by default, the model's task.")
     user_script: FileRef | None = Field(None, description="A Python file with own components (a consent).")
     script_dir: FileRef | None = Field(None, description="The folder with what user_script imports.")
-    load_dataset_config: LoadDataset = Field(default_factory=LoadDataset)
-    pre_process_data_config: PreProcess = Field(default_factory=PreProcess)
-    post_process_data_config: PostProcess = Field(default_factory=PostProcess)
-    dataloader_config: Dataloader = Field(default_factory=Dataloader)
+    load_dataset_config: LoadDataset = Field(default_factory=LoadDataset, description="Where the rows come from.")
+    pre_process_data_config: PreProcess = Field(default_factory=PreProcess, description="How rows become samples.")
+    post_process_data_config: PostProcess = Field(
+        default_factory=PostProcess, description="How a model's outputs are read before they are compared."
+    )
+    dataloader_config: Dataloader = Field(
+        default_factory=Dataloader, description="How samples are batched, and how many are taken."
+    )
 
     @model_validator(mode="before")
     @classmethod
