@@ -122,16 +122,18 @@ class Plan:
             try:
                 self._configs[key] = self._pass(alternative.type).Config.model_validate(dict(values))
             except ValidationError as error:
-                texts = [".".join(map(str, e["loc"])) + f": {e['msg']}" for e in error.errors(include_url=False)]
-                faults = [Fault(alternative.where, text.removeprefix(": ")) for text in texts]
-                raise ConfigError(faults=faults) from error
+                raise ConfigError(faults=_faults_of(error, alternative.where)) from error
         return cast(BaseModel, self._configs[key])
 
     def _input(self) -> ModelInfo:
         if self._start is None:
             kind = self.registry.create("drupe_model_kinds", self.workflow.model_kind)
             values = {key: value for key, value in self.workflow.input_model.items() if key != "type"}
-            self._start = kind.info(kind.Config.model_validate(values), self.workflow.folder)
+            try:
+                config = kind.Config.model_validate(values)
+            except ValidationError as error:
+                raise ConfigError(faults=_faults_of(error, "input_model")) from error
+            self._start = kind.info(config, self.workflow.folder)
         return self._start
 
 
@@ -144,6 +146,11 @@ def build_plan(workflow: Workflow, registry: Registry) -> Plan:
     plan = Plan(workflow, registry, build_space(workflow, _declared(workflow, registry)))
     _check(plan)
     return plan
+
+
+def _faults_of(error: ValidationError, where: str) -> list[Fault]:
+    """What reading does not tell: a value still to be filled in, searched values that don't go together."""
+    return [Fault(".".join([where, *map(str, e["loc"])]), str(e["msg"])) for e in error.errors(include_url=False)]
 
 
 def _declared(workflow: Workflow, registry: Registry) -> dict[str, dict[tuple[str, ...], Mapping[str, Any]]]:
