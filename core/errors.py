@@ -82,11 +82,15 @@ class PassError(DrupeError):
 
 
 class HostError(DrupeError):
-    """A host failed to run a job: the host's fault, worth a retry. `log_tail` holds the last lines of the job's log."""
+    """A host failed to run a job: the host's fault, worth a retry. `log_tail` holds the last lines of the job's log.
 
-    def __init__(self, message: str, log_tail: str = "") -> None:
+    retry is False where another try would fail as well: a distribution that is not installed there, a wrong key.
+    """
+
+    def __init__(self, message: str, log_tail: str = "", *, retry: bool = True) -> None:
         super().__init__(message)
         self.log_tail = log_tail
+        self.retry = retry
 
 
 class EvaluationError(DrupeError):

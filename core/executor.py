@@ -163,7 +163,7 @@ class Executor:
             except HostError as error:
                 self._events({"event": "host failed", "attempt": attempt, "error": str(error), **step})
                 _log.warning("%s failed on %s (attempt %d of %d): %s", job.name, host, attempt, _ATTEMPTS, error)
-                if attempt == _ATTEMPTS:
+                if attempt == _ATTEMPTS or not error.retry:
                     self.registry.notify("drupe_step_finished", step=step, record=None, error=str(error))
                     raise
                 self._sleep(delay)
