@@ -188,11 +188,9 @@ class GroupedConfig(DataConfig):
     load_dataset_config: LoadDataset = Field(default_factory=LoadDataset, description="Where the rows come from.")
     pre_process_data_config: PreProcess = Field(default_factory=PreProcess, description="How rows become samples.")
     post_process_data_config: PostProcess = Field(
-        default_factory=PostProcess, description="How a model's outputs are read before they are compared."
+        default_factory=PostProcess, description="What metrics do with a model's outputs."
     )
-    dataloader_config: Dataloader = Field(
-        default_factory=Dataloader, description="How samples are batched, and how many are taken."
-    )
+    dataloader_config: Dataloader = Field(default_factory=Dataloader, description="How samples become batches.")
 
     @model_validator(mode="before")
     @classmethod
