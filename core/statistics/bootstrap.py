@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from drupe.core.statistics.special import normal_quantile, normal_tail
+
 __all__ = ["Aggregate", "Bounds", "Row", "bca_interval", "influence", "quantile_change", "t_bounds"]
 
 Row = tuple[float, ...]
@@ -65,7 +67,7 @@ def t_bounds(value: float, effects: Sequence[float], alpha: float, seed: int = 0
     # A resample of equal rows has no spread: it says nothing of the shape, and counts as extreme on its own side.
     studentized = np.where(np.isnan(studentized), 0.0, studentized)
     low, high = np.quantile(studentized, [alpha, 1 - alpha])
-    normal = _normal_quantile(1 - alpha)
+    normal = normal_quantile(1 - alpha)
     # Never shorter than the normal bound: at small n the resampled tail is itself uncertain.
     return Bounds(value - max(float(high), normal) * error, value - min(float(low), -normal) * error, error)
 
@@ -73,7 +75,6 @@ def t_bounds(value: float, effects: Sequence[float], alpha: float, seed: int = 0
 def bca_interval(rows: Sequence[Row], aggregate: Aggregate, confidence: float, seed: int = 0) -> tuple[float, float]:
     """Return the two-sided BCa interval (Efron 1987) of the aggregate over rows, the same for the same seed."""
     import numpy as np
-    from scipy.special import ndtr, ndtri
 
     n = len(rows)
     value = aggregate(rows)
@@ -85,12 +86,12 @@ def bca_interval(rows: Sequence[Row], aggregate: Aggregate, confidence: float, s
         return (float(value), float(value))
     share = float(np.mean(values < value) + np.mean(values == value) / 2)
     share = min(max(share, 1 / (2 * len(values))), 1 - 1 / (2 * len(values)))
-    bias = float(ndtri(share))
+    bias = normal_quantile(share)
     acceleration = _acceleration(influence(rows, aggregate))
     ends = []
     for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
-        z = bias + float(ndtri(tail))
-        ends.append(float(ndtr(bias + z / (1 - acceleration * z))))
+        z = bias + normal_quantile(tail)
+        ends.append(normal_tail(-(bias + z / (1 - acceleration * z))))
     low, high = np.quantile(values, ends)
     return float(low), float(high)
 
@@ -129,9 +130,3 @@ def _blocks(n: int) -> list[tuple[int, int]]:
     count = min(n, _MOST_BLOCKS)
     edges = [round(i * n / count) for i in range(count + 1)]
     return list(pairwise(edges))
-
-
-def _normal_quantile(p: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(p))

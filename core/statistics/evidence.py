@@ -17,8 +17,15 @@ from dataclasses import dataclass, replace
 
 from drupe.core.statistics.bootstrap import Aggregate, Row, influence, t_bounds
 from drupe.core.statistics.goals import is_percent, limit_of
-from drupe.core.statistics.paired import difference_bounds, exceeds_p, score_interval
-from drupe.core.statistics.proportions import lower_bound, proportion_interval, upper_bound
+from drupe.core.statistics.paired import difference_bounds, exceeds_p, score_interval, score_z
+from drupe.core.statistics.proportions import (
+    certifies,
+    fewest_that_certify,
+    lower_bound,
+    proportion_interval,
+    upper_bound,
+)
+from drupe.core.statistics.special import normal_quantile
 from drupe.core.statistics.timing import quantile_bounds
 from drupe.core.study import Goal
 
@@ -84,7 +91,7 @@ def single_quantile(goal: Goal, values: list[float], quantile: float, alpha: flo
     below = sum(v < limit for v in ordered)
     holds = within > 0 and lower_bound(within, n, alpha) >= share
     broken = upper_bound(below, n, alpha) < share
-    rank = next((k for k in range(1, n + 1) if lower_bound(k, n, alpha) >= share), None)
+    rank = fewest_that_certify(n, share, alpha)
     bound = None if rank is None else sign * ordered[rank - 1]
     needed = None
     if not holds and not broken:
@@ -261,19 +268,16 @@ def _items_for_share(share: float, n: int, limit: float, alpha: float) -> int | 
         return None
 
     def decided(items: int) -> bool:
-        return lower_bound(share * items, items, alpha) >= limit or upper_bound(share * items, items, alpha) < limit
+        right = share * items
+        return certifies(right, items, limit, alpha) or certifies(items - right, items, 1 - limit, alpha)
 
     return _fewest(decided, n)
 
 
 def _items_for_difference(lost: float, gained: float, n: int, limit: float, alpha: float) -> int | None:
-    from scipy.special import ndtri
-
-    from drupe.core.statistics.paired import score_z
-
     if gained - lost == limit:
         return None
-    quantile = float(ndtri(1 - alpha))
+    quantile = normal_quantile(1 - alpha)
 
     def decided(items: int) -> bool:
         z = float(score_z(lost * items, gained * items, items, limit))
@@ -301,9 +305,9 @@ def _fewest(decided: object, n: int) -> int | None:
 
 def _quantile_interval(ordered: list[float], share: float, alpha: float, sign: int) -> tuple[float, float] | None:
     n = len(ordered)
-    low = [k for k in range(n) if upper_bound(k, n, alpha / 2) <= share]
-    high = [k for k in range(1, n + 1) if lower_bound(k, n, alpha / 2) >= share]
-    if not low or not high:
+    above = fewest_that_certify(n, share, alpha / 2)
+    below = fewest_that_certify(n, 1 - share, alpha / 2)
+    if not above or not below:
         return None
-    ends = sorted((sign * ordered[low[-1]], sign * ordered[high[0] - 1]))
+    ends = sorted((sign * ordered[n - below], sign * ordered[above - 1]))
     return ends[0], ends[1]

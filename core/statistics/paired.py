@@ -10,6 +10,8 @@ import math
 from functools import lru_cache
 from typing import Any
 
+from drupe.core.statistics.special import beta_quantile, log_factorials, normal_quantile, normal_tail
+
 __all__ = ["difference_bounds", "exceeds_p", "score_interval", "score_z"]
 
 _NUISANCE_RISK = 0.0005
@@ -47,28 +49,25 @@ def exceeds_p(lost: int, gained: int, n: int, difference: float) -> float:
     Exact and unconditional: the score statistic's tail probability, at its largest over the share of differing answers.
     The share is confined to its Berger-Boos interval. With many differing answers the normal tail is taken.
     """
-    from scipy.special import ndtr
-
     if difference <= -1:
         return 0.0
     if difference >= 1:
         return 1.0
     z = score_z(lost, gained, n, difference)
     if z <= 0:
-        return max(0.5, float(ndtr(-z)))
+        return max(0.5, normal_tail(z))
     if lost + gained > _EXACT_UP_TO:
-        return float(ndtr(-z))
+        return normal_tail(z)
     return min(1.0, _largest_tail(lost, gained, n, difference, z) + _NUISANCE_RISK)
 
 
 def _largest_tail(lost: int, gained: int, n: int, difference: float, z: float) -> float:
     import numpy as np
-    from scipy.special import betaincinv, gammaln
 
     differing = lost + gained
     tail = _NUISANCE_RISK / 2
-    low = float(betaincinv(differing, n - differing + 1, tail)) if differing else 0.0
-    high = float(betaincinv(differing + 1, n - differing, 1 - tail)) if differing < n else 1.0
+    low = beta_quantile(differing, n - differing + 1, tail) if differing else 0.0
+    high = beta_quantile(differing + 1, n - differing, 1 - tail) if differing < n else 1.0
     low = max(low, abs(difference))
     if high <= low:
         # The data speak against every share that the hypothesis allows.
@@ -81,7 +80,8 @@ def _largest_tail(lost: int, gained: int, n: int, difference: float, z: float) -
     extreme = inside & (score_z(b, c, n, difference) >= z - 1e-9)
     b, c = b[extreme], c[extreme]
     rest = n - b - c
-    coefficient = gammaln(n + 1) - gammaln(b + 1) - gammaln(c + 1) - gammaln(rest + 1)
+    table = log_factorials(n)
+    coefficient = table[n] - table[b] - table[c] - table[rest]
     with np.errstate(divide="ignore"):
         log_lost, log_gained = np.log(p_lost), np.log(p_gained)
         log_rest = np.log(np.maximum(1 - shares, 0.0))
@@ -119,9 +119,7 @@ def _lower(lost: int, gained: int, n: int, alpha: float) -> float:
 
 def score_interval(lost: float, gained: float, n: int, confidence: float) -> tuple[float, float]:
     """Return Tango's (1998) two-sided score interval of d."""
-    from scipy.special import ndtri
-
-    z = float(ndtri(0.5 + confidence / 2))
+    z = normal_quantile(0.5 + confidence / 2)
     middle = (gained - lost) / n
     ends = []
     for edge, sign in ((-1.0, 1), (1.0, -1)):

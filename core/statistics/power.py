@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from drupe.core.statistics.proportions import lower_bound
+from drupe.core.statistics.proportions import binomial_upper_tail, fewest_that_certify
+from drupe.core.statistics.special import normal_quantile, normal_tail
 from drupe.core.study import Goal
 
 __all__ = ["FLIPS", "difference_power", "items_for_power", "limit_for_power", "power_text", "threshold_power"]
@@ -23,23 +24,19 @@ def difference_power(n: int, limit: float, flips: float = FLIPS, alpha: float = 
     limit: the allowed drop (0.01 is one point). Normal approximation of the paired score test; where a flip is rare
     against n, the chance that the test can accept at all caps it.
     """
-    from scipy.special import ndtr, ndtri
-
-    quantile = float(ndtri(1 - alpha))
+    quantile = normal_quantile(1 - alpha)
     distance = difference + limit
     variance = flips - difference**2
     at_limit = max(flips, limit) - limit**2
     if variance <= 0:
         return 1.0 if distance * math.sqrt(n / at_limit) >= quantile else 0.0
-    return float(ndtr((distance * math.sqrt(n) - quantile * math.sqrt(at_limit)) / math.sqrt(variance)))
+    return normal_tail(-(distance * math.sqrt(n) - quantile * math.sqrt(at_limit)) / math.sqrt(variance))
 
 
 def items_for_power(limit: float, flips: float = FLIPS, alpha: float = 0.05, power: float = _GOOD) -> int:
     """Return how many items certify a lossless candidate with that chance."""
-    from scipy.special import ndtri
-
     at_limit = max(flips, limit) - limit**2
-    spread = float(ndtri(1 - alpha)) * math.sqrt(at_limit) + float(ndtri(power)) * math.sqrt(flips)
+    spread = normal_quantile(1 - alpha) * math.sqrt(at_limit) + normal_quantile(power) * math.sqrt(flips)
     return math.ceil((spread / limit) ** 2)
 
 
@@ -54,9 +51,7 @@ def limit_for_power(n: int, flips: float = FLIPS, alpha: float = 0.05, power: fl
 
 def threshold_power(n: int, limit: float, true: float, alpha: float = 0.05) -> float:
     """Return the chance that a proportion that truly is `true` is certified to be at least `limit`, exactly."""
-    from drupe.core.statistics.proportions import binomial_upper_tail
-
-    fewest = next((k for k in range(n + 1) if lower_bound(k, n, alpha) >= limit), None)
+    fewest = fewest_that_certify(n, limit, alpha)
     return 0.0 if fewest is None else binomial_upper_tail(fewest, n, true)
 
 
@@ -88,7 +83,7 @@ def power_text(goal: Goal, n: int, *, flips: float = FLIPS, proportion: bool = T
 def _threshold_text(goal: Goal, n: int, alpha: float) -> str:
     limit = goal.value if goal.direction == "higher" else 1 - goal.value
     relation = "at least" if goal.direction == "higher" else "at most"
-    fewest = next((k for k in range(n + 1) if lower_bound(k, n, alpha) >= limit), None)
+    fewest = fewest_that_certify(n, limit, alpha)
     if fewest is None:
         needed = math.ceil(math.log(alpha) / math.log(limit)) if 0 < limit < 1 else None
         tail = f"; {needed:,} items could" if needed else ""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["TAIL_WEIGHT", "binomial_upper_tail", "lower_bound", "proportion_interval", "upper_bound", "wilson_interval"]
+from drupe.core.statistics.special import beta_quantile, incomplete_beta, normal_quantile
+
+__all__ = [
+    "TAIL_WEIGHT",
+    "binomial_upper_tail",
+    "certifies",
+    "fewest_that_certify",
+    "lower_bound",
+    "proportion_interval",
+    "upper_bound",
+    "wilson_interval",
+]
 
 TAIL_WEIGHT = 0.65
 """How much of the observed count's own probability a tail of `proportion_interval` takes in.
@@ -16,25 +27,37 @@ coverage is 91.8 %. 0.65 keeps the mean within a point of nominal from n = 60 on
 
 def binomial_upper_tail(successes: float, n: float, p: float) -> float:
     """Return P(X ≥ successes) of X ~ Bin(n, p). Counts may be fractions (interpolated by the beta function)."""
-    from scipy.special import betainc
-
     if successes <= 0:
         return 1.0
     if successes > n:
         return 0.0
-    return float(betainc(successes, n - successes + 1, p))
+    return incomplete_beta(successes, n - successes + 1, p)
 
 
 def lower_bound(successes: float, n: float, alpha: float) -> float:
     """Return the exact one-sided lower bound of a proportion (Clopper and Pearson 1934) at confidence 1 − alpha."""
-    from scipy.special import betaincinv
-
-    return 0.0 if successes <= 0 else float(betaincinv(successes, n - successes + 1, alpha))
+    return 0.0 if successes <= 0 else beta_quantile(successes, n - successes + 1, alpha)
 
 
 def upper_bound(successes: float, n: float, alpha: float) -> float:
     """Return the exact one-sided upper bound of a proportion (Clopper and Pearson 1934) at confidence 1 − alpha."""
     return 1.0 - lower_bound(n - successes, n, alpha)
+
+
+def certifies(successes: float, n: float, limit: float, alpha: float) -> bool:
+    """Whether `lower_bound` is at least `limit`, without solving for the bound."""
+    return limit <= 0 or (successes > 0 and binomial_upper_tail(successes, n, limit) <= alpha)
+
+
+def fewest_that_certify(n: int, limit: float, alpha: float) -> int | None:
+    """Return the fewest successes of n whose lower bound reaches `limit`; None where even n do not."""
+    if not certifies(n, n, limit, alpha):
+        return None
+    low, high = -1, n
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if certifies(middle, n, limit, alpha) else (middle, high)
+    return high
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -49,9 +72,7 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
 
 def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return the score interval of a proportion (Wilson 1927): short, but its coverage dips near 0 and 1."""
-    from scipy.special import ndtri
-
-    z = float(ndtri(0.5 + confidence / 2))
+    z = normal_quantile(0.5 + confidence / 2)
     p = successes / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)

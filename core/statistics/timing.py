@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drupe.core.statistics.bootstrap import quantile_change
+from drupe.core.statistics.special import normal_quantile
 
 __all__ = ["Comparison", "compare_times", "quantile_bounds", "signed_rank_bounds", "smallest_visible"]
 
@@ -138,11 +139,9 @@ def _spread(logs: Sequence[float]) -> float:
 
 def smallest_visible(spread: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
     """Return the change of times, as a share, that n pairs of that spread (of log ratios) show with that power."""
-    from scipy.special import ndtri
-
     # Signed ranks need π/3 times the pairs of a t test on normal data.
     error = spread * math.sqrt(math.pi / 3 / n)
-    return math.expm1((float(ndtri(1 - alpha / 2)) + float(ndtri(power))) * error)
+    return math.expm1((normal_quantile(1 - alpha / 2) + normal_quantile(power)) * error)
 
 
 def signed_rank_bounds(values: Sequence[float], alpha: float) -> tuple[float, float, float] | None:
@@ -171,10 +170,8 @@ def signed_rank_bounds(values: Sequence[float], alpha: float) -> tuple[float, fl
 def _rank(n: int, alpha: float) -> int | None:
     """Return the largest k with P(signed-rank sum < k) ≤ alpha: the Walsh average of that rank is the bound."""
     if n > _EXACT_UP_TO:
-        from scipy.special import ndtri
-
         mean, sigma = n * (n + 1) / 4, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
-        return max(1, math.floor(mean + float(ndtri(alpha)) * sigma + 0.5))
+        return max(1, math.floor(mean + normal_quantile(alpha) * sigma + 0.5))
     counts = [1]
     for rank in range(1, n + 1):
         longer = counts + [0] * rank
