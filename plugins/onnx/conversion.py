@@ -1,4 +1,4 @@
-"""OnnxConversion: a Hugging Face model → an ONNX graph, by torch.export or by the older tracing exporter."""
+"""OnnxConversion: a Hugging Face model or a module → an ONNX graph, by torch.export or by the older exporter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.onnx.graphs import companions, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import companions, name_axes, save_graph, scrub_graph
+from drupe.plugins.onnx.modules import export_module
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
 _KEPT = ("task", "architecture", "model_type", "model_attributes")
 """Attributes of the source that hold for the graph as well."""
+_FIRST_EXPORTED = 18
+"""The oldest operator set that torch.export writes; older ones are reached by the other exporter only."""
 _TYPES = {"int64": "int64", "int32": "int32", "float32": "float32", "float16": "float16", "bool": "bool"}
 
 
@@ -27,8 +30,10 @@ class OnnxConversionConfig(PassConfig):
     """Options of the export."""
 
     target_opset: int = Field(20, ge=11, le=24, description="Version of the ONNX operator set.")
-    use_dynamo_exporter: bool = Field(
-        True, description="torch.export (the default), or the older exporter that traces one call."
+    use_dynamo_exporter: bool | None = Field(
+        None,
+        description="true: torch.export; false: the older exporter, which traces one call. Not given: torch.export "
+        "where it writes target_opset (18 and newer).",
     )
     dynamic: bool = Field(True, description="Batch and sequence may have any length; false fixes the example's shapes.")
     save_as_external_data: bool = Field(False, description="Keep the weights in a file of their own.")
@@ -40,6 +45,11 @@ class OnnxConversionConfig(PassConfig):
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the model is exported.")
     merge_adapter_weights: bool = Field(False, description="Merge an adapter into the base before the export.")
     optimize: bool = Field(True, description="Fold constants and remove dead nodes.")
+
+    @property
+    def dynamo(self) -> bool:
+        """Whether torch.export does the work."""
+        return self.target_opset >= _FIRST_EXPORTED if self.use_dynamo_exporter is None else self.use_dynamo_exporter
 
 
 class OnnxConversion(Pass):
@@ -62,8 +72,7 @@ class OnnxConversion(Pass):
             raise ConfigError(
                 f"OnnxConversion exports float models; this one is quantized ({info.attributes['quantization']})"
             )
-        if config.use_dynamo_exporter and config.target_opset < 18:
-            # The exporter writes 18 and newer; older ones are reached by the other exporter only.
+        if config.dynamo and config.target_opset < _FIRST_EXPORTED:
             raise ConfigError(
                 f"OnnxConversion: torch.export writes opset 18 and newer, not {config.target_opset}; "
                 "set use_dynamo_exporter: false for an older one"
@@ -73,6 +82,31 @@ class OnnxConversion(Pass):
 
     def run(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:
         """Export below context.output_dir, tokenizer and config beside the graph."""
+        if model.kind == "pytorch":
+            proto = export_module(
+                model,
+                context,
+                opset=config.target_opset,
+                dynamo=config.dynamo,
+                dynamic=config.dynamic,
+                optimize=config.optimize,
+                dtype=config.torch_dtype,
+                device=config.device,
+            )
+        else:
+            proto = self._hugging_face(model, config, context)
+        scrub_graph(proto)
+        path = save_graph(proto, context.output_dir, external=config.save_as_external_data)
+        if config.external_data_name and path.with_name(f"{path.name}.data").exists():
+            proto = _rename_data(path, config.external_data_name)
+        companions(model.folder, context.output_dir)
+        context.progress(1, 1, "exported")
+        attributes = {key: model.attributes[key] for key in _KEPT if key in model.attributes}
+        return Model.from_dir(
+            "onnx", context.output_dir, {**attributes, "onnx_file": path.name, "opset": config.target_opset}
+        )
+
+    def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
         import torch
 
         from drupe.plugins.huggingface.loading import load_model
@@ -89,17 +123,7 @@ class OnnxConversion(Pass):
         told = model.attributes.get("io_config")
         outputs = _output_names(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
         context.progress(0, 1, "exporting")
-        proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
-        scrub_graph(proto)
-        path = save_graph(proto, context.output_dir, external=config.save_as_external_data)
-        if config.external_data_name and path.with_name(f"{path.name}.data").exists():
-            proto = _rename_data(path, config.external_data_name)
-        companions(model.folder, context.output_dir)
-        context.progress(1, 1, "exported")
-        attributes = {key: model.attributes[key] for key in _KEPT if key in model.attributes}
-        return Model.from_dir(
-            "onnx", context.output_dir, {**attributes, "onnx_file": path.name, "opset": config.target_opset}
-        )
+        return _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
 
 
 def _parameters(loaded: Any) -> list[str]:
@@ -191,7 +215,7 @@ def _export(
     target = context.output_dir.parent / "export.onnx"
     moved = {name: value.to(config.device) for name, value in inputs.items()}
     try:
-        if config.use_dynamo_exporter:
+        if config.dynamo:
             dims = {label: torch.export.Dim.DYNAMIC for found in axes.values() for label in found.values()}
             dynamic = {name: {axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in moved}
             program = torch.onnx.export(
@@ -207,7 +231,7 @@ def _export(
             )
             assert program is not None
             proto = program.model_proto
-            _name_axes(proto, axes)
+            name_axes(proto, axes)
             return proto
         import onnx
 
@@ -225,7 +249,7 @@ def _export(
         return onnx.load(str(target))
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        other = "use_dynamo_exporter: false" if config.use_dynamo_exporter else "use_dynamo_exporter: true"
+        other = "use_dynamo_exporter: false" if config.dynamo else "use_dynamo_exporter: true"
         raise PassError(f"the exporter failed: {first}; try {other}, or another target_opset") from error
 
 
@@ -265,20 +289,6 @@ def _output_axes(
         if labels:
             found[name] = labels
     return found
-
-
-def _name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Give the dynamic axes of the inputs, and of everything that follows them, the names that were asked for."""
-    renamed: dict[str, str] = {}
-    for value in proto.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        for axis, label in axes.get(value.name, {}).items():
-            if dims[axis].dim_param:
-                renamed[dims[axis].dim_param] = label
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in renamed:
-                dim.dim_param = renamed[dim.dim_param]
 
 
 def _rename_data(path: Any, name: str) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 
-__all__ = ["companions", "graph_path", "load_graph", "save_graph", "scrub_graph"]
+__all__ = ["companions", "graph_path", "load_graph", "name_axes", "save_graph", "scrub_graph"]
 
 _LARGEST = 2**31 - 2**20
 """Bytes from which protobuf needs external data."""
@@ -54,6 +55,20 @@ def scrub_graph(proto: Any) -> None:
                     value.doc_string = ""
                     if hasattr(value, "metadata_props"):
                         del value.metadata_props[:]
+
+
+def name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Give the dynamic axes of the inputs, and of everything that follows them, the names that were asked for."""
+    renamed: dict[str, str] = {}
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for axis, label in axes.get(value.name, {}).items():
+            if dims[axis].dim_param:
+                renamed[dims[axis].dim_param] = label
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
 
 
 def save_graph(proto: Any, folder: Path, name: str = "model.onnx", *, external: bool | None = None) -> Path:

@@ -25,8 +25,8 @@ def drupe_passes() -> list[PassSpec]:
         _pass(
             "OnnxConversion",
             "conversion",
-            "Export a Hugging Face model as an ONNX graph",
-            accepts=frozenset({"hf"}),
+            "Export a Hugging Face model or a module as an ONNX graph",
+            accepts=frozenset({"hf", "pytorch"}),
             requires=("onnx>=1.17", "onnxscript>=0.5", "torch>=2.7", "transformers>=5"),
             key_packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "peft"),
         ),

@@ -91,7 +91,7 @@ def test_weights_can_lie_beside_the_graph(tmp_path: Path) -> None:
     [
         ({"adapter": "adapter"}, {}, "MergeAdapterWeights"),
         ({"quantization": "gptq"}, {}, "quantized"),
-        ({}, {"target_opset": 17}, "use_dynamo_exporter: false"),
+        ({}, {"target_opset": 17, "use_dynamo_exporter": True}, "use_dynamo_exporter: false"),
     ],
 )
 def test_what_can_be_known_is_refused_before_work(
