@@ -322,6 +322,8 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     big: dict[str, Any] = {"batch": 1, "accumulation": 4, "lora": lora}
     many: dict[str, Any] = {"batch": 16, "accumulation": 1, "lora": wide}
+    # Fifty steps are too few to compile for; thousands, as users train, are not.
+    fast = {"torch_compile": True}
     few = max(6, args.steps // 4)
 
     def limit(name: str) -> float:
@@ -331,10 +333,10 @@ def main() -> None:
     variants: dict[str, Callable[[], dict[str, Any]]] = {
         "trainer-lora": lambda: trainer(phi, long, args.steps, **big),
         "lora-same-memory": lambda: ours(
-            phi, long, args.steps, **big, memory=limit("trainer-lora"), profile=args.profile
+            phi, long, args.steps, **big, memory=limit("trainer-lora"), arguments=fast, profile=args.profile
         ),
-        "lora-card": lambda: ours(phi, long, args.steps, **big, profile=args.profile),
-        "lora-smallest": lambda: ours(phi, long, few, **big, memory="smallest"),
+        "lora-card": lambda: ours(phi, long, args.steps, **big, arguments=fast, profile=args.profile),
+        "lora-smallest": lambda: ours(phi, long, few, **big, memory="smallest", arguments=fast),
         "trainer-qlora": lambda: trainer(phi, long, few, **big, four_bits=True),
         "trainer-qlora-recompute": lambda: trainer(phi, long, few, **big, four_bits=True, recompute=True),
         "qlora-same-memory": lambda: ours(
@@ -345,7 +347,7 @@ def main() -> None:
             method="QLoRA",
             double_quant=True,
             memory=limit("trainer-qlora"),
-            arguments={"torch_compile": True},
+            arguments=fast,
             profile=args.profile,
         ),
         "qlora-smallest": lambda: ours(
@@ -356,7 +358,7 @@ def main() -> None:
             method="QLoRA",
             double_quant=True,
             memory="smallest",
-            arguments={"torch_compile": True},
+            arguments=fast,
         ),
         "short-trainer-256": lambda: trainer(small, short, few, **many, pad_to=256),
         "short-trainer-longest": lambda: trainer(small, short, args.steps, **many),

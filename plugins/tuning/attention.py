@@ -49,7 +49,9 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Any, None]:
-    """Causal attention within each row. query, key, value: (1, heads, tokens, width); gives (1, tokens, heads, width).
+    """Causal attention within each row. query, key, value: (batch, heads, tokens, width); gives (batch, tokens, …).
+
+    Packed rows come in a batch of one with their lengths; without lengths each row of the batch is one.
 
     Raises NotImplementedError for what it can't follow: soft caps, sinks, short windows, dropout on a GPU.
     """
@@ -58,15 +60,29 @@ def packed_attention(
             raise NotImplementedError(f"packed attention has no {name}")
     limits = kwargs.get("cu_seq_lens_q")
     lengths: tuple[int, ...] | None = kwargs.get("packed_lengths")
-    longest = kwargs["max_length_q"] if lengths is None else max(lengths)
+    if limits is None and lengths is None:
+        longest = query.shape[2]
+    else:
+        longest = kwargs["max_length_q"] if lengths is None else max(lengths)
     window = kwargs.get("sliding_window")
     if window is not None and window < longest:
         raise NotImplementedError(f"packed attention has no window of {window} for rows of {longest}")
     if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise NotImplementedError("packed attention is causal")
+    if limits is None and lengths is None:
+        return _side_by_side(query, key, value, scaling, dropout), None
     if lengths is None:
         return _varlen(query, key, value, limits, longest, scaling, dropout), None
     return _by_row(query, key, value, lengths, scaling, dropout), None
+
+
+def _side_by_side(query: Any, key: Any, value: Any, scaling: float | None, dropout: float) -> Any:
+    """Rows padded on the right: causal attention never looks at what follows, so no mask is needed or looked for."""
+    from torch.nn.functional import scaled_dot_product_attention as attend
+
+    grouped = query.shape[1] != key.shape[1]
+    out = attend(query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
+    return out.transpose(1, 2)
 
 
 def _by_row(query: Any, key: Any, value: Any, lengths: tuple[int, ...], scaling: float | None, dropout: float) -> Any:

@@ -6,14 +6,14 @@ size that will be trained, tell those of all.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from drupe.plugins.tuning.batches import Layout
-from drupe.plugins.tuning.graphs import layout_tensors
+from drupe.plugins.tuning.graphs import captured, layout_tensors, side_stream
 from drupe.plugins.tuning.head import chunk_rows
 from drupe.plugins.tuning.layers import Layers
 from drupe.plugins.tuning.network import Network
@@ -216,16 +216,12 @@ def _timed(device: Any, work: Callable[[], Any], repeats: int = 3) -> float:
             work()
             spans.append(time.perf_counter() - begun)
         return sorted(spans)[len(spans) // 2]
-    replay: Callable[[], Any] = work
-    try:
-        with _side_stream():
-            work()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
-        replay = graph.replay
-    except RuntimeError:
-        torch.cuda.synchronize()
+    with side_stream():
+        work()
+    graph, why = captured(lambda: work() and None)
+    if graph is None:
+        logging.getLogger("drupe.job").debug("timed without a graph: %s", why)
+    replay: Callable[[], Any] = graph.replay if graph is not None else work
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
     spans = []
     for _ in range(repeats + 1):
@@ -235,16 +231,3 @@ def _timed(device: Any, work: Callable[[], Any], repeats: int = 3) -> float:
         torch.cuda.synchronize()
         spans.append(marks[0].elapsed_time(marks[1]) / 1000)
     return sorted(spans[1:])[repeats // 2]
-
-
-@contextmanager
-def _side_stream() -> Iterator[None]:
-    """Run on another stream, as warming up before a capture must."""
-    import torch
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()

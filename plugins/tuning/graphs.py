@@ -5,6 +5,8 @@ At a few thousand tokens the host, not the GPU, is what a training step waits fo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from drupe.plugins.tuning.batches import Layout
 from drupe.plugins.tuning.network import Network
 from drupe.plugins.tuning.static import Size, filled, size_for
 
-__all__ = ["GraphAccumulator", "layout_tensors"]
+__all__ = ["GraphAccumulator", "captured", "layout_tensors", "side_stream"]
 
 _WARM = 2
 """Passes before a capture: compilation, choice of kernels and work spaces must lie behind it."""
@@ -83,30 +85,64 @@ class GraphAccumulator:
 
         # A scale of nothing: the passes that warm up add nothing to the gradients that are there already.
         inputs, extra = layout_tensors(self.network, layout, size, 0.0)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with side_stream():
             for _ in range(_WARM):
                 self._loss(inputs, extra).backward()
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, pool=self._pool):
-                loss = self._loss(inputs, extra)
-                loss.backward()
-                kept = loss.detach()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as fault:
-            torch.cuda.synchronize()
+        kept: list[Any] = []
+
+        def step() -> None:
+            loss = self._loss(inputs, extra)
+            loss.backward()
+            kept.append(loss.detach())
+
+        graph, why = captured(step, self._pool)
+        if graph is None:
             self.capture = False
             self._entries.clear()
-            self.notes.append(f"the step can't be captured as a graph: {str(fault).splitlines()[0]}")
+            self.notes.append(f"the step can't be captured as a graph: {why}")
             return None
         self._pool = graph.pool()
-        return _Entry(inputs, graph, kept)
+        return _Entry(inputs, graph, kept[0])
+
+
+@contextmanager
+def side_stream() -> Iterator[None]:
+    """Run on another stream, as warming up before a capture must."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+
+
+def captured(work: Callable[[], None], pool: Any = None) -> tuple[Any, str]:
+    """Capture what `work` launches; return (graph, ""), or (None, why it can't be captured).
+
+    Raises torch.OutOfMemoryError. A failed capture leaves the random generator as if it still captured; it is put back.
+    """
+    import torch
+
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            work()
+    except RuntimeError as fault:
+        torch.cuda.synchronize()
+        generator.graphsafe_set_state(before)
+        first: BaseException = fault
+        while first.__context__ is not None:
+            # The end of a capture fails as well, and would hide what ended it.
+            first = first.__context__
+        if isinstance(first, torch.OutOfMemoryError):
+            raise first from None
+        return None, str(first).splitlines()[0]
+    return graph, ""
 
 
 def layout_tensors(network: Network, layout: Layout, size: Size, scale: float) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -95,7 +95,7 @@ class Trainer:
         self._named = {n: p for n, p in network.model.named_parameters() if p.requires_grad}
         self._best: tuple[float, int] | None = None
         self._waited = 0
-        self._saved_at = self._settled_at = time.monotonic()
+        self._saved_at = time.monotonic()
         self._pending: list[tuple[dict[str, Any], Any, Any]] = []
 
     def plain(self, layout: Layout, scale: float) -> Any:
@@ -114,7 +114,6 @@ class Trainer:
             self._evaluate(0)
         stopped = False
         steps = self.order.steps(done)
-        self._settled_at = time.monotonic()
         while done < self.total_steps:
             done += 1
             self._step(done, next(steps))
@@ -143,6 +142,7 @@ class Trainer:
     def _step(self, number: int, chosen: Sequence[int]) -> None:
         import torch
 
+        begun = time.monotonic()
         rows = [self.rows[index] for index in chosen]
         parameters = trainable(self.network.model)
         while True:
@@ -160,7 +160,7 @@ class Trainer:
         self.scheduler.step()
         # Gradients keep their place in memory: a captured graph adds into it.
         torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
-        facts = {"step": number, "learning_rate": rate, "tokens": sum(row.length for row in rows)}
+        facts = {"step": number, "learning_rate": rate, "tokens": sum(row.length for row in rows), "begun": begun}
         self._pending.append((facts, total, norm))
         # A GPU works on while the host reads the step before: reading the newest would make it wait.
         self._settle(keep=1 if self.network.device.type == "cuda" else 0)
@@ -184,8 +184,9 @@ class Trainer:
             loss, size = float(total), float(norm)
             if not math.isfinite(loss) or not math.isfinite(size):
                 raise PassError(self._not_finite(facts["step"], loss, size))
-            now = time.monotonic()
-            seconds, self._settled_at = now - self._settled_at, now
+            # The host runs ahead of a GPU: from one step's begin to the next is what a step takes.
+            end = self._pending[0][0]["begun"] if self._pending else time.monotonic()
+            seconds = end - facts.pop("begun")
             speed = facts["tokens"] / max(seconds, 1e-9)
             self.curves.steps.append(
                 {**facts, "loss": loss, "grad_norm": size, "tokens_per_second": speed, "memory": self.memory()}
@@ -215,8 +216,7 @@ class Trainer:
                 answers += layout.targets.size
                 self.context.raise_if_cancelled()
         loss = total / answers
-        self._settled_at = time.monotonic()
-        self.curves.evaluations.append({"step": number, "loss": loss, "seconds": self._settled_at - begun})
+        self.curves.evaluations.append({"step": number, "loss": loss, "seconds": time.monotonic() - begun})
         self.context.log.info("step %d: evaluation loss %.4f", number, loss)
         if self._best is None or loss < self._best[0] - self.threshold:
             self._best, self._waited = (loss, number), 0

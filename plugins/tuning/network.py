@@ -34,7 +34,9 @@ class Network:
     """A peft model and the ways in which its loss is computed.
 
     packed: rows lie end to end. split_head: hidden states come from the decoder and the loss from `head_loss`;
-    otherwise the model computes logits itself. notes: why a faster way was not taken.
+    otherwise the model computes logits itself. notes: why a faster way was not taken. Attention is exchanged for our own
+    where it can be, for padded rows too: transformers looks at the positions to find out whether rows are packed, and
+    waits for the device to answer.
     """
 
     model: Any
@@ -58,27 +60,28 @@ class Network:
         )
         if not head_fits:
             notes.append("logits are computed by the model itself: its head is more than one frozen linear layer")
-        network = cls(model, device, smoothing, split_head=head_fits, notes=tuple(notes))
-        if packing is False:
-            return network
-        before = network._attention
-        attention.register()
-        longest = max(row.length for row in rows)
-        packed = cls(model, device, smoothing, packed=True, split_head=head_fits, notes=tuple(notes))
-        why = packed._cannot_pack(longest)
+        why = plain._cannot_exchange(max(row.length for row in rows))
         if why is None:
+            before = plain._attention
+            attention.register()
             model.get_base_model().set_attn_implementation(attention.PACKED)
-            if _agrees(lambda: packed._probe(pack(probe)), reference, close):
-                return packed
-            model.get_base_model().set_attn_implementation(before)
-            why = "packed rows give another loss than padded ones"
+            if packing is not False:
+                packed = cls(model, device, smoothing, True, head_fits, tuple(notes))
+                if _agrees(lambda: packed._probe(pack(probe)), reference, close):
+                    return packed
+                why = "packed rows give another loss than padded ones"
+            network = cls(model, device, smoothing, False, head_fits, tuple(notes))
+            if not _agrees(lambda: network._probe(padded(probe, plain.pad_id)), reference, close):
+                model.get_base_model().set_attn_implementation(before)
         if packing is True:
             from drupe.core.errors import ConfigError
 
             raise ConfigError(
                 f"packing: {type(model.get_base_model()).__name__} can't be trained on packed rows: {why}"
             )
-        return cls(model, device, smoothing, split_head=head_fits, notes=(*notes, f"rows are padded: {why}"))
+        if packing is not False:
+            notes.append(f"rows are padded: {why}")
+        return cls(model, device, smoothing, False, head_fits, tuple(notes))
 
     @property
     def pad_id(self) -> int:
@@ -145,7 +148,7 @@ class Network:
         decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
         return head if decoder is not None and decoder is not base else None
 
-    def _cannot_pack(self, longest: int) -> str | None:
+    def _cannot_exchange(self, longest: int) -> str | None:
         base = self.model.get_base_model()
         if not getattr(base, "_supports_attention_backend", False):
             return "its attention can't be exchanged"

@@ -23,7 +23,7 @@ from drupe.plugins.tuning.static import size_for
 
 __all__ = ["Session"]
 
-_COMPILE_PAYS = 3e17
+_COMPILE_PAYS = 5e16
 """Operations of a run from which on compiling its layers, about a minute, is won back on a GPU."""
 
 
