@@ -12,31 +12,22 @@ import queue
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from drupe.core.errors import HostError, Interrupted, StoreError
+from drupe.core.errors import HostError
+from drupe.core.host_faults import fault_error, log_tail, read_fault
 from drupe.core.hosts import Events
 from drupe.core.job import read_result
+from drupe.hosts.watching import Watch
 
-__all__ = ["WarmWorker", "log_tail"]
+__all__ = ["WarmWorker"]
 
 _POLL_SECONDS = 0.1
 _START_SECONDS = 120
-_GRACE_SECONDS = 30
 _TAIL_LINES = 20
-
-
-def log_tail(job: Path) -> str:
-    """Return the last lines of a job's log."""
-    try:
-        text = (job / "log.txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-_TAIL_LINES:])
 
 
 class WarmWorker:
@@ -80,6 +71,7 @@ class WarmWorker:
         cancelled: Callable[[], bool],
         *,
         exclusive: bool = False,
+        locked: bool = False,
         timeout: float | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Mapping[str, Any]:
@@ -87,33 +79,21 @@ class WarmWorker:
 
         After a cancellation the worker has 30 seconds to reach a safe point; after a time-out it is killed.
         """
-        self._send({"job": str(job), "exclusive": exclusive, "env": dict(env or {})})
-        deadline = time.monotonic() + timeout if timeout else None
-        stop_by: float | None = None
+        self._send({"job": str(job), "exclusive": exclusive, "locked": locked, "env": dict(env or {})})
+        watch = Watch(job, cancelled, timeout)
         while True:
+            watch.look(lambda: self._send({"cancel": True}), self.kill)
             try:
                 message = self._messages.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                now = time.monotonic()
-                if stop_by is None and cancelled():
-                    stop_by = now + _GRACE_SECONDS
-                    self._send({"cancel": True})
-                if stop_by is not None and now > stop_by:
-                    self.kill()
-                    raise Interrupted("the job did not stop by itself and was ended") from None
-                if deadline is not None and now > deadline:
-                    self.kill()
-                    raise HostError(f"the job ran longer than its {timeout:g} s and was ended", log_tail(job)) from None
                 continue
             if message is None:
-                raise HostError(f"the worker died ({self._how_it_ended()})", log_tail(job))
+                raise read_fault(job) or HostError(f"the worker died ({self._how_it_ended()})", log_tail(job))
             if message["event"] != "ended":
                 events(message)
                 continue
-            if "host_error" in message:
-                if message.get("store"):
-                    raise StoreError(message["host_error"])
-                raise HostError(message["host_error"], log_tail(job))
+            if "fault" in message:
+                raise fault_error(message["fault"])
             result = read_result(job)
             if result is None:
                 raise HostError("the worker ended the job without a result", log_tail(job))
@@ -152,8 +132,12 @@ class WarmWorker:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._messages.put(json.loads(line))
+        try:
+            for line in self._process.stdout:
+                self._messages.put(json.loads(line))
+        except ValueError:
+            # Something in that environment writes to the worker's output: it can't be understood any more.
+            self.kill()
         self._messages.put(None)
 
     def _drain(self) -> None:
