@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from drupe.core.errors import HostError, Interrupted, PassError
 from drupe.core.hosts import Host, JobOptions
 from drupe.core.job import Job, write_json
 from drupe.core.model import Model
 from drupe.core.registry import Registry
+from drupe.core.specs import ModelKindSpec
 from drupe.core.store import Store
 
 __all__ = ["Executor", "StepResult"]
@@ -186,7 +187,7 @@ class Executor:
             self.store.clear(folder / stale)
         for role, model in job.inputs.items():
             self.store.clear(folder / "inputs" / role)
-            self.store.stage(model, folder / "inputs" / role)
+            self.store.stage(model, folder / "inputs" / role, hard_links=self._hard_links(model.kind))
         (folder / "outputs").mkdir(parents=True, exist_ok=True)
         checkpoint = folder / "checkpoint"
         if not checkpoint.exists():
@@ -204,6 +205,11 @@ class Executor:
                     "a pass writes below context.output_dir only"
                 )
         return result
+
+    def _hard_links(self, kind: str) -> bool:
+        """Whether the libraries of a model kind read hard links; a kind that no plugin declares is taken to."""
+        entry = self.registry.find("drupe_model_kinds", kind)
+        return entry is None or cast(ModelKindSpec, entry.spec).hard_links
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds

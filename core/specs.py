@@ -215,9 +215,14 @@ class MetricSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelKindSpec(Spec):
-    """A model kind and how an `input_model` of it is read. aliases hold Olive's type names."""
+    """A model kind and how an `input_model` of it is read. aliases hold Olive's type names.
+
+    hard_links: its libraries read files that have several hard links. Where they refuse them (onnx does for weights
+    beside the graph), a step's inputs are copies.
+    """
 
     key_packages: tuple[str, ...] = ()
+    hard_links: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

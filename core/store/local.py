@@ -161,22 +161,21 @@ class Store:
         with store_errors(f"{path} can't be read"):
             return cached_digest(path)
 
-    def stage(self, model: Model, folder: Path) -> Model:
-        """Lay the model's files out below `folder`, read-only hard links, and return the model as staged there."""
+    def stage(self, model: Model, folder: Path, *, hard_links: bool = True) -> Model:
+        """Lay the model's files out below `folder`, read-only, and return the model as staged there.
+
+        They are hard links of the blobs, or, where those are not wanted or not possible, copies (reflinks where the
+        file system can).
+        """
         with store_errors("a model can't be staged"):
             for name, digest in model.files.items():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = self.blob_path(digest)
-                try:
-                    os.link(source, target)
-                except FileExistsError:
-                    pass
-                except OSError as error:
-                    if error.errno not in _NO_LINK:
-                        raise
-                    copy(source, target)
-                    stamp(target)
+                if target.exists() or (hard_links and _linked(source, target)):
+                    continue
+                copy(source, target)
+                stamp(target)
         return model.at(folder)
 
     def export(self, model: Model, folder: Path) -> None:
@@ -337,3 +336,16 @@ class Store:
     def _collecting(self) -> Iterator[None]:
         with gated_lock(self.root / "locks" / "collecting", "the store", exclusive=True):
             yield
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Make a hard link; False where there can be none."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        return False
+    return True

@@ -26,6 +26,7 @@ def drupe_model_kinds() -> Sequence[ModelKindSpec]:
             target=f"{_HERE}.onnx_model:OnnxKind",
             summary="ONNX models, with or without external data.",
             aliases=("ONNXModel",),
+            hard_links=False,
         ),
         ModelKindSpec(
             name="pytorch",
@@ -39,6 +40,7 @@ def drupe_model_kinds() -> Sequence[ModelKindSpec]:
             target=f"{_HERE}.onnx_model:GenaiKind",
             summary="Folders for ONNX Runtime GenAI.",
             aliases=("GenAIModel",),
+            hard_links=False,
         ),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,3 +30,32 @@ class TestLocalSystem(HostContract):
         host = built_in("LocalSystem", tmp_path / "state", environment={"PYTHONPATH": str(site)})
         yield host
         host.close()
+
+
+class TestInProcess(HostContract):
+    isolated = False
+    artifact_bytes = 64 << 20
+
+    @pytest.fixture
+    def host(self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+        monkeypatch.syspath_prepend(str(site))
+        host = built_in("LocalSystem", tmp_path / "state", in_process=True)
+        yield host
+        host.close()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "drupe_contract"]:
+            del sys.modules[name]
+
+
+class TestPythonEnvironment(HostContract):
+    artifact_bytes = 256 << 20
+
+    @pytest.fixture
+    def host(self, site: Path, tmp_path: Path) -> Iterator[Host]:
+        config = {"python_environment_path": sys.prefix, "environment": {"PYTHONPATH": str(site)}}
+        host = built_in("PythonEnvironment", tmp_path / "state", **config)
+        yield host
+        host.close()
+
+    @pytest.fixture
+    def failing_host(self, tmp_path: Path) -> Host:
+        return built_in("PythonEnvironment", tmp_path / "state", python_environment_path=str(tmp_path / "nowhere"))
