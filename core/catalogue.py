@@ -28,7 +28,6 @@ unprovided = {"opts.exotic" = "what nothing provides yet"}
 
 from __future__ import annotations
 
-import importlib.metadata
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,10 +35,10 @@ from functools import cached_property
 from typing import Any
 
 from drupe.core.errors import PluginError
+from drupe.core.plugin_index import CATALOGUE_GROUP, EntryPoint, PluginIndex
 
 __all__ = ["CATALOGUE_GROUP", "SECTIONS", "Catalogue", "ParameterUpgrades", "get_catalogue"]
 
-CATALOGUE_GROUP = "drupe.catalogues"
 SECTIONS = {
     "passes": "drupe_passes",
     "systems": "drupe_hosts",
@@ -72,7 +71,7 @@ class Catalogue:
     @classmethod
     def read(cls) -> Catalogue:
         """Read every installed catalogue. Raises PluginError naming the distribution whose file is broken."""
-        return cls(tuple(_load(point) for point in importlib.metadata.entry_points(group=CATALOGUE_GROUP)))
+        return cls(tuple(_load(point) for point in PluginIndex().group(CATALOGUE_GROUP)))
 
     @cached_property
     def _providers(self) -> Mapping[tuple[str, str], tuple[str, str]]:
@@ -131,10 +130,10 @@ def _named(name: str, types: Iterable[str]) -> bool:
     return any(candidate in ("*", name) or candidate.lower() == name.lower() for candidate in types)
 
 
-def _load(point: importlib.metadata.EntryPoint) -> Mapping[str, Any]:
+def _load(point: EntryPoint) -> Mapping[str, Any]:
     from drupe.core.introspect import module_source
 
-    owner = f"{point.dist.name} {point.dist.version}" if point.dist else point.name
+    owner = f"{point.distribution} {point.version}"
     module, _, file = point.value.partition(":")
     try:
         text = module_source(module).with_name(file).read_text(encoding="utf-8")
