@@ -82,7 +82,8 @@ class Layout:
     """Rows laid out for one forward pass.
 
     input_ids, position_ids: (batch, width). rows: (first token, length) of each row within the flattened tokens.
-    predict: flat positions at which a prediction is judged; targets: what should follow there.
+    predict: flat positions at which a prediction is judged; targets: what should follow there. ranks: of each row, for
+    elastic adapters; 0 stands for all.
     """
 
     input_ids: np.ndarray
@@ -91,11 +92,19 @@ class Layout:
     predict: np.ndarray
     targets: np.ndarray
     packed: bool
+    ranks: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
         """Tokens that belong to rows, padding not counted."""
         return sum(length for _, length in self.rows)
+
+    def token_ranks(self) -> np.ndarray:
+        """Return the rank of each token of the flattened input; 0 for all ranks, as padding has."""
+        result = np.zeros(self.input_ids.size, dtype=np.int64)
+        for (start, length), rank in zip(self.rows, self.ranks, strict=False):
+            result[start : start + length] = rank
+        return result
 
 
 def layouts(rows: Sequence[Row], budget: int, *, packing: bool, pad_id: int) -> list[Layout]:
@@ -136,6 +145,7 @@ def pack(rows: Sequence[Row]) -> Layout:
         predict=np.concatenate([start + row.positions for start, row in zip(starts, rows, strict=False)]),
         targets=np.concatenate([row.targets for row in rows]),
         packed=True,
+        ranks=tuple(row.rank for row in rows),
     )
 
 
@@ -152,4 +162,5 @@ def padded(rows: Sequence[Row], pad_id: int) -> Layout:
         predict=np.concatenate([number * width + row.positions for number, row in enumerate(rows)]),
         targets=np.concatenate([row.targets for row in rows]),
         packed=False,
+        ranks=tuple(row.rank for row in rows),
     )

@@ -170,23 +170,26 @@ class QLoRAConfig(LoRAConfig):
 class ElasticLoRAConfig(LoRAConfig):
     """Low-rank adapters whose ranks are ordered: the first k ranks are a model of rank k."""
 
-    r: int = searchable(
-        16, Ordered(4, 8, 16, 32, 64), doc="Rank that is handed out: a prefix of the trained ranks.", ge=1
-    )
+    r: int = Field(32, ge=2, description="The largest rank; `SelectRank` cuts to one of `ranks`.")
+    alpha: float = Field(32, gt=0, description="Scale of the update; it is divided by r, at every rank.")
     ranks: list[int] = Field(
-        default_factory=lambda: [4, 8, 16, 32],
-        min_length=1,
-        description="Ranks that shall be good models, trained together.",
+        default_factory=lambda: [4, 8, 16, 32], min_length=1, description="Ranks that shall be good models, ascending."
     )
 
     @model_validator(mode="after")
     def _ranks(self) -> ElasticLoRAConfig:
         if sorted(set(self.ranks)) != self.ranks or self.ranks[0] < 1:
             raise ValueError(f"ranks {self.ranks} must be ascending, each once, from 1 up")
-        if self.r not in self.ranks:
-            raise ValueError(f"r {self.r} must be one of ranks {self.ranks}")
-        if self.use_dora or self.init_lora_weights is not True:
-            raise ValueError("ranks can be ordered only with plain LoRA; leave use_dora and init_lora_weights out")
+        if self.r != self.ranks[-1]:
+            raise ValueError(f"r {self.r} must be the largest of ranks {self.ranks}")
+        for name, plain in (
+            ("use_dora", False),
+            ("init_lora_weights", True),
+            ("lora_dropout", 0),
+            ("rank_pattern", None),
+        ):
+            if getattr(self, name) != plain:
+                raise ValueError(f"ranks can be ordered only in plain LoRA; leave {name} out")
         return self
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,11 @@ def measure(network: Network, layers: Layers, layout: Layout, budget: int, longe
 
     state_bytes: gradients and optimizer state that are not allocated yet.
     """
+    with side_stream() if network.device.type == "cuda" else nullcontext():
+        return _measured(network, layers, layout, budget, longest, state_bytes)
+
+
+def _measured(network: Network, layers: Layers, layout: Layout, budget: int, longest: int, state_bytes: int) -> Costs:
     import torch
 
     size = size_for(layout, budget, longest)

@@ -12,11 +12,15 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+from drupe.plugins.tuning.elastic import Ranks
+
 __all__ = ["fuse"]
 
 
-def fuse(model: Any, adapter: str = "default") -> int:
+def fuse(model: Any, adapter: str = "default", ranks: Ranks | None = None) -> int:
     """Give every plain low-rank layer of a peft model the short forward; return how many there were.
+
+    ranks: says which ranks each token uses, for elastic adapters.
 
     Layers with dropout, DoRA, a bias of their own, several adapters or another base than a linear layer keep peft's.
     """
@@ -39,12 +43,12 @@ def fuse(model: Any, adapter: str = "default") -> int:
             or module.merged
         ):
             continue
-        module.forward = MethodType(_forward(module, adapter), module)
+        module.forward = MethodType(_forward(module, adapter, ranks), module)
         count += 1
     return count
 
 
-def _forward(module: Any, adapter: str) -> Callable[..., Any]:
+def _forward(module: Any, adapter: str, ranks: Ranks | None) -> Callable[..., Any]:
     import torch
 
     base = module.get_base_layer()
@@ -59,7 +63,7 @@ def _forward(module: Any, adapter: str) -> Callable[..., Any]:
         flat = x.reshape(-1, x.shape[-1])
         if compute is not None and flat.dtype != compute:
             flat = flat.to(compute)
-        out, _ = operator(flat, base.weight, base.bias, a, b, scale, *packing)
+        out, _ = operator(flat, base.weight, base.bias, a, b, scale, None if ranks is None else ranks.mask, *packing)
         return out.view(*x.shape[:-1], out.shape[-1]).to(x.dtype)
 
     return forward
@@ -107,31 +111,36 @@ def _operator() -> Any:
     @torch.library.custom_op(  # type: ignore[untyped-decorator]
         "drupe::low_rank",
         mutates_args=(),
-        schema="(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale, "
+        schema="(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale, Tensor? mask, "
         f"{packed}) -> (Tensor, Tensor)",
     )
-    def low_rank(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float, *packing: Any) -> Any:
+    def low_rank(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float, mask: Any, *packing: Any) -> Any:
         out = torch.nn.functional.linear(
             x, _matrix(weight, packing, x.dtype), None if bias is None else bias.to(x.dtype)
         )
         low = x @ a.to(x.dtype).t()
+        if mask is not None:
+            low.mul_(mask)
         out.addmm_(low, b.to(x.dtype).t(), alpha=scale)
         return out, low
 
     @low_rank.register_fake  # type: ignore[untyped-decorator]
-    def _(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float, *packing: Any) -> Any:
+    def _(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float, mask: Any, *packing: Any) -> Any:
         return x.new_empty(x.shape[0], b.shape[0]), x.new_empty(x.shape[0], a.shape[0])
 
     @torch.library.custom_op(  # type: ignore[untyped-decorator]
         "drupe::low_rank_backward",
         mutates_args=(),
-        schema="(Tensor slope, Tensor x, Tensor low, Tensor weight, Tensor a, Tensor b, float scale, bool wants_x, "
+        schema="(Tensor slope, Tensor x, Tensor low, Tensor weight, Tensor a, Tensor b, float scale, Tensor? mask, "
+        "bool wants_x, "
         f"{packed}) -> (Tensor, Tensor, Tensor)",
     )
     def low_rank_backward(
-        slope: Any, x: Any, low: Any, weight: Any, a: Any, b: Any, scale: float, wants_x: bool, *packing: Any
+        slope: Any, x: Any, low: Any, weight: Any, a: Any, b: Any, scale: float, mask: Any, wants_x: bool, *packing: Any
     ) -> Any:
         back = (slope @ b.to(slope.dtype)).mul_(scale)
+        if mask is not None:
+            back.mul_(mask)
         grad = slope.new_empty(0)
         if wants_x:
             grad = slope @ _matrix(weight, packing, slope.dtype)
@@ -139,22 +148,24 @@ def _operator() -> Any:
         return grad, (back.t() @ x).to(a.dtype), (slope.t() @ low).mul_(scale).to(b.dtype)
 
     @low_rank_backward.register_fake  # type: ignore[untyped-decorator]
-    def _(slope: Any, x: Any, low: Any, weight: Any, a: Any, b: Any, scale: float, wants_x: bool, *packing: Any) -> Any:
+    def _(
+        slope: Any, x: Any, low: Any, weight: Any, a: Any, b: Any, scale: float, mask: Any, wants_x: bool, *packing: Any
+    ) -> Any:
         return slope.new_empty(x.shape if wants_x else (0,)), torch.empty_like(a), torch.empty_like(b)
 
     def keep(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _bias, a, b, scale, *packing = inputs
-        ctx.save_for_backward(x, output[1], weight, a, b, *packing[:4])
+        x, weight, _bias, a, b, scale, mask, *packing = inputs
+        ctx.save_for_backward(x, output[1], weight, a, b, mask, *packing[:4])
         ctx.scale, ctx.packing = scale, packing[4:]
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, slope: Any, _low: Any) -> Any:
-        x, low, weight, a, b, *tensors = ctx.saved_tensors
+        x, low, weight, a, b, mask, *tensors = ctx.saved_tensors
         wants_x = ctx.needs_input_grad[0]
         grad, grad_a, grad_b = low_rank_backward(
-            slope.contiguous(), x, low, weight, a, b, ctx.scale, wants_x, *tensors, *ctx.packing
+            slope.contiguous(), x, low, weight, a, b, ctx.scale, mask, wants_x, *tensors, *ctx.packing
         )
-        return grad if wants_x else None, None, None, grad_a, grad_b, *[None] * 9
+        return grad if wants_x else None, None, None, grad_a, grad_b, *[None] * 10
 
     low_rank.register_autograd(backward, setup_context=keep)
     _cached = low_rank

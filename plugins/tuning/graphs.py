@@ -5,9 +5,11 @@ At a few thousand tokens the host, not the GPU, is what a training step waits fo
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from drupe.plugins.tuning.batches import Layout
@@ -111,12 +113,24 @@ def side_stream() -> Iterator[None]:
     """Run on another stream, as warming up before a capture must."""
     import torch
 
-    stream = torch.cuda.Stream()
+    stream = _stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
+
+
+@cache
+def _stream() -> Any:
+    """The one stream on which passes are warmed up and captured.
+
+    A gradient is added up on the stream on which its parameter was first seen: were that the default one, a capture
+    would have to wait for it, which is not allowed.
+    """
+    import torch
+
+    return torch.cuda.Stream()
 
 
 def captured(work: Callable[[], None], pool: Any = None) -> tuple[Any, str]:
@@ -130,7 +144,8 @@ def captured(work: Callable[[], None], pool: Any = None) -> tuple[Any, str]:
     before = generator.clone_state()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        gc.collect()
+        with torch.cuda.graph(graph, pool=pool, stream=_stream(), capture_error_mode="thread_local"):
             work()
     except RuntimeError as fault:
         torch.cuda.synchronize()
@@ -162,10 +177,13 @@ def layout_tensors(network: Network, layout: Layout, size: Size, scale: float) -
         "targets": tensor(layout.targets),
         "scale": tensor(scale, torch.float32),
     }
+    extra: dict[str, Any] = {}
+    if network.ranks is not None:
+        extra["ranks"] = tensors["ranks"] = tensor(layout.token_ranks())
     if not network.packed:
-        return tensors, {}
+        return tensors, extra
     if not cuda:
-        return tensors, {"packed_lengths": tuple(length for _, length in layout.rows)}
+        return tensors, {**extra, "packed_lengths": tuple(length for _, length in layout.rows)}
     limits = tensors["limits"] = tensor([0, *(start + length for start, length in layout.rows)], torch.int32)
-    extra = {"cu_seq_lens_q": limits, "cu_seq_lens_k": limits}
+    extra |= {"cu_seq_lens_q": limits, "cu_seq_lens_k": limits}
     return tensors, {**extra, "max_length_q": size.longest, "max_length_k": size.longest}

@@ -144,6 +144,8 @@ class Trainer:
 
         begun = time.monotonic()
         rows = [self.rows[index] for index in chosen]
+        if self.network.ranks is not None:
+            rows = self.network.ranks.assign(rows, number)
         parameters = trainable(self.network.model)
         while True:
             try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from drupe.core.accelerators import Accelerator
+from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
-from drupe.core.model import Model
+from drupe.core.model import Model, ModelInfo
 from drupe.plugins.tuning.config import (
     DoRAConfig,
+    ElasticLoRAConfig,
     LoftQConfig,
     LoHaConfig,
     LoKrConfig,
@@ -18,7 +20,7 @@ from drupe.plugins.tuning.config import (
 )
 from drupe.plugins.tuning.tuning import AdapterPass
 
-__all__ = ["DoRA", "LoHa", "LoKr", "LoRA", "LoftQ", "QLoRA"]
+__all__ = ["DoRA", "ElasticLoRA", "LoHa", "LoKr", "LoRA", "LoftQ", "QLoRA"]
 
 
 class LoRA(AdapterPass):
@@ -40,6 +42,25 @@ class LoftQ(AdapterPass):
     """
 
     Config: ClassVar[type[TuningConfig]] = LoftQConfig
+
+
+class ElasticLoRA(AdapterPass):
+    """Fine-tune one adapter whose first k ranks are a model of rank k, for several k (arXiv 2210.07558).
+
+    A search over ranks then costs one training: `SelectRank` cuts the adapter, and merging goes on from there.
+    """
+
+    Config: ClassVar[type[TuningConfig]] = ElasticLoRAConfig
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Say which ranks the result can be cut to."""
+        ranks = None if config is None else list(config.ranks)
+        return super().plan(info, config, accelerator).with_(elastic_ranks=ranks)
+
+    def run(self, model: Model, config: TuningConfig, context: PassContext) -> Model:
+        """Train; the result can be cut."""
+        assert isinstance(config, ElasticLoRAConfig)
+        return super().run(model, config, context).derive(attributes={"elastic_ranks": list(config.ranks)})
 
 
 class LoHa(AdapterPass):

@@ -10,6 +10,7 @@ from typing import Any
 
 from drupe.plugins.tuning import attention
 from drupe.plugins.tuning.batches import Layout, pack, padded
+from drupe.plugins.tuning.elastic import Ranks
 from drupe.plugins.tuning.head import head_loss
 from drupe.plugins.tuning.rows import IGNORED, Row
 
@@ -34,9 +35,9 @@ class Network:
     """A peft model and the ways in which its loss is computed.
 
     packed: rows lie end to end. split_head: hidden states come from the decoder and the loss from `head_loss`;
-    otherwise the model computes logits itself. notes: why a faster way was not taken. Attention is exchanged for our own
-    where it can be, for padded rows too: transformers looks at the positions to find out whether rows are packed, and
-    waits for the device to answer.
+    otherwise the model computes logits itself. notes: why a faster way was not taken. Attention is exchanged for our
+    own where it can be, for padded rows too: transformers looks at the positions to find out whether rows are packed,
+    and waits for the device to answer. ranks: where the ranks of an elastic adapter are set.
     """
 
     model: Any
@@ -45,15 +46,24 @@ class Network:
     packed: bool = False
     split_head: bool = False
     notes: tuple[str, ...] = ()
+    ranks: Ranks | None = None
 
     @classmethod
-    def of(cls, model: Any, device: Any, rows: Sequence[Row], packing: bool | str, smoothing: float) -> Network:
+    def of(
+        cls,
+        model: Any,
+        device: Any,
+        rows: Sequence[Row],
+        packing: bool | str,
+        smoothing: float,
+        ranks: Ranks | None = None,
+    ) -> Network:
         """Take the fastest way that gives this model's own loss, found by trying each on two short rows."""
-        plain = cls(model, device, smoothing)
+        plain = cls(model, device, smoothing, ranks=ranks)
         probe = [_short(row) for row in sorted(rows, key=lambda row: row.length)[:2]]
         notes = []
         reference = plain._probe(padded(probe, plain.pad_id))
-        split = cls(model, device, smoothing, split_head=True)
+        split = cls(model, device, smoothing, split_head=True, ranks=ranks)
         close = plain._tolerance
         head_fits = split._head() is not None and _agrees(
             lambda: split._probe(padded(probe, plain.pad_id)), reference, close
@@ -66,11 +76,11 @@ class Network:
             attention.register()
             model.get_base_model().set_attn_implementation(attention.PACKED)
             if packing is not False:
-                packed = cls(model, device, smoothing, True, head_fits, tuple(notes))
+                packed = cls(model, device, smoothing, True, head_fits, tuple(notes), ranks)
                 if _agrees(lambda: packed._probe(pack(probe)), reference, close):
                     return packed
                 why = "packed rows give another loss than padded ones"
-            network = cls(model, device, smoothing, False, head_fits, tuple(notes))
+            network = cls(model, device, smoothing, False, head_fits, tuple(notes), ranks)
             if not _agrees(lambda: network._probe(padded(probe, plain.pad_id)), reference, close):
                 model.get_base_model().set_attn_implementation(before)
         if packing is True:
@@ -81,7 +91,7 @@ class Network:
             )
         if packing is not False:
             notes.append(f"rows are padded: {why}")
-        return cls(model, device, smoothing, False, head_fits, tuple(notes))
+        return cls(model, device, smoothing, False, head_fits, tuple(notes), ranks)
 
     @property
     def pad_id(self) -> int:
@@ -97,6 +107,8 @@ class Network:
             return torch.from_numpy(array).to(self.device, non_blocking=True)
 
         extra = attention.packed_arguments([length for _, length in layout.rows], self.device) if self.packed else {}
+        if self.ranks is not None:
+            extra["ranks"] = tensor(layout.token_ranks())
         return self.loss_of(
             tensor(layout.input_ids), tensor(layout.position_ids), tensor(layout.predict), tensor(layout.targets), extra
         )
@@ -106,6 +118,8 @@ class Network:
         from torch.nn.functional import cross_entropy
 
         inputs = {"input_ids": input_ids, "use_cache": False, **extra}
+        if self.ranks is not None:
+            self.ranks.set(inputs.pop("ranks"))
         if self._takes_positions:
             inputs["position_ids"] = position_ids
         if self.split_head:

@@ -32,6 +32,16 @@ def drupe_passes() -> Sequence[PassSpec]:
         _tuning("QLoRA", "Fine-tune low-rank adapters over a base held in four bits", four_bits, ("bitsandbytes",)),
         _tuning("DoRA", "Fine-tune magnitude and direction of the weights apart"),
         _tuning("LoftQ", "Fine-tune from values that make up for four-bit rounding", four_bits, ("bitsandbytes",)),
+        _tuning("ElasticLoRA", "Fine-tune one adapter that can be cut to several ranks"),
+        PassSpec(
+            name="SelectRank",
+            target="drupe.plugins.tuning.elastic:SelectRank",
+            summary="Cut an elastic adapter down to its first ranks",
+            accepts=frozenset({"hf"}),
+            produces="hf",
+            requires=("safetensors>=0.5", "torch>=2.7"),
+            key_packages=("safetensors",),
+        ),
         _tuning("LoHa", "Fine-tune with Hadamard products of low-rank matrices"),
         _tuning("LoKr", "Fine-tune with Kronecker products"),
         PassSpec(

@@ -18,13 +18,17 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Row:
-    """One text. ids: its tokens. positions: where a prediction is judged. targets: what should follow there."""
+    """One text. ids: its tokens. positions: where a prediction is judged. targets: what should follow there.
+
+    rank: how many ranks of an elastic adapter it trains; 0: all.
+    """
 
     id: str
     ids: np.ndarray
     positions: np.ndarray
     targets: np.ndarray
     content_key: str
+    rank: int = 0
 
     @property
     def length(self) -> int:

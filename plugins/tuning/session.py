@@ -8,10 +8,12 @@ from itertools import islice
 from typing import Any
 
 from drupe.core.context import JobContext
+from drupe.core.errors import ConfigError
 from drupe.plugins.tuning.batches import Layout, layouts
-from drupe.plugins.tuning.config import TuningConfig
+from drupe.plugins.tuning.config import ElasticLoRAConfig, TuningConfig
 from drupe.plugins.tuning.costs import Costs, measure
 from drupe.plugins.tuning.curves import svg
+from drupe.plugins.tuning.elastic import Ranks
 from drupe.plugins.tuning.fused import fuse
 from drupe.plugins.tuning.graphs import GraphAccumulator
 from drupe.plugins.tuning.layers import Layers
@@ -48,13 +50,20 @@ class Session:
         peft_model.train()
         if args.use_liger_kernel:
             _liger(peft_model, args.liger_kernel_config)
-        fuse(peft_model)
+        ranks = None
+        if isinstance(config, ElasticLoRAConfig):
+            ranks = Ranks(config.ranks, seed, peft_model.get_base_model().dtype)
+        fused = fuse(peft_model, ranks=ranks)
+        if ranks is not None and fused != sum(hasattr(module, "lora_A") for module in peft_model.modules()):
+            raise ConfigError(
+                "ElasticLoRA: only linear layers can have ordered ranks; leave others out of target_modules"
+            )
         if args.neftune_noise_alpha:
             _add_noise(peft_model, args.neftune_noise_alpha)
         self.layers = Layers(peft_model, random=_draws_random_numbers(peft_model))
         self.longest = max(row.length for row in rows)
         self.network = Network.of(
-            peft_model, device, [*rows, *eval_rows], self._packing(rows), args.label_smoothing_factor
+            peft_model, device, [*rows, *eval_rows], self._packing(rows), args.label_smoothing_factor, ranks
         )
         self.trainer = Trainer(
             self.network,
@@ -252,8 +261,6 @@ def _draws_random_numbers(model: Any) -> bool:
 
 def _liger(peft_model: Any, wanted: dict[str, bool] | None) -> None:
     """Put liger-kernel's fused layers in where it knows the architecture. Raises ConfigError where it does not."""
-    from drupe.core.errors import ConfigError
-
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN, _apply_liger_kernel_to_instance
     except ImportError:

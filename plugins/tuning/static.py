@@ -51,7 +51,9 @@ def filled(layout: Layout, size: Size, pad_id: int) -> Layout:
     predict = np.concatenate([layout.predict, np.zeros(extra, dtype=np.int64)])
     targets = np.concatenate([layout.targets, np.full(extra, IGNORED, dtype=np.int64)])
     if not layout.packed:
-        return Layout(layout.input_ids, layout.position_ids, layout.rows, predict, targets, packed=False)
+        return Layout(
+            layout.input_ids, layout.position_ids, layout.rows, predict, targets, packed=False, ranks=layout.ranks
+        )
     start = layout.input_ids.shape[1]
     blank = size.width - start
     rows = list(layout.rows)
@@ -69,6 +71,7 @@ def filled(layout: Layout, size: Size, pad_id: int) -> Layout:
         predict,
         targets,
         packed=True,
+        ranks=layout.ranks,
     )
 
 

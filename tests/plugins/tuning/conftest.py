@@ -15,6 +15,7 @@ from drupe.core.digests import digest_of
 from drupe.core.model import Model
 from drupe.core.passes import Pass
 from drupe.plugins.tuning import methods
+from drupe.plugins.tuning.elastic import SelectRank
 from drupe.plugins.tuning.merge import MergeAdapterWeights
 from drupe.plugins.tuning.plugin import drupe_passes
 
@@ -80,8 +81,8 @@ def tiny(tiny_llama_dir: Path) -> Model:
 def make_pass(name: str) -> Pass:
     """Return a tuning pass as the registry would make it."""
     spec = next(spec for spec in drupe_passes() if spec.name == name)
-    kind: type[Pass] = MergeAdapterWeights if name == "MergeAdapterWeights" else getattr(methods, name)
-    return kind(spec)
+    kinds: dict[str, type[Pass]] = {"MergeAdapterWeights": MergeAdapterWeights, "SelectRank": SelectRank}
+    return kinds.get(name, getattr(methods, name, Pass))(spec)
 
 
 def run_pass(name: str, model: Model, context: JobContext, **config: Any) -> Model:
@@ -89,7 +90,7 @@ def run_pass(name: str, model: Model, context: JobContext, **config: Any) -> Mod
     import shutil
 
     tuning = make_pass(name)
-    if name != "MergeAdapterWeights":
+    if name not in ("MergeAdapterWeights", "SelectRank"):
         config = {"train_data_config": "toy", "r": 4, **config}
         config["training_args"] = {"per_device_train_batch_size": 4, "max_steps": 3, **config.get("training_args", {})}
     result = tuning(model, tuning.Config(**config), context)
