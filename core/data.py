@@ -62,6 +62,15 @@ class DataContainer:
         """Return JSON data that changes whenever the samples would: file digests, a hub revision. Light."""
         raise NotImplementedError
 
+    def files(self, config: Any, workflow_dir: Path) -> Sequence[Path]:
+        """Return the files and folders of this machine that `load` reads, so that other machines can be sent them.
+
+        The default is what the FileRef fields refer to. Light.
+        """
+        from drupe.core.job_files import referred_files
+
+        return referred_files(config, workflow_dir)
+
     def prompting(self, config: Any) -> Mapping[str, Any]:
         """Say how a user's text becomes a prompt: {"prompt_template": str with one {field}, "stop": [str]}, or {}."""
         return {}

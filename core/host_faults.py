@@ -10,11 +10,19 @@ from typing import Any
 from drupe.core.errors import DrupeError, HostError, StoreError
 from drupe.core.job import SCHEMA, write_json
 
-__all__ = ["fault_data", "fault_error", "log_tail", "read_fault", "write_fault"]
+__all__ = ["CANCEL", "fault_data", "fault_error", "forget_attempt", "log_tail", "read_fault", "write_fault"]
 
+CANCEL = "cancel"
+"""The file in a job's folder by which a host asks a worker to stop that it can't send a signal to."""
 _FILE = "host_error.json"
 _TAIL_LINES = 20
 _TAIL_BYTES = 16 * 1024
+
+
+def forget_attempt(job: Path) -> None:
+    """Remove what an earlier attempt at a job said of its end, before the job is tried again."""
+    for name in (_FILE, "result.json", "events.jsonl", CANCEL):
+        (job / name).unlink(missing_ok=True)
 
 
 def log_tail(job: Path, lines: int = _TAIL_LINES) -> str:

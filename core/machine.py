@@ -19,7 +19,7 @@ from typing import Any
 from drupe.core.digests import digest_of
 from drupe.core.locks import gated_lock
 
-__all__ = ["cpu_count", "devices", "fingerprint", "lock_folder", "machine_lock"]
+__all__ = ["cpu_count", "devices", "fingerprint", "gpu_names", "lock_folder", "machine_lock"]
 
 
 @contextmanager
@@ -80,6 +80,14 @@ def devices() -> Sequence[Mapping[str, Any]]:
                     model = line.partition(":")[2].strip()
             found.append({"device": "gpu", "name": model, "cores": 1})
     return found
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(name.strip() for name in named.split(",") if name.strip() not in ("", "-1"))
+    return tuple(str(index) for index, _ in enumerate(d for d in devices() if d["device"] == "gpu"))
 
 
 def fingerprint() -> str:

@@ -46,6 +46,10 @@ class ModelSource:
         """Return JSON data that changes whenever the fetched files would. Light: no download."""
         raise NotImplementedError
 
+    def files(self, reference: str | Mapping[str, Any], workflow_dir: Path) -> Sequence[Path]:
+        """Return the files and folders of this machine that `fetch` reads, so that other machines can be sent them."""
+        return ()
+
     def fetch(
         self, reference: str | Mapping[str, Any], options: Mapping[str, Any], into: Path, context: JobContext
     ) -> Path:

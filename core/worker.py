@@ -23,7 +23,7 @@ from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import DrupeError, HostError, Interrupted, StoreError
-from drupe.core.host_faults import log_tail, write_fault
+from drupe.core.host_faults import CANCEL, log_tail, write_fault
 from drupe.core.job import SCHEMA, Job, write_json
 from drupe.core.job_limits import limit_threads, memory_limit, peak_memory, reset_peak_memory
 from drupe.core.machine import machine_lock
@@ -38,6 +38,7 @@ LAUNCHED = "DRUPE_LAUNCHED"
 HOST_FAULT = 70
 """The exit code of a worker whose machine failed the job; JOB/host_error.json says how."""
 _PROGRESS_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
 _EXIT = {"done": 0, "failed": 1, "interrupted": 130}
 
 
@@ -208,6 +209,16 @@ def _run_one(folder: Path, *, exclusive: bool, locked: bool) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     signal.signal(signal.SIGINT, lambda number, frame: stop.set())
+    look = [0.0]
+
+    def cancelled() -> bool:
+        now = time.monotonic()
+        if not stop.is_set() and now - look[0] > _LOOK_SECONDS:
+            look[0] = now
+            if (folder / CANCEL).exists():
+                stop.set()
+        return stop.is_set()
+
     try:
         with (folder / f"events{rank() or ''}.jsonl").open("a", encoding="utf-8") as events:
 
@@ -215,7 +226,7 @@ def _run_one(folder: Path, *, exclusive: bool, locked: bool) -> int:
                 events.write(json.dumps(event) + "\n")
                 events.flush()
 
-            result = run_job(folder, write, stop.is_set, exclusive=exclusive, locked=locked, own_process=True)
+            result = run_job(folder, write, cancelled, exclusive=exclusive, locked=locked, own_process=True)
             return _EXIT[result["status"]]
     except (HostError, StoreError) as error:
         write_fault(folder, error)

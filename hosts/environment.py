@@ -22,8 +22,14 @@ from pydantic import Field, model_validator
 from drupe.core.digests import digest_of
 from drupe.core.errors import Fault, HostError
 from drupe.core.hosts import Events, Host, HostDescription, JobOptions
-from drupe.core.machine import devices, fingerprint, machine_lock
-from drupe.hosts.local import WorkerConfig, WorkerPool, with_timeout
+from drupe.core.locks import file_lock
+from drupe.core.machine import devices, fingerprint, gpu_names
+from drupe.hosts.config import WorkerConfig, with_config
+from drupe.hosts.launch import worker_command
+from drupe.hosts.local import launched_environment
+from drupe.hosts.oneshot import run_command
+from drupe.hosts.pool import WorkerPool
+from drupe.hosts.slots import Gpus, Slots
 
 __all__ = ["EnvironmentConfig", "PythonEnvironment"]
 
@@ -64,6 +70,8 @@ class PythonEnvironment(Host):
     def __init__(self, spec: Any, config: EnvironmentConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)
         self._pool: WorkerPool | None = None
+        self._slots = Slots(config.slots)
+        self._gpus = Gpus(gpu_names())
 
     def check(self) -> Sequence[Fault]:
         """Return what keeps jobs from running there, without making an environment."""
@@ -99,7 +107,14 @@ class PythonEnvironment(Host):
         """Run a job; see Host.run."""
         if self._pool is None:
             self._pool = WorkerPool([str(self._interpreter())], self._environment())
-        return self._pool.run(job, with_timeout(options, self.config.timeout), events, cancelled)
+        options = with_config(options, self.config)
+        with self._slots.take(cancelled), self._gpus.take(options.resources.gpus, cancelled) as gpus:
+            if options.launcher is None:
+                return self._pool.run(job, options, events, cancelled, gpus=gpus)
+            python = [str(self._interpreter())]
+            command = worker_command(python, job, options, processes=self.config.launcher_processes)
+            env = launched_environment({**self._environment(), **options.env}, gpus)
+            return run_command(command, job, events, cancelled, timeout=options.timeout, env=env)
 
     def close(self) -> None:
         """End the workers."""
@@ -125,8 +140,8 @@ class PythonEnvironment(Host):
         self.state_dir.mkdir(parents=True, exist_ok=True)
         if (folder / "complete").exists():
             return interpreter
-        # Making one is no timed work, and two drivers that want the same one wait for each other here.
-        with machine_lock(False), _exclusive(self.state_dir / f"{folder.name}.lock"):
+        # Two drivers that want the same one wait for each other here.
+        with file_lock(self.state_dir / f"{folder.name}.lock", "an environment"):
             if (folder / "complete").exists():
                 return interpreter
             shutil.rmtree(folder, ignore_errors=True)
@@ -191,19 +206,3 @@ def _find_interpreter(path: Path) -> Path:
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate.absolute()
     raise HostError(f"{path} holds no Python interpreter; name an environment's folder, its bin folder or its python")
-
-
-class _exclusive:  # noqa: N801 - reads as a statement
-    """A lock file held by flock."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        import fcntl
-
-        self._handle = self._path.open("a")
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-
-    def __exit__(self, *exception: object) -> None:
-        self._handle.close()

@@ -1,4 +1,4 @@
-"""LocalSystem: jobs on this machine, in warm worker processes or, on request, in this very process."""
+"""LocalSystem: jobs on this machine, in warm worker processes or, on request, in this process or in a sandbox."""
 
 from __future__ import annotations
 
@@ -8,29 +8,22 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from drupe.core.errors import HostError
-from drupe.core.hosts import Events, Host, HostConfig, HostDescription, JobOptions
-from drupe.core.machine import devices, fingerprint
-from drupe.hosts.warm import WarmWorker
+from drupe.core.errors import Fault, HostError
+from drupe.core.hosts import Events, Host, HostDescription, JobOptions
+from drupe.core.machine import devices, fingerprint, gpu_names, machine_lock
+from drupe.hosts.config import WorkerConfig, with_config
+from drupe.hosts.launch import worker_command
+from drupe.hosts.oneshot import run_command
+from drupe.hosts.pool import WorkerPool
+from drupe.hosts.slots import Gpus, Slots
 
-__all__ = ["LocalConfig", "LocalSystem", "WorkerConfig", "WorkerPool", "with_timeout"]
-
-
-class WorkerConfig(HostConfig):
-    """What every host with warm workers takes."""
-
-    slots: int = Field(0, ge=0, description="How many jobs run at once; 0: as many as the search has workers.")
-    threads: int | None = Field(None, ge=1, description="Threads of a job; default: all cores, shared by the slots.")
-    resources: Mapping[str, Any] = Field(default_factory=dict, description="cpus, gpus, memory (bytes), threads.")
-    timeout: float | None = Field(None, gt=0, description="Seconds after which a job is ended.")
-    environment: Mapping[str, str] = Field(default_factory=dict, description="Environment variables of the jobs.")
+__all__ = ["LocalConfig", "LocalSystem"]
 
 
 class LocalConfig(WorkerConfig):
@@ -39,41 +32,15 @@ class LocalConfig(WorkerConfig):
     in_process: bool = Field(
         False, description="Run jobs in Drupe's own process: quicker to start, but a crash takes the run along."
     )
+    sandbox: Literal["bubblewrap"] | None = Field(
+        None, description="Run each job in a sandbox: no network, nothing writable but its own folder."
+    )
 
-
-class WorkerPool:
-    """Warm workers, one a running job; one that died is replaced, one that is free is used again."""
-
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
-        self._command = command
-        self._env = env
-        self._free: list[WarmWorker] = []
-        self._lock = threading.Lock()
-
-    def run(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
-        """Run a job in a free worker. Raises HostError, StoreError, Interrupted."""
-        with self._lock:
-            worker = self._free.pop() if self._free else None
-        if worker is None or not worker.alive:
-            worker = WarmWorker(self._command, self._env)
-        try:
-            result = worker.run(
-                job, events, cancelled, exclusive=options.exclusive, timeout=options.timeout, env=options.env
-            )
-        except BaseException:
-            # What state it is in nobody knows.
-            worker.kill()
-            raise
-        with self._lock:
-            self._free.append(worker)
-        return result
-
-    def close(self) -> None:
-        """End the free workers; busy ones end with their jobs."""
-        with self._lock:
-            workers, self._free = self._free, []
-        for worker in workers:
-            worker.close()
+    @model_validator(mode="after")
+    def _one_of_two(self) -> LocalConfig:
+        if self.in_process and self.sandbox:
+            raise ValueError("a job can't be in this process and in a sandbox; take in_process or sandbox away")
+        return self
 
 
 class LocalSystem(Host):
@@ -85,6 +52,22 @@ class LocalSystem(Host):
         super().__init__(spec, config, state_dir=state_dir)
         self._pool = WorkerPool([sys.executable], dict(config.environment))
         self._in_process = threading.Lock()
+        self._slots = Slots(config.slots)
+        self._gpus = Gpus(gpu_names())
+
+    def check(self) -> Sequence[Fault]:
+        """Return what keeps jobs from running: a sandbox that is not installed or not allowed here, too few GPUs."""
+        faults = []
+        if self.config.sandbox is not None:
+            from drupe.hosts.bubblewrap import sandbox_fault
+
+            found = sandbox_fault()
+            if found:
+                faults.append(Fault("sandbox", found, kind="needs"))
+        wanted = (self.config.resources.gpus if self.config.resources else None) or 0
+        if wanted > len(gpu_names()):
+            faults.append(Fault("resources.gpus", f"{wanted:g}; this machine has {len(gpu_names()) or 'none'}"))
+        return faults
 
     def describe(self) -> HostDescription:
         """Describe this machine; versions are those of this environment."""
@@ -92,11 +75,37 @@ class LocalSystem(Host):
 
     def run(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
         """Run a job; see Host.run."""
-        if not self.config.in_process:
-            return self._pool.run(job, with_timeout(options, self.config.timeout), events, cancelled)
+        options = with_config(options, self.config)
+        with self._slots.take(cancelled), self._gpus.take(options.resources.gpus, cancelled) as gpus:
+            if self.config.sandbox is not None:
+                return self._sandboxed(job, options, events, cancelled)
+            if options.launcher is not None:
+                command = worker_command([sys.executable], job, options, processes=self.config.launcher_processes)
+                env = launched_environment({**self.config.environment, **options.env}, gpus)
+                return run_command(command, job, events, cancelled, timeout=options.timeout, env=env)
+            if self.config.in_process:
+                return self._here(job, options, events, cancelled)
+            return self._pool.run(job, options, events, cancelled, gpus=gpus)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+
+    def _sandboxed(
+        self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]
+    ) -> Mapping[str, Any]:
+        from drupe.hosts.bubblewrap import sandbox_command
+
+        command = sandbox_command(job, {**self.config.environment, **options.env})
+        command += worker_command([sys.executable], job, options, processes=self.config.launcher_processes, locked=True)
+        # What runs in the sandbox is not trusted to leave the machine's lock alone.
+        with machine_lock(options.exclusive, cancelled):
+            return run_command(command, job, events, cancelled, timeout=options.timeout)
+
+    def _here(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
         from drupe.core.worker import run_job
 
-        # One at a time: thread counts and the log belong to the process.
+        # One at a time: thread counts, variables and the log belong to the process.
         with self._in_process:
             kept = dict(os.environ)
             os.environ.update({**self.config.environment, **options.env})
@@ -106,14 +115,13 @@ class LocalSystem(Host):
                 os.environ.clear()
                 os.environ.update(kept)
 
-    def close(self) -> None:
-        """End the workers."""
-        self._pool.close()
 
+def launched_environment(env: Mapping[str, str], gpus: Sequence[str]) -> dict[str, str]:
+    """Return the environment of a worker under a launcher."""
+    from drupe.core.worker import LAUNCHED
 
-def with_timeout(options: JobOptions, timeout: float | None) -> JobOptions:
-    """Return options whose time-out is the host's where the job names none."""
-    return replace(options, timeout=options.timeout or timeout)
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+    return {**os.environ, **env, **visible, LAUNCHED: "1"}
 
 
 class _Versions(Mapping[str, str]):
@@ -125,7 +133,7 @@ class _Versions(Mapping[str, str]):
         except importlib.metadata.PackageNotFoundError:
             raise KeyError(name) from None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter({dist.name.lower().replace("_", "-") for dist in importlib.metadata.distributions() if dist.name})
 
     def __len__(self) -> int:
@@ -137,7 +145,7 @@ def _describe(slots: int) -> HostDescription:
     try:
         drupe = importlib.metadata.version("drupe")
     except importlib.metadata.PackageNotFoundError as error:
-        raise HostError("drupe itself is not installed in this environment; pip install it") from error
+        raise HostError("drupe itself is not installed in this environment; pip install it", retry=False) from error
     return HostDescription(
         versions=_Versions(),
         devices=devices(),

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import HostError
-from drupe.core.host_faults import fault_error, log_tail, read_fault
+from drupe.core.host_faults import fault_error, forget_attempt, log_tail, read_fault
 from drupe.core.hosts import Events
 from drupe.core.job import read_result
+from drupe.hosts.oneshot import ended_how
 from drupe.hosts.watching import Watch
 
 __all__ = ["WarmWorker"]
@@ -79,6 +80,7 @@ class WarmWorker:
 
         After a cancellation the worker has 30 seconds to reach a safe point; after a time-out it is killed.
         """
+        forget_attempt(job)
         self._send({"job": str(job), "exclusive": exclusive, "locked": locked, "env": dict(env or {})})
         watch = Watch(job, cancelled, timeout)
         while True:
@@ -149,10 +151,4 @@ class WarmWorker:
     def _how_it_ended(self) -> str:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
-        code = self._process.returncode
-        if code is None:
-            return "it does not answer"
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"{name}, most likely out of memory" if name == "SIGKILL" else name
-        return f"exit code {code}"
+        return ended_how(self._process.returncode)

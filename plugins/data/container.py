@@ -49,6 +49,17 @@ class HuggingfaceContainer(DataContainer):
             found["rows"] = identity(config.load_dataset_config, workflow_dir)
         return found
 
+    def files(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> Sequence[Path]:
+        """See DataContainer.files: scripts, and the files that the rows are in."""
+        from drupe.plugins.data.dataset import is_hub_name, local_files
+
+        found = list(super().files(config, workflow_dir))
+        options = config.load_dataset_config
+        if "load_dataset_config" not in config.functions and not is_hub_name(options, workflow_dir):
+            items = [item for files in local_files(options, workflow_dir).values() for item in files]
+            found += [Path(item) for item in items if isinstance(item, str) and "://" not in item]
+        return found
+
     def prompting(self, config: HuggingfaceDataConfig) -> Mapping[str, Any]:
         """See DataContainer.prompting: of a prompt_template with one column."""
         options = config.pre_process_data_config

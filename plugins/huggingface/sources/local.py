@@ -52,12 +52,16 @@ class LocalSource(ModelSource):
         """Return the digests of the files, from a cache where their stat is unchanged."""
         path = self._existing(reference, workflow_dir)
         if path.suffix == ".onnx":
-            # A graph may keep its weights beside it, under a name that only the graph tells.
-            beside = [
-                p for p in sorted(path.parent.iterdir()) if p.is_file() and p != path and _may_hold_weights(p, path)
-            ]
-            return {p.name: path_identity(p) for p in (path, *beside)}
+            return {p.name: path_identity(p) for p in self.files(reference, workflow_dir)}
         return path_identity(path)
+
+    def files(self, reference: Reference, workflow_dir: Path) -> Sequence[Path]:
+        """Return the path, with what may hold weights beside a graph: only the graph tells their name."""
+        path = self._existing(reference, workflow_dir)
+        if path.suffix != ".onnx":
+            return (path,)
+        beside = [p for p in sorted(path.parent.iterdir()) if p.is_file() and p != path and _may_hold_weights(p, path)]
+        return (path, *beside)
 
     def fetch(self, reference: Reference, options: Mapping[str, Any], into: Path, context: JobContext) -> Path:
         """Return the path itself: nothing is copied here."""

@@ -1,0 +1,36 @@
+"""The command that runs one job: the worker, with a launcher before it where a pass wants several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drupe.core.hosts import JobOptions
+
+__all__ = ["worker_command"]
+
+
+def worker_command(
+    python: Sequence[str], job: Path | str, options: JobOptions, *, processes: int = 1, locked: bool = False
+) -> list[str]:
+    """Return the command that runs `job` with `python`.
+
+    processes: how many ranks a launcher starts where the job has no GPUs; with GPUs it is one a GPU. locked: the host
+    holds the machine's lock itself.
+    """
+    worker = ["drupe.core.worker", str(job)]
+    worker += ["--exclusive"] if options.exclusive else []
+    worker += ["--locked"] if locked else []
+    ranks = str(int(options.resources.gpus) or processes)
+    match options.launcher:
+        case "torchrun":
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+        case "accelerate":
+            launcher = ["-m", "accelerate.commands.launch", "--num_machines=1", f"--num_processes={ranks}"]
+            launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+            launcher += ["--multi_gpu"] if int(options.resources.gpus) > 1 else []
+            launcher += ["--cpu"] if not options.resources.gpus else []
+            launcher += ["-m"]
+        case _:
+            launcher = ["-m"]
+    return [*python, *launcher, *worker]
