@@ -159,8 +159,6 @@ class Decider:
         )
 
     def _hand_over(self, model: Model, result: TargetResult, name: str) -> None:
-        if self._workflow.options.get("no_artifacts"):
-            return
         folder = self._workflow.output_dir / result.target / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._store.export(model, folder)
