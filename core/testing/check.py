@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from drupe.core.errors import ConfigError
+from drupe.core.guarded_import import shortened
 from drupe.core.model import Model
 from drupe.core.plugin_check import Finding
 from drupe.core.registry import Registered, Registry
@@ -84,8 +86,8 @@ class _Collected:
                 # With its defaults alone it can't work on the tiny model, which is no fault.
                 self.findings.append(Finding("not checked", title, what, str(call.excinfo.value)))
             else:
-                text = str(call.excinfo.value).partition("\nassert ")[0] if call.excinfo else ""
-                self.findings.append(Finding("FAIL", title, what, text or report.longreprtext))
+                text = str(call.excinfo.value).partition("\nassert ")[0] if call.excinfo else report.longreprtext
+                self.findings.append(Finding("FAIL", title, what, shortened(" ".join(text.split()), 400)))
         return report
 
 
@@ -100,13 +102,16 @@ def contract_of(registry: Registry, entry: Registered, run: bool) -> type[Contra
     }
     if issubclass(base, ConfigContract):
         members["config"] = _config()
-    if base in (PassContract, RuntimeContract):
-        members["model"] = _model(entry, run)
+    if not run:
+        # A case that is None is none.
+        members |= dict.fromkeys(_cases_that_run(base))
+    elif base in (PassContract, RuntimeContract):
+        members["model"] = _model(entry)
     if base is RuntimeContract:
         members["batch"] = _batch()
     for name in _UNAVAILABLE.get(base, ()):
         members[name] = _unavailable(name)
-    return type("Generated", (base,), members)
+    return type(f"Generated{base.__name__}", (base,), members)
 
 
 _UNAVAILABLE: Mapping[type[Contract], Sequence[str]] = {
@@ -137,11 +142,16 @@ def _config() -> Any:
     return fixture
 
 
-def _model(entry: Registered, run: bool) -> Any:
+def _cases_that_run(base: type[Contract]) -> list[str]:
+    """The cases of a contract that need a model, data or measurements."""
+    needed = {"model", "session", "samples", "rows", "told", "batch", "workflow_dir", "request"}
+    functions = inspect.getmembers(base, inspect.isfunction)
+    return [n for n, f in functions if n.startswith("test_") and needed & set(inspect.signature(f).parameters)]
+
+
+def _model(entry: Registered) -> Any:
     @pytest.fixture(name="model")
     def fixture(self: Any, tmp_path: Path) -> Model:
-        if not run:
-            pytest.skip("nothing is run")
         spec = entry.spec
         kinds = spec.accepts if isinstance(spec, PassSpec) else cast(RuntimeSpec, spec).kinds
         for kind, make in _MODELS.items():
