@@ -205,6 +205,23 @@ def _versions_of_loaded() -> dict[str, str]:
     return found
 
 
+def _leash() -> None:
+    """End this process, and what it started, when stdin ends: whoever waits for the job is gone then."""
+    held = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+    def watch() -> None:
+        while os.read(held, 4096):
+            pass
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(HOST_FAULT)
+
+    threading.Thread(target=watch, name="leash", daemon=True).start()
+
+
 def _run_one(folder: Path, *, exclusive: bool, locked: bool) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
@@ -243,9 +260,11 @@ def main(arguments: list[str] | None = None) -> int:
         from drupe.core.warm_worker import serve
 
         return serve()
-    if len(folders) == 1 and flags <= {"--exclusive", "--locked"}:
+    if len(folders) == 1 and flags <= {"--exclusive", "--locked", "--leash"}:
+        if "--leash" in flags:
+            _leash()
         return _run_one(Path(folders[0]), exclusive="--exclusive" in flags, locked="--locked" in flags)
-    print("usage: python -m drupe.core.worker JOB [--exclusive] [--locked] | --serve", file=sys.stderr)  # noqa: T201
+    print("usage: python -m drupe.core.worker JOB [--exclusive] [--locked] [--leash] | --serve", file=sys.stderr)  # noqa: T201
     return 2
 
 

@@ -11,16 +11,23 @@ __all__ = ["worker_command"]
 
 
 def worker_command(
-    python: Sequence[str], job: Path | str, options: JobOptions, *, processes: int = 1, locked: bool = False
+    python: Sequence[str],
+    job: Path | str,
+    options: JobOptions,
+    *,
+    processes: int = 1,
+    locked: bool = False,
+    leash: bool = True,
 ) -> list[str]:
     """Return the command that runs `job` with `python`.
 
     processes: how many ranks a launcher starts where the job has no GPUs; with GPUs it is one a GPU. locked: the host
-    holds the machine's lock itself.
+    holds the machine's lock itself. leash: the worker ends when its stdin does.
     """
     worker = ["drupe.core.worker", str(job)]
     worker += ["--exclusive"] if options.exclusive else []
     worker += ["--locked"] if locked else []
+    worker += ["--leash"] if leash else []
     ranks = str(int(options.resources.gpus) or processes)
     match options.launcher:
         case "torchrun":

@@ -39,7 +39,8 @@ def run_command(
         try:
             process = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                # Held open as long as this process lives: the worker is on this leash.
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=dict(env) if env is not None else None,

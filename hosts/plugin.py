@@ -21,4 +21,9 @@ def drupe_hosts() -> list[HostSpec]:
             target="drupe.hosts.environment:PythonEnvironment",
             summary="Another Python environment of this machine, existing or made from requirements.",
         ),
+        HostSpec(
+            name="SSH",
+            target="drupe.hosts.ssh:SSH",
+            summary="Another machine, reached with the OpenSSH client.",
+        ),
     ]
