@@ -1,0 +1,214 @@
+"""Weights in blocks of few bits, without data: round to nearest, k-quant, HQQ (onnxruntime's MatMulNBits quantizer)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.config import Choice, Ordered, PassConfig, searchable
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError, PassError
+from drupe.core.model import ModelInfo
+from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+
+__all__ = [
+    "BlockQuantizationConfig",
+    "OnnxBlockWiseRtnQuantization",
+    "OnnxBlockWiseRtnQuantizationConfig",
+    "OnnxHqqQuantization",
+    "OnnxKQuantQuantization",
+    "OnnxKQuantQuantizationConfig",
+]
+
+_RESULTS = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear")
+
+
+class BlockQuantizationConfig(GraphPassConfig):
+    """What every scheme of blocks takes."""
+
+    bits: Literal[4, 8] = searchable(4, Ordered(4, 8), doc="Bits of a weight.")
+    block_size: Literal[16, 32, 64, 128, 256] = searchable(
+        128, Ordered(32, 64, 128), doc="Weights that share a scale: fewer keep more quality and take more room."
+    )
+    nodes_to_exclude: list[str] | None = Field(None, description="Nodes that stay as they are.")
+
+
+class OnnxBlockWiseRtnQuantizationConfig(BlockQuantizationConfig):
+    """Options of rounding to nearest."""
+
+    is_symmetric: bool = searchable(
+        True, Choice(True, False), doc="Blocks without a zero point; with one they keep more quality."
+    )
+    accuracy_level: Literal[0, 1, 2, 3, 4] = searchable(
+        4, Choice(1, 4), doc="What products are computed in: 0 unset, 1 float32, 2 float16, 3 bfloat16, 4 int8."
+    )
+    nodes_to_include: list[str] | None = Field(None, description="Nodes of other operators to quantize as well.")
+    op_types_to_quantize: list[Literal["MatMul", "Gather"]] = Field(
+        default=["MatMul"], min_length=1, description="Operators whose weights are quantized."
+    )
+    quant_format: Literal["QOperator", "QDQ"] = Field(
+        "QOperator", description="MatMulNBits nodes, or DequantizeLinear before MatMul (4 bits, opset 21)."
+    )
+
+    @model_validator(mode="after")
+    def _written(self) -> OnnxBlockWiseRtnQuantizationConfig:
+        if self.quant_format == "QDQ" and self.bits != 4:
+            raise ValueError("quant_format QDQ is written for 4 bits only; give bits 4 or quant_format QOperator")
+        return self
+
+
+class OnnxKQuantQuantizationConfig(BlockQuantizationConfig):
+    """Options of k-quant."""
+
+    block_size: Literal[16, 32, 64, 128, 256] = searchable(
+        32, Ordered(32, 64, 128), doc="Weights that share a scale: fewer keep more quality and take more room."
+    )
+    accuracy_level: Literal[0, 1, 2, 3, 4] = searchable(
+        4, Choice(1, 4), doc="What products are computed in: 0 unset, 1 float32, 2 float16, 3 bfloat16, 4 int8."
+    )
+
+
+class _BlockQuantization(GraphPass):
+    """Subclasses say how their scheme is configured."""
+
+    scheme: ClassVar[str] = ""
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Refuse a graph that is quantized already."""
+        if info.attributes.get("quantization"):
+            raise ConfigError(
+                f"{self.spec.name} quantizes float graphs; this one is quantized already "
+                f"({info.attributes['quantization']})"
+            )
+        return super().plan(info, config, accelerator)
+
+    def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
+        """The graph is quantized."""
+        return {"quantization": f"int{config.bits}-{self.scheme}"}
+
+    def quantizer(self, proto: Any, config: Any) -> Any:
+        """Return onnxruntime's quantizer of the scheme."""
+        raise NotImplementedError
+
+    def rewrite(self, proto: Any, path: Path, config: Any, context: PassContext) -> Any:
+        """Quantize with onnxruntime."""
+        check_node_names(self.spec.name, proto, "nodes_to_exclude", config.nodes_to_exclude)
+        # The quantizer may change the graph it is given.
+        kinds = sorted({node.op_type for node in proto.graph.node})
+        before = _count(proto)
+        quantizer = self.quantizer(proto, config)
+        with contextlib.redirect_stdout(sys.stderr):  # one of the schemes prints a progress bar
+            quantizer.process()
+        result = quantizer.model.model
+        quantized = _count(result) - before
+        if not quantized:
+            raise PassError(
+                f"{self.spec.name} found nothing to quantize: no MatMul of the graph multiplies by a weight; it has "
+                f"{', '.join(kinds[:12])}"
+            )
+        context.report["quantized_nodes"] = context.report.get("quantized_nodes", 0) + quantized
+        return result
+
+
+class OnnxBlockWiseRtnQuantization(_BlockQuantization):
+    """Rounds the weights of MatMul (and Gather) to the nearest value of their block's grid."""
+
+    Config: ClassVar[type[PassConfig]] = OnnxBlockWiseRtnQuantizationConfig
+    version = 1
+    scheme = "rtn"
+
+    def quantizer(self, proto: Any, config: Any) -> Any:
+        """See _BlockQuantization.quantizer."""
+        from onnxruntime.quantization import QuantFormat
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        check_node_names(self.spec.name, proto, "nodes_to_include", config.nodes_to_include)
+        opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+        if opset < 21 and (config.quant_format == "QDQ" or "Gather" in config.op_types_to_quantize):
+            raise ConfigError(
+                f"{self.spec.name}: QDQ and Gather need operator set 21, the graph has {opset}; put "
+                "OnnxOpVersionConversion before it, or quantize MatMul as QOperator"
+            )
+        return MatMulNBitsQuantizer(
+            proto,
+            bits=config.bits,
+            block_size=config.block_size,
+            is_symmetric=config.is_symmetric,
+            accuracy_level=config.accuracy_level,
+            nodes_to_exclude=config.nodes_to_exclude,
+            nodes_to_include=config.nodes_to_include,
+            quant_format=QuantFormat[config.quant_format],
+            op_types_to_quantize=tuple(config.op_types_to_quantize),
+        )
+
+
+class OnnxKQuantQuantization(_BlockQuantization):
+    """Chooses each block's scale and zero point by least squares, as k-quants do."""
+
+    Config: ClassVar[type[PassConfig]] = OnnxKQuantQuantizationConfig
+    version = 1
+    scheme = "kquant"
+
+    def quantizer(self, proto: Any, config: Any) -> Any:
+        """See _BlockQuantization.quantizer. Raises ConfigError where two zero points don't fill a byte."""
+        from onnxruntime.quantization.matmul_nbits_quantizer import KQuantWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+        weights = {item.name: item.dims for item in proto.graph.initializer}
+        wanted = [n for n in proto.graph.node if n.op_type == "MatMul" and len(weights.get(n.input[1], ())) == 2]
+        excluded = set(config.nodes_to_exclude or ())
+        for node in wanted:
+            rows = weights[node.input[1]][0]
+            blocks = -(-rows // config.block_size)
+            if config.bits == 4 and blocks % 2 and node.name not in excluded:
+                raise ConfigError(
+                    f"{self.spec.name}: the {rows} inputs of node {node.name!r} make {blocks} blocks of "
+                    f"{config.block_size}; 4-bit k-quants need an even number: give a smaller block_size, bits 8, or "
+                    "nodes_to_exclude"
+                )
+        return MatMulNBitsQuantizer(
+            proto,
+            block_size=config.block_size,
+            accuracy_level=config.accuracy_level,
+            nodes_to_exclude=config.nodes_to_exclude,
+            # The scheme reads its bits from here only; without an entry it takes 4.
+            algo_config=KQuantWeightOnlyQuantConfig(
+                customized_weight_config={node.name: {"bits": config.bits} for node in wanted}
+            ),
+        )
+
+
+class OnnxHqqQuantization(_BlockQuantization):
+    """Half-quadratic quantization: zero points are fitted to outliers as floats, for which kernels are slower."""
+
+    Config: ClassVar[type[PassConfig]] = BlockQuantizationConfig
+    version = 1
+    scheme = "hqq"
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Refuse 8 bits on a CPU, which has no kernel for them with zero points that are floats."""
+        if config.bits == 8 and accelerator.device == "cpu":
+            raise ConfigError(
+                f"{self.spec.name}: ONNX Runtime's CPU kernels take its zero points with 4 bits only; give bits 4, or "
+                "use OnnxKQuantQuantization with bits 8"
+            )
+        return super().plan(info, config, accelerator)
+
+    def quantizer(self, proto: Any, config: Any) -> Any:
+        """See _BlockQuantization.quantizer."""
+        from onnxruntime.quantization.matmul_nbits_quantizer import HQQWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+        return MatMulNBitsQuantizer(
+            proto,
+            nodes_to_exclude=config.nodes_to_exclude,
+            algo_config=HQQWeightOnlyQuantConfig(block_size=config.block_size, bits=config.bits),
+        )
+
+
+def _count(proto: Any) -> int:
+    return sum(node.op_type in _RESULTS for node in proto.graph.node)
