@@ -244,7 +244,7 @@ class Store:
         return folder
 
     def new_job_dir(self, name: str) -> Path:
-        """Return a fresh folder for a job; it goes when the job is done, or after this process died."""
+        """Return a fresh folder for a job; it goes with the job, with this store, or after this process died."""
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80]
         with store_errors("a job's folder can't be made"):
             folder = self._drivers.register() / f"{safe}-{unique_name().rpartition('-')[2]}"

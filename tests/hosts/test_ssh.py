@@ -100,7 +100,7 @@ def test_no_space_there_is_told_before_anything_is_sent(
     job = JobFolders(tmp_path / "jobs").stage("ContractAppend")
     large = job / "inputs" / "model" / "text.txt"
     with large.open("wb") as handle:
-        handle.truncate(1 << 50)
+        handle.truncate(1 << 43)
     with pytest.raises(HostError, match="are free; make room"):
         host.run(job, JobOptions(), lambda event: None, lambda: False)
     host.close()
