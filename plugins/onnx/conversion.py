@@ -112,7 +112,9 @@ class OnnxConversion(Pass):
         from drupe.plugins.huggingface.loading import load_model
 
         adapter = bool(model.attributes.get("adapter"))
-        loaded = load_model(model, device=config.device, with_adapter=adapter)
+        # Traced attention in its plain form is what ONNX Runtime's fusions look for.
+        plain: dict[str, Any] = {} if config.dynamo else {"attn_implementation": "eager"}
+        loaded = load_model(model, device=config.device, with_adapter=adapter, **plain)
         if adapter:
             loaded = loaded.merge_and_unload()
         if config.torch_dtype:

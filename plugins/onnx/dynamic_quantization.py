@@ -12,16 +12,16 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, PassConfig, searchable
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
-from drupe.core.model import Model, ModelInfo
-from drupe.core.passes import Pass
-from drupe.plugins.onnx.graphs import companions, graph_path, load_graph, save_graph, scrub_graph
+from drupe.core.model import ModelInfo
+from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.preprocess import preprocess
 
 __all__ = ["OnnxDynamicQuantization", "OnnxDynamicQuantizationConfig"]
 
 _QUANTIZED = ("QLinear", "Integer", "DynamicQuantizeLSTM", "QAttention", "QEmbedLayerNormalization", "DequantizeLinear")
 
 
-class OnnxDynamicQuantizationConfig(PassConfig):
+class OnnxDynamicQuantizationConfig(GraphPassConfig):
     """Options of onnxruntime's quantize_dynamic."""
 
     weight_type: Literal["QInt8", "QUInt8"] = searchable(
@@ -40,15 +40,12 @@ class OnnxDynamicQuantizationConfig(PassConfig):
     MatMulConstBOnly: bool = Field(True, description="Quantize MatMul only where the second input is a weight.")
     EnableSubgraph: bool = Field(False, description="Quantize inside If and Loop as well.")
     ForceQuantizeNoInputCheck: bool = Field(False, description="Quantize operators whose input is not quantized.")
-    save_as_external_data: bool = Field(False, description="Keep the weights in a file of their own.")
-    all_tensors_to_one_file: bool = Field(True, description="One file for all weights; the only way that is written.")
-    external_data_name: None = Field(None, description="Not used: the file is called after the graph.")
     extra_options: Mapping[str, Any] = Field(
         default_factory=dict, description="Other options of onnxruntime's quantizer."
     )
 
 
-class OnnxDynamicQuantization(Pass):
+class OnnxDynamicQuantization(GraphPass):
     """Quantizes the weights of MatMul, Gemm, Gather, Attention and others."""
 
     Config: ClassVar[type[PassConfig]] = OnnxDynamicQuantizationConfig
@@ -61,16 +58,21 @@ class OnnxDynamicQuantization(Pass):
             raise ConfigError(f"the graph is quantized already ({info.attributes['quantization']})")
         if accelerator.device != "cpu":
             raise ConfigError("OnnxDynamicQuantization is for CPUs: other devices have no kernels for its operators")
-        return planned.with_(quantization="int8-dynamic")
+        return planned
 
-    def run(self, model: Model, config: OnnxDynamicQuantizationConfig, context: PassContext) -> Model:
-        """Quantize below context.output_dir."""
+    def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
+        """The graph is quantized."""
+        return {"quantization": "int8-dynamic"}
+
+    def rewrite(self, proto: Any, path: Path, config: OnnxDynamicQuantizationConfig, context: PassContext) -> Any:
+        """Quantize with onnxruntime."""
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        proto = load_graph(model)
         if config.quant_preprocess:
-            proto = preprocess(proto, context.output_dir.parent / "preprocessed.onnx")
-        _check_names(proto, config)
+            proto = preprocess(path, context.output_dir.parent / "preprocessed.onnx", context, skip_symbolic_shape=True)
+        for field in ("nodes_to_quantize", "nodes_to_exclude"):
+            check_node_names(self.spec.name, proto, field, getattr(config, field))
         work = context.output_dir.parent / "quantized.onnx"
         options = {
             "MatMulConstBOnly": config.MatMulConstBOnly,
@@ -80,7 +82,6 @@ class OnnxDynamicQuantization(Pass):
             "DefaultTensorType": 1,
             **config.extra_options,
         }
-        context.progress(0, 1, "quantizing")
         quantize_dynamic(
             proto,
             str(work),
@@ -93,8 +94,6 @@ class OnnxDynamicQuantization(Pass):
             use_external_data_format=proto.ByteSize() > 2**30,
             extra_options=options,
         )
-        import onnx
-
         result = onnx.load(str(work))
         count = sum(any(mark in node.op_type for mark in _QUANTIZED) for node in result.graph.node)
         if not count:
@@ -103,32 +102,5 @@ class OnnxDynamicQuantization(Pass):
                 f"OnnxDynamicQuantization found nothing to quantize; the graph has {', '.join(kinds[:12])}; "
                 "see op_types_to_quantize and nodes_to_exclude"
             )
-        scrub_graph(result)
-        name = graph_path(model).name
-        save_graph(result, context.output_dir, name, external=config.save_as_external_data)
-        companions(model.folder, context.output_dir)
         context.report["quantized_nodes"] = count
-        context.progress(1, 1, "quantized")
-        return Model.from_dir("onnx", context.output_dir, {**model.attributes, "quantization": "int8-dynamic"})
-
-
-def preprocess(proto: Any, work: Path) -> Any:
-    """Return the graph with inferred shapes where they can be had; quantizers read them. work: a file to write."""
-    import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    # Symbolic inference fails on many exported graphs, and onnx's own is enough for weights.
-    quant_pre_process(proto, str(work), skip_symbolic_shape=True, skip_optimization=True)
-    return onnx.load(str(work))
-
-
-def _check_names(proto: Any, config: OnnxDynamicQuantizationConfig) -> None:
-    known = {node.name for node in proto.graph.node}
-    for field in ("nodes_to_quantize", "nodes_to_exclude"):
-        for name in getattr(config, field) or ():
-            if name not in known:
-                import difflib
-
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ConfigError(f"OnnxDynamicQuantization: {field}: the graph has no node {name!r}{hint}")
+        return result

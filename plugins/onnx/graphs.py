@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,39 @@ from typing import Any
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 
-__all__ = ["companions", "graph_path", "load_graph", "name_axes", "save_graph", "scrub_graph"]
+__all__ = [
+    "companions",
+    "external_files",
+    "graph_path",
+    "graph_paths",
+    "load_graph",
+    "name_axes",
+    "save_graph",
+    "scrub_graph",
+]
 
 _LARGEST = 2**31 - 2**20
 """Bytes from which protobuf needs external data."""
 _WEIGHTS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".data", ".onnx_data", ".pb", ".gguf", ".index.json")
+
+
+def graph_paths(model: Model) -> list[Path]:
+    """Return the graphs of a staged model: one of `onnx`, those that genai_config.json names of `genai`.
+
+    Raises PassError when it is not clear which they are.
+    """
+    if model.kind != "genai":
+        return [graph_path(model)]
+    data = json.loads((model.folder / "genai_config.json").read_text(encoding="utf-8"))
+    parts = (part for part in data.get("model", {}).values() if isinstance(part, dict))
+    names = {part["filename"] for part in parts if str(part.get("filename", "")).endswith(".onnx")}
+    found = [model.folder / name for name in sorted(names)]
+    absent = [path.name for path in found if not path.is_file()]
+    if absent or not found:
+        raise PassError(
+            f"genai_config.json names {', '.join(absent) or 'no graph'}, which is not in the model's folder"
+        )
+    return found
 
 
 def graph_path(model: Model) -> Path:
@@ -26,6 +55,22 @@ def graph_path(model: Model) -> Path:
     if len(found) != 1:
         raise PassError(f"the model holds {len(found)} graphs; expected one .onnx file, or onnx_file_name to name it")
     return found[0]
+
+
+def external_files(path: Path) -> list[Path]:
+    """Return the files beside a graph in which its weights lie."""
+    import onnx
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    proto = onnx.load(str(path), load_external_data=False)
+    names = {
+        entry.value
+        for tensor in _get_all_tensors(proto)
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [path.parent / name for name in sorted(names)]
 
 
 def load_graph(model: Model) -> Any:
@@ -71,21 +116,34 @@ def name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
                 dim.dim_param = renamed[dim.dim_param]
 
 
-def save_graph(proto: Any, folder: Path, name: str = "model.onnx", *, external: bool | None = None) -> Path:
-    """Write a graph, with its weights in one file beside it where it is too large (or where `external` asks for it)."""
+def save_graph(
+    proto: Any,
+    folder: Path,
+    name: str = "model.onnx",
+    *,
+    external: bool | None = None,
+    data_name: str | None = None,
+    threshold: int = 1024,
+    attributes: bool = False,
+) -> Path:
+    """Write a graph, with its weights in one file beside it where it is too large (or where `external` asks for it).
+
+    data_name: that file's name. threshold: bytes from which a tensor goes there. attributes: tensors of nodes'
+    attributes go there too.
+    """
     import onnx
 
     path = folder / name
-    large = proto.ByteSize() > _LARGEST
-    if external or large:
-        data = f"{name}.data"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if external or proto.ByteSize() > _LARGEST:
         onnx.save_model(
             proto,
             str(path),
             save_as_external_data=True,
             all_tensors_to_one_file=True,
-            location=data,
-            size_threshold=1024,
+            location=data_name or f"{path.name}.data",
+            size_threshold=threshold,
+            convert_attribute=attributes,
         )
     else:
         onnx.save_model(proto, str(path))

@@ -10,8 +10,7 @@ from drupe.core.specs import PassSpec, RuntimeSpec
 
 def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
     fields: dict[str, Any] = {
-        "accepts": frozenset({"onnx"}),
-        "produces": "onnx",
+        "accepts": frozenset({"onnx", "genai"}),
         "requires": ("onnx>=1.17", "onnxruntime>=1.22"),
         "key_packages": ("onnx", "onnxruntime", "onnx-ir"),
     }
@@ -27,11 +26,45 @@ def drupe_passes() -> list[PassSpec]:
             "conversion",
             "Export a Hugging Face model or a module as an ONNX graph",
             accepts=frozenset({"hf", "pytorch"}),
+            produces="onnx",
             requires=("onnx>=1.17", "onnxscript>=0.5", "torch>=2.7", "transformers>=5"),
             key_packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "peft"),
         ),
         _pass(
             "OnnxDynamicQuantization", "dynamic_quantization", "Quantize weights to 8 bits, activations as they come"
+        ),
+        _pass(
+            "OrtTransformersOptimization",
+            "transformers_optimization",
+            "Fuse a transformer's parts into ONNX Runtime's operators",
+            accelerator_matters=True,
+        ),
+        _pass(
+            "OnnxPeepholeOptimizer",
+            "peephole",
+            "Fold constants, remove what is dead or double",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
+            key_packages=("onnx", "onnxscript", "onnx-ir", "onnxslim", "onnxoptimizer"),
+        ),
+        _pass("OnnxFloatToFloat16", "float16", "Convert a float32 graph to float16"),
+        _pass("OrtMixedPrecision", "float16", "Convert to float16 but for sensitive operators"),
+        _pass("OnnxIODataTypeConverter", "io_types", "Give inputs and outputs other types"),
+        _pass("DynamicToFixedShape", "shapes", "Fix the lengths of a graph's axes"),
+        _pass("OnnxOpVersionConversion", "opset", "Convert to another version of the operator set"),
+        _pass("QuantizationPreprocess", "preprocess", "Infer shapes and tidy a graph before it is quantized"),
+        _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
+        _pass(
+            "OnnxBlockWiseRtnQuantization",
+            "block_quantization",
+            "Quantize weights in blocks, rounding to nearest",
+        ),
+        _pass("OnnxKQuantQuantization", "block_quantization", "Quantize weights in blocks by least squares (k-quant)"),
+        _pass(
+            "OnnxHqqQuantization",
+            "block_quantization",
+            "Quantize weights in blocks by half-quadratic optimization",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "torch>=2.7"),
+            key_packages=("onnx", "onnxruntime", "torch"),
         ),
     ]
 

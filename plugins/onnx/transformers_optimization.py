@@ -1,0 +1,221 @@
+"""OrtTransformersOptimization: ONNX Runtime's fusions for transformers, written into the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.config import Choice, PassConfig, searchable
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError
+from drupe.core.introspect import module_source
+from drupe.core.model import ModelInfo
+from drupe.plugins.onnx.float16 import halve
+from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.io_types import retype
+
+__all__ = ["OrtTransformersOptimization", "OrtTransformersOptimizationConfig"]
+
+_FAMILIES = {
+    "albert": "bert", "bart": "bart", "bert": "bert", "bloom": "gpt2", "camembert": "bert", "clip": "clip",
+    "codegen": "gpt2", "deberta": "bert", "deberta-v2": "bert", "distilbert": "bert", "electra": "bert",
+    "gpt2": "gpt2", "gpt_bigcode": "gpt2", "gpt_neo": "gpt2", "gpt_neox": "gpt_neox", "gptj": "gpt2",
+    "llama": "gpt2", "longt5": "t5", "marian": "bart", "mbart": "bart", "mistral": "gpt2", "mpnet": "bert",
+    "mt5": "t5", "nystromformer": "bert", "pegasus": "bart", "phi": "phi", "qwen3": "qwen3", "roberta": "bert",
+    "segformer": "vit", "swin": "swin", "t5": "t5", "vit": "vit", "whisper": "bart", "xlm-roberta": "bert",
+}  # fmt: skip
+"""A Hugging Face model_type → which of ONNX Runtime's fusions fit it."""
+_INT32, _INT64 = 6, 7
+"""Numbers of onnx.TensorProto.DataType."""
+_FP16 = ("force_fp32_ops", "force_fp32_nodes", "force_fp16_inputs")
+
+
+class OrtTransformersOptimizationConfig(GraphPassConfig):
+    """Options of onnxruntime.transformers.optimizer."""
+
+    model_type: str | None = Field(
+        None,
+        description="Which fusions: bert, gpt2, vit, … Not given: by the model's own type. Empty: onnxruntime's only.",
+    )
+    num_heads: int = Field(0, ge=0, description="Attention heads; 0: from the model's config, or the graph.")
+    hidden_size: int = Field(0, ge=0, description="Width of the model; 0: from the model's config, or the graph.")
+    num_key_value_heads: int = Field(0, ge=0, description="Heads of keys and values, for use_gqa; 0: from the config.")
+    optimization_options: Mapping[str, Any] | None = Field(
+        None, description="Single fusions by onnxruntime's names: enable_gelu, use_multi_head_attention, …"
+    )
+    opt_level: Literal[0, 1, 2, 99] | None = searchable(
+        None, Choice(0, 1, 2, 99), doc="ONNX Runtime's own optimizations first: none, basic, extended, all."
+    )
+    use_gpu: bool = Field(False, description="Optimize for a GPU's kernels.")
+    only_onnxruntime: bool = searchable(
+        False, Choice(True, False), doc="Only ONNX Runtime's own optimizations; opt_level 1 where none is given."
+    )
+    float16: bool = Field(False, description="Convert to half precision afterwards.")
+    keep_io_types: bool = Field(True, description="With float16: inputs and outputs stay float32.")
+    force_fp32_ops: list[str] | None = Field(None, description="With float16: operators that stay float32.")
+    force_fp32_nodes: list[str] | None = Field(None, description="With float16: nodes that stay float32.")
+    force_fp16_inputs: Mapping[str, list[int]] | None = Field(
+        None, description="With float16: operator to the indices of inputs that become half precision in any case."
+    )
+    use_gqa: bool = Field(False, description="GroupQueryAttention in place of MultiHeadAttention (gpt2-like decoders).")
+    input_int32: bool = Field(False, description="Inputs of int64, such as token ids and masks, become int32.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OrtTransformersOptimizationConfig:
+        for name in self.optimization_options or ():
+            known = _fusion_names()
+            if known and name not in known:
+                import difflib
+
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(
+                    f"optimization_options.{name}: onnxruntime has no such fusion"
+                    + (f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}")
+                )
+        if self.only_onnxruntime and self.opt_level == 0:
+            raise ValueError("only_onnxruntime with opt_level 0 changes nothing; give opt_level 1, 2 or 99")
+        given = [name for name in _FP16 if getattr(self, name) is not None]
+        if given and not self.float16:
+            raise ValueError(f"{', '.join(given)}: only with float16: true")
+        return self
+
+
+def _fusion_names() -> frozenset[str]:
+    """Return the options of the installed onnxruntime's fusions; empty where it is not installed."""
+    import ast
+
+    try:
+        tree = ast.parse(module_source("onnxruntime.transformers.fusion_options").read_bytes())
+    except LookupError:
+        return frozenset()
+    return frozenset(
+        target.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+    )
+
+
+class OrtTransformersOptimization(GraphPass):
+    """Fuses attention, norms and activations into ONNX Runtime's own operators."""
+
+    Config: ClassVar[type[PassConfig]] = OrtTransformersOptimizationConfig
+    version = 1
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Refuse a family without fusions."""
+        planned = super().plan(info, config, accelerator)
+        family = config.model_type
+        if family and family not in _known_families():
+            raise ConfigError(
+                f"{self.spec.name}: onnxruntime has no fusions for model_type {family!r}; "
+                f"it has {', '.join(sorted(_known_families()))}"
+            )
+        if info.attributes.get("quantization") and config.float16:
+            raise ConfigError(
+                f"{self.spec.name}: float16 is for float32 graphs; this one is quantized "
+                f"({info.attributes['quantization']})"
+            )
+        return planned
+
+    def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
+        """float16 where asked."""
+        return {"precision": "fp16"} if config.float16 else {}
+
+    def rewrite(self, proto: Any, path: Path, config: OrtTransformersOptimizationConfig, context: PassContext) -> Any:
+        """Optimize, then convert."""
+        from onnxruntime.transformers.fusion_options import AttentionOpType, FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_model
+
+        described = _described(path.parent)
+        family = self._family(config, described)
+        only = config.only_onnxruntime or family is None
+        level = config.opt_level if config.opt_level is not None else (1 if only else None)
+        options = FusionOptions(family or "bert")
+        for name, value in (config.optimization_options or {}).items():
+            setattr(options, name, AttentionOpType(value) if name == "attention_op_type" and value else value)
+        if config.use_gqa:
+            options.attention_op_type = AttentionOpType.GroupQueryAttention
+        before = len(proto.graph.node)
+        optimizer = optimize_model(
+            # The file: ONNX Runtime fails on some graphs when it gets them as bytes.
+            str(path),
+            model_type=family or "bert",
+            num_heads=config.num_heads or int(described.get("num_attention_heads") or described.get("n_head") or 0),
+            hidden_size=config.hidden_size or int(described.get("hidden_size") or described.get("n_embd") or 0),
+            optimization_options=options,
+            opt_level=level,
+            use_gpu=config.use_gpu,
+            only_onnxruntime=only,
+            provider=context.accelerator.execution_provider if config.use_gpu else None,
+        )
+        result = optimizer.model
+        if config.input_int32:
+            # onnxruntime's own way takes away casts that unfused nodes still read.
+            retype(result, lambda _: True, _INT64, _INT32, inputs_only=True)
+        if config.float16:
+            check_node_names(self.spec.name, result, "force_fp32_nodes", config.force_fp32_nodes)
+            result = halve(
+                self.spec.name,
+                result,
+                context,
+                symbolic=True,
+                keep_io_types=config.keep_io_types,
+                op_block_list=config.force_fp32_ops,
+                node_block_list=config.force_fp32_nodes,
+                force_fp16_inputs=dict(config.force_fp16_inputs) if config.force_fp16_inputs else None,
+            )
+        context.report["graph"] = {"nodes": [before, len(result.graph.node)], "fused": _fused(result)}
+        return result
+
+    def _family(self, config: OrtTransformersOptimizationConfig, described: Mapping[str, Any]) -> str | None:
+        """Return the family of fusions, None for onnxruntime's own optimizations alone."""
+        if config.model_type is not None:
+            return config.model_type or None
+        if config.only_onnxruntime:
+            return None
+        own = str(described.get("model_type") or "")
+        if own not in _FAMILIES:
+            raise ConfigError(
+                f"{self.spec.name}: no fusions are known for a model of type {own or 'unknown'}; "
+                f"give model_type ({', '.join(sorted(_known_families()))}), or only_onnxruntime: true"
+            )
+        return _FAMILIES[own]
+
+
+def _known_families() -> frozenset[str]:
+    """Return the families that the installed onnxruntime has fusions for."""
+    import ast
+
+    try:
+        tree = ast.parse(module_source("onnxruntime.transformers.optimizer").read_bytes())
+    except LookupError:
+        return frozenset(_FAMILIES.values())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if names == ["MODEL_TYPES"]:
+                return frozenset(str(key.value) for key in node.value.keys if isinstance(key, ast.Constant))
+    return frozenset(_FAMILIES.values())
+
+
+def _described(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return data if isinstance(data, dict) else {}
+
+
+def _fused(proto: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in proto.graph.node:
+        if node.domain == "com.microsoft" or node.op_type in ("LayerNormalization", "SimplifiedLayerNormalization"):
+            found[node.op_type] = found.get(node.op_type, 0) + 1
+    return dict(sorted(found.items()))
