@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from drupe.core.disk import store_errors
 from drupe.core.errors import Interrupted, StoreError
 
 __all__ = ["file_lock", "gated_lock", "remove_if_free"]
@@ -65,10 +66,8 @@ def remove_if_free(path: Path) -> None:
 def _take(path: Path, what: str, cancelled: Callable[[], bool] | None, mode: int) -> int:
     wait = _FIRST_POLL
     while True:
-        try:
+        with store_errors(f"{what} can't be locked ({path})"):
             handle = _open(path)
-        except OSError as error:
-            raise StoreError(f"{what} can't be locked: {path}: {error.strerror}") from error
         try:
             fcntl.flock(handle, mode | fcntl.LOCK_NB)
             # A collection may have removed the file between opening and locking: such a lock keeps nobody out.

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
+from drupe.core.disk import is_full
 from drupe.core.errors import DrupeError, HostError, Interrupted, StoreError
 from drupe.core.host_faults import CANCEL, log_tail, write_fault
 from drupe.core.job import SCHEMA, Job, write_json
 from drupe.core.job_limits import limit_threads, memory_limit, peak_memory, reset_peak_memory
 from drupe.core.machine import machine_lock
-from drupe.core.store.files import is_full
 
 __all__ = ["HOST_FAULT", "LAUNCHED", "main", "rank", "run_job"]
 

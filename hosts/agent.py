@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from drupe.core.disk import store_errors
 from drupe.core.errors import DrupeError, Interrupted
 from drupe.core.host_faults import fault_data
-from drupe.core.store.files import store_errors
 from drupe.hosts.frames import payload, read_header, write_frame
 from drupe.hosts.site import Site, facts
 

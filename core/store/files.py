@@ -1,42 +1,21 @@
-"""What the store does with files: durable writes by rename, copies, folder syncs, errors that say what to do."""
+"""What the store does with files: durable writes by rename, copies, folder syncs."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from drupe.core.errors import StoreError
-
-__all__ = ["STAMP_NS", "copy", "is_full", "move_in", "remove", "stamp", "store_errors", "unique_name", "write_durably"]
+__all__ = ["STAMP_NS", "copy", "move_in", "remove", "stamp", "unique_name", "write_durably"]
 
 STAMP_NS = 946_684_800_000_000_000
 """The modification time of every blob, the first second of 2000: a write through any hard link of it shows."""
 _FICLONE = 0x40049409
 _counter = itertools.count()
-
-
-def is_full(error: OSError) -> bool:
-    """Whether an error says that there is no room left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-@contextmanager
-def store_errors(what: str) -> Iterator[None]:
-    """Turn an OSError into a StoreError that says what could not be done, and what to do about a full disk."""
-    try:
-        yield
-    except OSError as error:
-        hint = ""
-        if is_full(error):
-            hint = "; make room (drupe cache gc --max-size removes old steps) and run the same command again"
-        raise StoreError(f"{what}: {error.strerror or error}{hint}") from error
 
 
 def unique_name() -> str:

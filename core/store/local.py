@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.digests import file_digest
+from drupe.core.disk import store_errors
 from drupe.core.errors import StoreError
 from drupe.core.locks import file_lock, gated_lock
 from drupe.core.model import Model
@@ -38,7 +39,6 @@ from drupe.core.store.files import (
     move_in,
     remove,
     stamp,
-    store_errors,
     unique_name,
     write_durably,
 )
