@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from drupe.core.disk import store_errors
 from drupe.core.errors import HostError, Interrupted, PassError
 from drupe.core.hosts import Host, JobOptions
 from drupe.core.job import Job, write_json
@@ -183,16 +184,17 @@ class Executor:
         return result
 
     def _attempt(self, job: Job, host: str, options: JobOptions, folder: Path) -> Mapping[str, Any]:
-        for stale in ("result.json", "outputs"):
-            self.store.clear(folder / stale)
-        for role, model in job.inputs.items():
-            self.store.clear(folder / "inputs" / role)
-            self.store.stage(model, folder / "inputs" / role, hard_links=self._hard_links(model.kind))
-        (folder / "outputs").mkdir(parents=True, exist_ok=True)
-        checkpoint = folder / "checkpoint"
-        if not checkpoint.exists():
-            checkpoint.symlink_to(self.store.checkpoint_dir(job.key), target_is_directory=True)
-        write_json(folder / "job.json", job.to_json())
+        with store_errors(f"{job.name} can't be staged"):
+            for stale in ("result.json", "outputs"):
+                self.store.clear(folder / stale)
+            for role, model in job.inputs.items():
+                self.store.clear(folder / "inputs" / role)
+                self.store.stage(model, folder / "inputs" / role, hard_links=self._hard_links(model.kind))
+            (folder / "outputs").mkdir(parents=True, exist_ok=True)
+            checkpoint = folder / "checkpoint"
+            if not checkpoint.exists():
+                checkpoint.symlink_to(self.store.checkpoint_dir(job.key), target_is_directory=True)
+            write_json(folder / "job.json", job.to_json())
         step = {"key": job.key, "kind": job.kind, "name": job.name, "type": job.subject, "host": host}
         result = self._host(host).run(
             folder, options, lambda event: self._events({**event, "step": step}), self.cancelled

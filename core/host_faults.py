@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from drupe.core.disk import is_full
 from drupe.core.errors import DrupeError, HostError, StoreError
 from drupe.core.job import SCHEMA, write_json
 
@@ -40,6 +41,8 @@ def log_tail(job: Path, lines: int = _TAIL_LINES) -> str:
 def fault_data(error: BaseException, job: Path | None = None) -> dict[str, Any]:
     """Return an error as JSON data; `fault_error` makes it an error again."""
     tail = getattr(error, "log_tail", "") or (log_tail(job) if job else "")
+    if isinstance(error, OSError) and is_full(error):
+        error = StoreError(f"{error.strerror}; make room and run the same command again")
     return {
         "schema": SCHEMA,
         "type": "StoreError" if isinstance(error, StoreError) else "HostError",

@@ -30,9 +30,7 @@ class WorkerConfig(HostConfig):
     resources: ResourcesConfig | None = Field(None, description="What a job may use: cpus, gpus, memory, threads.")
     timeout: float | None = Field(None, gt=0, description="Seconds after which a job is ended.")
     environment: Mapping[str, str] = Field(default_factory=dict, description="Environment variables of the jobs.")
-    launcher_processes: int = Field(
-        1, ge=1, description="Processes that a launcher (accelerate, torchrun) starts for a job without GPUs."
-    )
+    launcher_processes: int = Field(1, ge=1, description="Processes that torchrun starts for a job without GPUs.")
 
 
 def with_config(options: JobOptions, config: WorkerConfig) -> JobOptions:

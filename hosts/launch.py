@@ -21,23 +21,23 @@ def worker_command(
 ) -> list[str]:
     """Return the command that runs `job` with `python`.
 
-    processes: how many ranks a launcher starts where the job has no GPUs; with GPUs it is one a GPU. locked: the host
+    processes: how many ranks torchrun starts where the job has no GPUs; with GPUs it is one a GPU. locked: the host
     holds the machine's lock itself. leash: the worker ends when its stdin does.
     """
     worker = ["drupe.core.worker", str(job)]
     worker += ["--exclusive"] if options.exclusive else []
     worker += ["--locked"] if locked else []
     worker += ["--leash"] if leash else []
-    ranks = str(int(options.resources.gpus) or processes)
+    gpus = int(options.resources.gpus)
+    ranks = gpus or processes
     match options.launcher:
         case "torchrun":
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
         case "accelerate":
-            launcher = ["-m", "accelerate.commands.launch", "--num_machines=1", f"--num_processes={ranks}"]
+            # Without GPUs accelerate starts several processes through MPI only.
+            launcher = ["-m", "accelerate.commands.launch", "--num_machines=1", f"--num_processes={gpus or 1}"]
             launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-            launcher += ["--multi_gpu"] if int(options.resources.gpus) > 1 else []
-            launcher += ["--cpu"] if not options.resources.gpus else []
-            launcher += ["-m"]
+            launcher += ["--multi_gpu", "-m"] if gpus > 1 else ["-m"] if options.resources.gpus else ["--cpu", "-m"]
         case _:
             launcher = ["-m"]
     return [*python, *launcher, *worker]
