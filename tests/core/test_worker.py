@@ -277,11 +277,7 @@ def test_a_worker_on_a_leash_ends_with_whoever_holds_it(
     assert not psutil.pid_exists(pid)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_under_a_launcher_the_ranks_see_each_other(
-    stage: Callable[..., Path], environment: dict[str, str], tmp_path: Path, launcher: str
-) -> None:
+def launched(launcher: str, job: Path, environment: dict[str, str], tmp_path: Path) -> dict[str, Any]:
     from drupe.core.hosts import JobOptions
     from tests.hosts.support import built_in
 
@@ -291,11 +287,25 @@ def test_under_a_launcher_the_ranks_see_each_other(
         environment={"PYTHONPATH": environment["PYTHONPATH"], "OMP_NUM_THREADS": "1"},
         launcher_processes=2,
     )
+    return dict(host.run(job, JobOptions(launcher=launcher), lambda event: None, lambda: False))
+
+
+@pytest.mark.slow
+def test_under_torchrun_the_ranks_see_each_other(
+    stage: Callable[..., Path], environment: dict[str, str], tmp_path: Path
+) -> None:
     job = stage("Rank")
-    result = host.run(job, JobOptions(launcher=launcher), lambda event: None, lambda: False)
+    result = launched("torchrun", job, environment, tmp_path)
     assert result["status"] == "done", result["error"]
     assert (job / "outputs" / "text.txt").read_text() == "[0, 1]"
     assert (job / "ranks" / "1" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_under_accelerate_a_job_runs(stage: Callable[..., Path], environment: dict[str, str], tmp_path: Path) -> None:
+    job = stage("Say")
+    result = launched("accelerate", job, environment, tmp_path)
+    assert result["status"] == "done", result["error"]
 
 
 def test_faults_travel_as_data() -> None:
