@@ -69,14 +69,7 @@ class _Commands(click.Group):
 
 
 def _built_in() -> dict[str, _Entry]:
-    from pathlib import Path
-
-    here = Path(__file__).parent
-    return {
-        name: _Entry(target, text)
-        for name, (target, text) in _COMMANDS.items()
-        if (here / f"{target.partition(':')[0].rpartition('.')[2]}.py").is_file()
-    }
+    return {name: _Entry(target, text) for name, (target, text) in _COMMANDS.items()}
 
 
 def _available() -> dict[str, _Entry]:
