@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from drupe.core.hookspecs import hookimpl
-from drupe.core.specs import PassSpec, RuntimeSpec
+from drupe.core.specs import PassSpec, RuntimeSpec, Spec
+from drupe.plugins.onnx.surgery.specs import SurgeonSpec
+
+_SURGEONS = {
+    "names": {
+        "ExposeOutputs": "Make outputs of nodes outputs of the graph",
+        "InferShapes": "Infer the shapes of all values",
+        "RemoveInitializerFromInputs": "List weights no longer as inputs",
+        "RemoveShapes": "Forget the shapes of inner values",
+        "RenameInputDims": "Name an axis of an input",
+        "RenameInputs": "Give inputs other names",
+        "RenameOutputDims": "Name an axis of an output",
+        "RenameOutputs": "Give outputs other names",
+        "ReorderInputs": "Put the inputs into another order",
+        "ZeroOutInput": "Give a node zeros in place of an input",
+    },
+    "arithmetic": {
+        "GemmToMatMulAdd": "Gemm becomes MatMul and Add",
+        "MatMulAddToGemm": "MatMul and Add become Gemm",
+        "ReciprocalMulToDiv": "A product with a reciprocal becomes a quotient",
+        "ReplaceAttentionMaskValue": "Constants near minus infinity become smaller ones",
+    },
+    "norms": {
+        "PowReduceSumPowDiv2LpNorm": "A spelled-out L2 norm becomes LpNormalization",
+        "SimplifiedLayerNormToL2Norm": "An RMS norm becomes an L2 norm and a product",
+    },
+    "embeddings": {
+        "QuantizeEmbeddingInt8": "Give an embedding's table 8 bits",
+        "ShareEmbeddingLmHead": "One quantized table for embedding and head",
+        "TieWordEmbeddings": "One table for embedding and head",
+    },
+    "decoders": {
+        "AttentionMaskToSequenceLengths": "Lengths become inputs in place of the attention mask",
+        "PackedAttentionToLoopMHA": "Packed attention becomes a loop of MultiHeadAttention",
+        "RemoveRopeMultiCache": "Keep one of two tables of rotary positions",
+    },
+}
+"""Module of the surgery package → its surgeons and what they do."""
 
 
 def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
@@ -15,6 +53,22 @@ def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
         "key_packages": ("onnx", "onnxruntime", "onnx-ir"),
     }
     return PassSpec(name=name, target=f"drupe.plugins.onnx.{module}:{name}", summary=summary, **{**fields, **more})
+
+
+@hookimpl
+def drupe_hookspecs() -> Mapping[str, type[Spec]]:
+    """Open the hook through which surgeons come."""
+    return {"drupe_surgeons": SurgeonSpec}
+
+
+@hookimpl
+def drupe_surgeons() -> list[SurgeonSpec]:
+    """Contribute the built-in surgeons."""
+    return [
+        SurgeonSpec(name=name, target=f"drupe.plugins.onnx.surgery.{module}:{name}", summary=summary)
+        for module, surgeons in _SURGEONS.items()
+        for name, summary in surgeons.items()
+    ]
 
 
 @hookimpl
@@ -32,6 +86,12 @@ def drupe_passes() -> list[PassSpec]:
         ),
         _pass(
             "OnnxDynamicQuantization", "dynamic_quantization", "Quantize weights to 8 bits, activations as they come"
+        ),
+        _pass(
+            "GraphSurgeries",
+            "graph_surgeries",
+            "Apply named changes to a graph, one after another",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnx-ir>=0.1.6"),
         ),
         _pass(
             "OrtTransformersOptimization",
