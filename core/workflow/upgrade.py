@@ -170,7 +170,7 @@ def _spread_providers(document: dict[str, Any], providers: Any, origin: str, fin
     for name in names:
         where = f"systems.{name}.accelerators[].execution_providers"
         findings.notice(origin, "execution_providers", where)
-        entry = systems.get(name)
+        entry = systems.get(name) if isinstance(name, str) else None
         if not isinstance(entry, dict):
             continue
         accelerators = entry.get("accelerators") or [{}]

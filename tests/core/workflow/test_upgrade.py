@@ -51,6 +51,12 @@ def test_execution_providers_of_the_engine_go_to_the_target(look: Look) -> None:
     assert result.workflow.systems["here"].accelerators[0].execution_provider == "CPUExecutionProvider"
 
 
+def test_execution_providers_beside_a_target_that_is_no_name_are_told(look: Look) -> None:
+    result = found(look, engine={"execution_providers": ["CPUExecutionProvider"], "target": [[]]})
+    assert result.workflow is None
+    assert any(fault.path.startswith("target") for fault in result.of_kind("fault"))
+
+
 def test_nested_config_moves_one_level_up_in_every_section(look: Look) -> None:
     result = found(
         look,
