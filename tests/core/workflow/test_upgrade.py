@@ -52,7 +52,7 @@ def test_execution_providers_of_the_engine_go_to_the_target(look: Look) -> None:
 
 
 def test_execution_providers_beside_a_target_that_is_no_name_are_told(look: Look) -> None:
-    result = found(look, engine={"execution_providers": ["CPUExecutionProvider"], "target": [[]]})
+    result = found(look, target=[[]], engine={"execution_providers": ["CPUExecutionProvider"]})
     assert result.workflow is None
     assert any(fault.path.startswith("target") for fault in result.of_kind("fault"))
 
