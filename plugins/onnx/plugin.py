@@ -111,6 +111,12 @@ def drupe_passes() -> list[PassSpec]:
         _pass("OnnxIODataTypeConverter", "io_types", "Give inputs and outputs other types"),
         _pass("DynamicToFixedShape", "shapes", "Fix the lengths of a graph's axes"),
         _pass("OnnxOpVersionConversion", "opset", "Convert to another version of the operator set"),
+        _pass(
+            "MatMulNBitsToQDQ",
+            "nbits_to_qdq",
+            "Write products of few bits with standard operators",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnx-ir>=0.1.6"),
+        ),
         _pass("QuantizationPreprocess", "preprocess", "Infer shapes and tidy a graph before it is quantized"),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
         _pass(

@@ -55,6 +55,7 @@ class AttentionMaskToSequenceLengths(Surgeon):
     """The lengths that GroupQueryAttention needs become inputs, in place of being counted from the attention mask.
 
     past_seq_len: int32 (batch_size, 1), tokens of each row less one; total_seq_len: int32 (1), tokens of the longest.
+    onnxruntime-genai's plain generator does not feed them; runtimes that run static graphs step by step do.
     """
 
     def operate(self, model: Any, config: Any) -> int:

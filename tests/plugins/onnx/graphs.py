@@ -49,9 +49,12 @@ def kinds(model: Model) -> dict[str, int]:
     return found
 
 
-def answers(model: Model, batch: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """What plain onnxruntime makes of a batch."""
-    session = ort.InferenceSession(str(graph_file(model)), providers=["CPUExecutionProvider"])
+def answers(model: Model, batch: dict[str, np.ndarray], *, as_written: bool = False) -> list[np.ndarray]:
+    """What plain onnxruntime makes of a batch. as_written: without fusing the graph's operators into others."""
+    settings = ort.SessionOptions()
+    if as_written:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(graph_file(model)), settings, providers=["CPUExecutionProvider"])
     values: list[np.ndarray] = session.run(None, batch)
     return values
 
