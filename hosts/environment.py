@@ -7,8 +7,10 @@ is made from requirements is kept by their digest and used again.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from drupe.core.hosts import Events, Host, HostDescription, JobOptions
 from drupe.core.locks import file_lock
 from drupe.core.machine import devices, fingerprint, gpu_names
 from drupe.hosts.config import WorkerConfig, with_config
+from drupe.hosts.interpreter import find_interpreter, interpreter_facts
 from drupe.hosts.launch import worker_command
 from drupe.hosts.local import launched_environment
 from drupe.hosts.oneshot import run_command
@@ -32,13 +35,6 @@ from drupe.hosts.pool import WorkerPool
 from drupe.hosts.slots import Gpus, Slots
 
 __all__ = ["EnvironmentConfig", "PythonEnvironment"]
-
-_ASK_SECONDS = 60
-_DESCRIBE = """
-import importlib.metadata as m, json, platform
-print(json.dumps({"python": platform.python_version(),
-                  "versions": {d.name.lower().replace("_", "-"): d.version for d in m.distributions() if d.name}}))
-"""
 
 
 class EnvironmentConfig(WorkerConfig):
@@ -87,7 +83,7 @@ class PythonEnvironment(Host):
     def describe(self) -> HostDescription:
         """Describe the environment; asked once for each state of it. Raises HostError when drupe is not there."""
         interpreter = self._interpreter()
-        facts = self._facts(interpreter)
+        facts = interpreter_facts(interpreter, self.state_dir, self._environment())
         drupe = facts["versions"].get("drupe")
         if drupe is None:
             raise HostError(
@@ -129,7 +125,7 @@ class PythonEnvironment(Host):
     @functools.cache  # noqa: B019 - a host lives as long as its run
     def _interpreter(self) -> Path:
         if self.config.python_environment_path is not None:
-            return _find_interpreter(Path(self.config.python_environment_path).expanduser())
+            return find_interpreter(Path(self.config.python_environment_path).expanduser())
         return self._made()
 
     def _made(self) -> Path:
@@ -147,7 +143,16 @@ class PythonEnvironment(Host):
             shutil.rmtree(folder, ignore_errors=True)
             venv.create(folder, with_pip=True)
             done = subprocess.run(
-                [interpreter, "-m", "pip", "install", "--quiet", "--no-input", *requirements],
+                [
+                    interpreter,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-input",
+                    *requirements,
+                    *_ourselves(requirements),
+                ],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -166,43 +171,17 @@ class PythonEnvironment(Host):
             try:
                 lines = Path(wanted).expanduser().read_text(encoding="utf-8").splitlines()
             except OSError as error:
-                raise HostError(f"the requirements file {wanted} can't be read: {error.strerror}") from error
+                message = f"the requirements file {wanted} can't be read: {error.strerror}"
+                raise HostError(message, retry=False) from error
             wanted = [line.split("#")[0].strip() for line in lines]
         return [requirement for requirement in wanted or [] if requirement]
 
-    def _facts(self, interpreter: Path) -> Mapping[str, Any]:
-        """Ask the interpreter for its versions; remembered until its site-packages change."""
-        mark = [
-            str(path) + str(path.stat().st_mtime_ns)
-            for path in [interpreter, *sorted(interpreter.parent.parent.glob("lib*/python*/site-packages"))]
-        ]
-        record = self.state_dir / f"facts-{digest_of([str(interpreter), mark])[:24]}.json"
-        try:
-            known: Mapping[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-            return known
-        except (OSError, ValueError):
-            pass
-        try:
-            done = subprocess.run(
-                [interpreter, "-c", _DESCRIBE],
-                capture_output=True,
-                text=True,
-                timeout=_ASK_SECONDS,
-                check=True,
-                env={**os.environ, **self._environment()},
-            )
-            facts: Mapping[str, Any] = json.loads(done.stdout)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            raise HostError(f"{interpreter} does not run as a Python interpreter: {error}") from error
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        part = record.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(facts), encoding="utf-8")
-        part.replace(record)
-        return facts
 
-
-def _find_interpreter(path: Path) -> Path:
-    for candidate in (path, path / "python", path / "bin" / "python", path / "Scripts" / "python.exe"):
-        if candidate.is_file() and os.access(candidate, os.X_OK):
-            return candidate.absolute()
-    raise HostError(f"{path} holds no Python interpreter; name an environment's folder, its bin folder or its python")
+def _ourselves(requirements: Sequence[str]) -> list[str]:
+    """Return the requirement that brings this very drupe along, unless the user says which one is to be there."""
+    if any(re.match(r"drupe\b", requirement, re.IGNORECASE) for requirement in requirements):
+        return []
+    dist = importlib.metadata.distribution("drupe")
+    origin = json.loads(dist.read_text("direct_url.json") or "{}")
+    url = str(origin.get("url", ""))
+    return [url.removeprefix("file://") if url.startswith("file://") else f"drupe=={dist.version}"]

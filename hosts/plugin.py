@@ -26,4 +26,9 @@ def drupe_hosts() -> list[HostSpec]:
             target="drupe.hosts.ssh:SSH",
             summary="Another machine, reached with the OpenSSH client.",
         ),
+        HostSpec(
+            name="Slurm",
+            target="drupe.hosts.slurm:Slurm",
+            summary="A Slurm cluster that shares this machine's file system.",
+        ),
     ]

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Sshd", "free_port", "sshd"]
+__all__ = ["Sshd", "free_port", "slurm", "sshd"]
 
 
 def free_port() -> int:
@@ -76,3 +76,95 @@ def sshd(folder: Path) -> Iterator[Sshd]:
     finally:
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[Path]:
+    """Run munged, slurmctld and slurmd for a cluster of this one node on loopback; yields its slurm.conf. As root."""
+    for name in ("state", "spool", "log", "munge"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname().partition(".")[0]
+    key = folder / "munge" / "key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    controller, node = free_port(), free_port()
+    conf = folder / "slurm.conf"
+    lines = f"""
+        ClusterName=ci
+        SlurmctldHost={host}(127.0.0.1)
+        SlurmUser=root
+        SlurmdUser=root
+        AuthType=auth/munge
+        AuthInfo=socket={folder}/munge/sock
+        CredType=cred/munge
+        SlurmctldPort={controller}
+        SlurmdPort={node}
+        MpiDefault=none
+        ProctrackType=proctrack/linuxproc
+        TaskPlugin=task/none
+        SelectType=select/cons_tres
+        SelectTypeParameters=CR_Core
+        SwitchType=switch/none
+        JobAcctGatherType=jobacct_gather/none
+        AccountingStorageType=accounting_storage/none
+        ReturnToService=2
+        InactiveLimit=0
+        KillWait=5
+        MinJobAge=60
+        SchedulerParameters=sched_interval=1,batch_sched_delay=0
+        CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+        SlurmctldPidFile={folder}/slurmctld.pid
+        SlurmdPidFile={folder}/slurmd.pid
+        StateSaveLocation={folder}/state
+        SlurmdSpoolDir={folder}/spool
+        SlurmctldLogFile={folder}/log/slurmctld.log
+        SlurmdLogFile={folder}/log/slurmd.log
+        NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} RealMemory=4000 State=UNKNOWN
+        PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+    """
+    conf.write_text("\n".join(line.strip() for line in lines.strip().splitlines()) + "\n")
+    munge = folder / "munge"
+    daemons = [
+        [
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={key}",
+            f"--socket={munge}/sock",
+            f"--pid-file={munge}/pid",
+            f"--seed-file={munge}/seed",
+            f"--log-file={munge}/log",
+            "--num-threads=1",
+        ],
+        ["slurmctld", "-D", "-f", str(conf)],
+        ["slurmd", "-D", "-f", str(conf)],
+    ]
+    running = []
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "SLURM_CONF": str(conf)}
+    try:
+        for command in daemons:
+            running.append(
+                subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+            if command[0] == "slurmctld":
+                wait_for(controller)
+        wait_for(node)
+        end = time.monotonic() + 30
+        while "idle" not in _sinfo(environment):
+            if time.monotonic() > end:
+                raise TimeoutError(f"the node does not come up: {_sinfo(environment)}")
+            time.sleep(0.2)
+        yield conf
+    finally:
+        for process in reversed(running):
+            process.terminate()
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+
+
+def _sinfo(environment: dict[str, str]) -> str:
+    return subprocess.run(
+        ["sinfo", "--noheader", "--format=%t"], env=environment, capture_output=True, text=True, check=False
+    ).stdout
