@@ -142,17 +142,9 @@ class PythonEnvironment(Host):
                 return interpreter
             shutil.rmtree(folder, ignore_errors=True)
             venv.create(folder, with_pip=True)
+            wanted = [*requirements, *_ourselves(requirements)]
             done = subprocess.run(
-                [
-                    interpreter,
-                    "-m",
-                    "pip",
-                    "install",
-                    "--quiet",
-                    "--no-input",
-                    *requirements,
-                    *_ourselves(requirements),
-                ],
+                [interpreter, "-m", "pip", "install", "--quiet", "--no-input", *wanted],
                 capture_output=True,
                 text=True,
                 check=False,
