@@ -14,7 +14,7 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, Ordered, PassConfig, searchable
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
-from drupe.core.model import ModelInfo
+from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 
 __all__ = [
@@ -96,7 +96,7 @@ class _BlockQuantization(GraphPass):
         """Return onnxruntime's quantizer of the scheme."""
         raise NotImplementedError
 
-    def rewrite(self, proto: Any, path: Path, config: Any, context: PassContext) -> Any:
+    def rewrite(self, proto: Any, path: Path, model: Model, config: Any, context: PassContext) -> Any:
         """Quantize with onnxruntime."""
         check_node_names(self.spec.name, proto, "nodes_to_exclude", config.nodes_to_exclude)
         # The quantizer may change the graph it is given.

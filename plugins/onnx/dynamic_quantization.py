@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, PassConfig, searchable
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
-from drupe.core.model import ModelInfo
+from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 from drupe.plugins.onnx.preprocess import preprocess
 
-__all__ = ["OnnxDynamicQuantization", "OnnxDynamicQuantizationConfig"]
+__all__ = ["OnnxDynamicQuantization", "OnnxDynamicQuantizationConfig", "quantize_dynamically"]
 
 _QUANTIZED = ("QLinear", "Integer", "DynamicQuantizeLSTM", "QAttention", "QEmbedLayerNormalization", "DequantizeLinear")
 
@@ -24,8 +24,8 @@ _QUANTIZED = ("QLinear", "Integer", "DynamicQuantizeLSTM", "QAttention", "QEmbed
 class OnnxDynamicQuantizationConfig(GraphPassConfig):
     """Options of onnxruntime's quantize_dynamic."""
 
-    weight_type: Literal["QInt8", "QUInt8"] = searchable(
-        "QInt8", Choice("QInt8", "QUInt8"), doc="Signed or unsigned weights; signed ones run faster on most CPUs."
+    precision: Literal["int8", "uint8"] = searchable(
+        "int8", Choice("int8", "uint8"), doc="Signed or unsigned weights; signed ones run faster on most CPUs."
     )
     per_channel: bool = searchable(
         True, Choice(True, False), doc="A scale per output channel; keeps much more of the quality."
@@ -34,6 +34,7 @@ class OnnxDynamicQuantizationConfig(GraphPassConfig):
         False, Choice(True, False), doc="7-bit weights, for CPUs whose 8-bit products overflow."
     )
     op_types_to_quantize: list[str] | None = Field(None, description="Operators to quantize; default: all that can be.")
+    op_types_to_exclude: list[str] | None = Field(None, description="Operators to leave as they are.")
     nodes_to_quantize: list[str] | None = Field(None, description="Only these nodes.")
     nodes_to_exclude: list[str] | None = Field(None, description="Not these nodes.")
     quant_preprocess: bool = Field(True, description="Infer shapes and tidy the graph first.")
@@ -43,6 +44,12 @@ class OnnxDynamicQuantizationConfig(GraphPassConfig):
     extra_options: Mapping[str, Any] = Field(
         default_factory=dict, description="Other options of onnxruntime's quantizer."
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _older_type(cls, value: Any) -> Any:
+        """onnxruntime's spelling is read as well."""
+        return {"QInt8": "int8", "QUInt8": "uint8"}.get(value, value) if isinstance(value, str) else value
 
 
 class OnnxDynamicQuantization(GraphPass):
@@ -64,43 +71,78 @@ class OnnxDynamicQuantization(GraphPass):
         """The graph is quantized."""
         return {"quantization": "int8-dynamic"}
 
-    def rewrite(self, proto: Any, path: Path, config: OnnxDynamicQuantizationConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: OnnxDynamicQuantizationConfig, context: PassContext
+    ) -> Any:
         """Quantize with onnxruntime."""
-        import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        if config.quant_preprocess:
-            proto = preprocess(path, context.output_dir.parent / "preprocessed.onnx", context, skip_symbolic_shape=True)
-        for field in ("nodes_to_quantize", "nodes_to_exclude"):
-            check_node_names(self.spec.name, proto, field, getattr(config, field))
-        work = context.output_dir.parent / "quantized.onnx"
-        options = {
-            "MatMulConstBOnly": config.MatMulConstBOnly,
-            "EnableSubgraph": config.EnableSubgraph,
-            "ForceQuantizeNoInputCheck": config.ForceQuantizeNoInputCheck,
-            # Fused operators of other domains carry no shapes; their tensors are float32.
-            "DefaultTensorType": 1,
-            **config.extra_options,
-        }
-        quantize_dynamic(
+        return quantize_dynamically(
+            self.spec.name,
             proto,
-            str(work),
-            op_types_to_quantize=config.op_types_to_quantize,
+            path,
+            context,
+            precision=config.precision,
             per_channel=config.per_channel,
             reduce_range=config.reduce_range,
-            weight_type=QuantType[config.weight_type],
-            nodes_to_quantize=config.nodes_to_quantize,
-            nodes_to_exclude=config.nodes_to_exclude,
-            use_external_data_format=proto.ByteSize() > 2**30,
-            extra_options=options,
+            preprocessed=config.quant_preprocess,
+            op_types=config.op_types_to_quantize,
+            excluded_types=config.op_types_to_exclude,
+            nodes=config.nodes_to_quantize,
+            excluded=config.nodes_to_exclude,
+            options={
+                "MatMulConstBOnly": config.MatMulConstBOnly,
+                "EnableSubgraph": config.EnableSubgraph,
+                "ForceQuantizeNoInputCheck": config.ForceQuantizeNoInputCheck,
+                **config.extra_options,
+            },
         )
-        result = onnx.load(str(work))
-        count = sum(any(mark in node.op_type for mark in _QUANTIZED) for node in result.graph.node)
-        if not count:
-            kinds = sorted({node.op_type for node in proto.graph.node})
-            raise PassError(
-                f"OnnxDynamicQuantization found nothing to quantize; the graph has {', '.join(kinds[:12])}; "
-                "see op_types_to_quantize and nodes_to_exclude"
-            )
-        context.report["quantized_nodes"] = count
-        return result
+
+
+def quantize_dynamically(
+    name: str,
+    proto: Any,
+    path: Path,
+    context: PassContext,
+    *,
+    precision: str,
+    per_channel: bool,
+    reduce_range: bool,
+    preprocessed: bool,
+    op_types: Sequence[str] | None,
+    excluded_types: Sequence[str] | None,
+    nodes: Sequence[str] | None,
+    excluded: Sequence[str] | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """Return the graph with weights of 8 bits. Raises ConfigError for an unknown node, PassError for no effect."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    if preprocessed:
+        proto = preprocess(path, context.output_dir.parent / "preprocessed.onnx", context, skip_symbolic_shape=True)
+    check_node_names(name, proto, "nodes_to_quantize", nodes)
+    check_node_names(name, proto, "nodes_to_exclude", excluded)
+    left = {node.name for node in proto.graph.node if node.op_type in set(excluded_types or ())}
+    work = context.output_dir.parent / "quantized.onnx"
+    quantize_dynamic(
+        proto,
+        str(work),
+        op_types_to_quantize=list(op_types) if op_types else None,
+        per_channel=per_channel,
+        reduce_range=reduce_range,
+        weight_type=QuantType.QInt8 if precision == "int8" else QuantType.QUInt8,
+        nodes_to_quantize=list(nodes) if nodes else None,
+        nodes_to_exclude=[*(excluded or ()), *sorted(left)],
+        use_external_data_format=proto.ByteSize() > 2**30,
+        # Fused operators of other domains carry no shapes; their tensors are float32.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, **options},
+    )
+    result = onnx.load(str(work))
+    count = sum(any(mark in node.op_type for mark in _QUANTIZED) for node in result.graph.node)
+    if not count:
+        kinds = sorted({node.op_type for node in proto.graph.node})
+        raise PassError(
+            f"{name} found nothing to quantize; the graph has {', '.join(kinds[:12])}; "
+            "see op_types_to_quantize and nodes_to_exclude"
+        )
+    context.report["quantized_nodes"] = count
+    return result

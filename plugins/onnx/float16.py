@@ -11,6 +11,7 @@ from pydantic import Field
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 
 __all__ = ["OnnxFloatToFloat16", "OnnxFloatToFloat16Config", "OrtMixedPrecision", "OrtMixedPrecisionConfig", "halve"]
@@ -47,7 +48,9 @@ class OnnxFloatToFloat16(GraphPass):
         """The graph is float16."""
         return {"precision": "fp16"}
 
-    def rewrite(self, proto: Any, path: Path, config: OnnxFloatToFloat16Config, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: OnnxFloatToFloat16Config, context: PassContext
+    ) -> Any:
         """Convert."""
         check_node_names(self.spec.name, proto, "node_block_list", config.node_block_list)
         blocked = config.op_block_list
@@ -97,7 +100,9 @@ class OrtMixedPrecision(GraphPass):
         """The graph is float16 in most places."""
         return {"precision": "fp16"}
 
-    def rewrite(self, proto: Any, path: Path, config: OrtMixedPrecisionConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: OrtMixedPrecisionConfig, context: PassContext
+    ) -> Any:
         """Find the head, and convert the rest."""
         head = _head(proto)
         kept: list[str] = []

@@ -56,8 +56,8 @@ class GraphPass(Pass):
         """Return the attributes that the result has besides its input's; None removes one."""
         return {}
 
-    def rewrite(self, proto: Any, path: Path, config: Any, context: PassContext) -> Any:
-        """Return the new onnx.ModelProto. proto: the graph with its weights; path: the file it came from."""
+    def rewrite(self, proto: Any, path: Path, model: Model, config: Any, context: PassContext) -> Any:
+        """Return the new onnx.ModelProto. proto: the graph with its weights; path: its file; model: the whole input."""
         raise NotImplementedError
 
     def run(self, model: Model, config: Any, context: PassContext) -> Model:
@@ -74,7 +74,7 @@ class GraphPass(Pass):
             context.progress(number, len(paths), f"rewriting {path.name}")
             beside = external_files(path)
             replaced += [path, *beside]
-            proto = self.rewrite(onnx.load(str(path)), path, config, context)
+            proto = self.rewrite(onnx.load(str(path)), path, model, config, context)
             scrub_graph(proto)
             written = save_graph(
                 proto,

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 
 __all__ = ["GraphSurgeries", "GraphSurgeriesConfig"]
@@ -73,26 +74,26 @@ class GraphSurgeries(GraphPass):
             sorted(f"{entry.spec.name}={entry.plugin.distribution} {entry.plugin.version}" for entry in others)
         )
 
-    def rewrite(self, proto: Any, path: Path, config: GraphSurgeriesConfig, context: PassContext) -> Any:
+    def rewrite(self, proto: Any, path: Path, model: Model, config: GraphSurgeriesConfig, context: PassContext) -> Any:
         """Operate on the graph in turn."""
         import onnx_ir as ir
 
         from drupe.core.registry import get_registry
 
         registry = get_registry()
-        model = ir.from_proto(proto)
+        tree = ir.from_proto(proto)
         counts = []
         for number, entry in enumerate(config.surgeries):
             context.raise_if_cancelled()
             surgeon = registry.create("drupe_surgeons", entry["surgeon"])
             parameters = {key: value for key, value in entry.items() if key != "surgeon"}
             try:
-                changed = surgeon.operate(model, type(surgeon).Config.model_validate(parameters))
+                changed = surgeon.operate(tree, type(surgeon).Config.model_validate(parameters))
             except (AttributeError, KeyError, IndexError, TypeError) as error:
                 raise PassError(f"surgeries[{number}] ({entry['surgeon']}) failed on {path.name}: {error!r}") from error
             counts.append({"surgeon": entry["surgeon"], "places": changed})
             if not changed:
                 context.log.warning("%s found nothing to change in %s", entry["surgeon"], path.name)
         context.report.setdefault("surgeries", {})[path.name] = counts
-        model.graph.sort()
-        return ir.to_proto(model)
+        tree.graph.sort()
+        return ir.to_proto(tree)

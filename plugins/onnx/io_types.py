@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 
 __all__ = ["OnnxIODataTypeConverter", "OnnxIODataTypeConverterConfig", "retype"]
@@ -57,7 +58,9 @@ class OnnxIODataTypeConverter(GraphPass):
     Config: ClassVar[type[PassConfig]] = OnnxIODataTypeConverterConfig
     version = 1
 
-    def rewrite(self, proto: Any, path: Path, config: OnnxIODataTypeConverterConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: OnnxIODataTypeConverterConfig, context: PassContext
+    ) -> Any:
         """Rename inside, cast at the border."""
         changed = retype(
             proto,

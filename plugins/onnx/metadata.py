@@ -10,6 +10,7 @@ from pydantic import Field
 
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 
 __all__ = ["AddOliveMetadata", "AddOliveMetadataConfig"]
@@ -36,15 +37,13 @@ class AddOliveMetadata(GraphPass):
     Config: ClassVar[type[PassConfig]] = AddOliveMetadataConfig
     version = 1
 
-    def run(self, model: Any, config: Any, context: PassContext) -> Any:
-        """Note the model's attributes for `rewrite`."""
-        known = {f"drupe.{key}": _text(model.attributes[key]) for key in _FACTS if key in model.attributes}
-        context.report["metadata"] = {**(known if config.add_optimization_info else {}), **_entries(config)}
-        return super().run(model, config, context)
-
-    def rewrite(self, proto: Any, path: Path, config: AddOliveMetadataConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: AddOliveMetadataConfig, context: PassContext
+    ) -> Any:
         """Add the entries; one that is there is replaced."""
-        entries = {entry.key: entry.value for entry in proto.metadata_props} | context.report["metadata"]
+        known = {f"drupe.{key}": _text(model.attributes[key]) for key in _FACTS if key in model.attributes}
+        entries = {entry.key: entry.value for entry in proto.metadata_props}
+        entries |= {**(known if config.add_optimization_info else {}), **_entries(config)}
         del proto.metadata_props[:]
         for key in sorted(entries):
             proto.metadata_props.add(key=key, value=entries[key])

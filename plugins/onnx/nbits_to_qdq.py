@@ -11,6 +11,7 @@ from pydantic import Field
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 from drupe.plugins.onnx.opset import opset_of
 
@@ -49,7 +50,9 @@ class MatMulNBitsToQDQ(GraphPass):
         """The graph's operator set is 21 at least."""
         return {"opset": max(_OPSET, int(attributes["opset"]))} if "opset" in attributes else {}
 
-    def rewrite(self, proto: Any, path: Path, config: MatMulNBitsToQDQConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: MatMulNBitsToQDQConfig, context: PassContext
+    ) -> Any:
         """Write each node anew."""
         import onnx_ir as ir
 
@@ -64,19 +67,19 @@ class MatMulNBitsToQDQ(GraphPass):
             )
         if version < _OPSET and any(node.op_type == "GroupNormalization" for node in proto.graph.node):
             raise PassError(f"{self.spec.name}: GroupNormalization changed with opset {_OPSET}; export with it")
-        model = ir.from_proto(proto)
+        tree = ir.from_proto(proto)
         excluded = set(config.nodes_to_exclude or ())
         count = 0
-        for node in list(model.graph.all_nodes()):
+        for node in list(tree.graph.all_nodes()):
             if node.op_type == "MatMulNBits" and node.name not in excluded:
                 self._replace(Theatre(node.graph), node, config)
                 count += 1
         if not count:
             raise PassError(f"{self.spec.name} found no MatMulNBits node; quantize the weights in blocks first")
-        model.graph.opset_imports[""] = max(_OPSET, version)
-        model.ir_version = max(model.ir_version, 10)
+        tree.graph.opset_imports[""] = max(_OPSET, version)
+        tree.ir_version = max(tree.ir_version, 10)
         context.report["nodes_rewritten"] = count
-        return ir.to_proto(model)
+        return ir.to_proto(tree)
 
     def _replace(self, theatre: Any, node: Any, config: MatMulNBitsToQDQConfig) -> None:
         import numpy as np

@@ -11,6 +11,7 @@ from pydantic import Field
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 
 __all__ = ["OnnxOpVersionConversion", "OnnxOpVersionConversionConfig", "opset_of"]
@@ -32,7 +33,9 @@ class OnnxOpVersionConversion(GraphPass):
         """The graph's new version."""
         return {"opset": config.target_opset}
 
-    def rewrite(self, proto: Any, path: Path, config: OnnxOpVersionConversionConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: OnnxOpVersionConversionConfig, context: PassContext
+    ) -> Any:
         """Convert; weights stay aside, so that the converter sees a small graph."""
         from onnx import version_converter
 

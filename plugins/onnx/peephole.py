@@ -11,6 +11,7 @@ from pydantic import Field
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 
 __all__ = ["OnnxPeepholeOptimizer", "OnnxPeepholeOptimizerConfig"]
@@ -45,7 +46,9 @@ class OnnxPeepholeOptimizer(GraphPass):
             *(["onnxslim>=0.1.50"] if config.onnxslim else []),
         ]
 
-    def rewrite(self, proto: Any, path: Path, config: OnnxPeepholeOptimizerConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: OnnxPeepholeOptimizerConfig, context: PassContext
+    ) -> Any:
         """Clean up, outer packages last."""
         import onnx_ir as ir
         from onnx_ir.passes import common
@@ -53,24 +56,24 @@ class OnnxPeepholeOptimizer(GraphPass):
         before = len(proto.graph.node)
         if config.fix_com_microsoft_opset:
             _fix_opset(proto)
-        model = ir.from_proto(proto)
+        tree = ir.from_proto(proto)
         if config.onnxscript_optimize:
             from onnxscript.optimizer import optimize_ir
 
-            optimize_ir(model)
+            optimize_ir(tree)
         if config.cast_chain_elimination:
-            context.report["casts_removed"] = _shorten_casts(model)
+            context.report["casts_removed"] = _shorten_casts(tree)
         if config.fuse_reshape_operations:
-            context.report["reshapes_fused"] = _fuse_reshapes(model)
+            context.report["reshapes_fused"] = _fuse_reshapes(tree)
         if config.tidy:
             for step in (
                 common.IdentityEliminationPass(),
                 common.DeduplicateInitializersPass(),
                 common.CommonSubexpressionEliminationPass(),
             ):
-                model = step(model).model
-        model = common.RemoveUnusedNodesPass()(model).model
-        result = ir.to_proto(model)
+                tree = step(tree).model
+        tree = common.RemoveUnusedNodesPass()(tree).model
+        result = ir.to_proto(tree)
         if config.onnxoptimizer_optimize:
             import onnxoptimizer
 

@@ -119,6 +119,8 @@ def drupe_passes() -> list[PassSpec]:
         ),
         _pass("QuantizationPreprocess", "preprocess", "Infer shapes and tidy a graph before it is quantized"),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
+        _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
+        _pass("OnnxQuantization", "quantization", "Quantize weights and activations, statically or dynamically"),
         _pass(
             "OnnxBlockWiseRtnQuantization",
             "block_quantization",

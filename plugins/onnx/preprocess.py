@@ -9,6 +9,7 @@ from pydantic import Field
 
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 
 __all__ = ["QuantizationPreprocess", "QuantizationPreprocessConfig", "preprocess"]
@@ -35,7 +36,9 @@ class QuantizationPreprocess(GraphPass):
     Config: ClassVar[type[PassConfig]] = QuantizationPreprocessConfig
     version = 1
 
-    def rewrite(self, proto: Any, path: Path, config: QuantizationPreprocessConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: QuantizationPreprocessConfig, context: PassContext
+    ) -> Any:
         """Prepare the graph."""
         return preprocess(
             path,

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 
 __all__ = ["DynamicToFixedShape", "DynamicToFixedShapeConfig"]
@@ -44,7 +45,9 @@ class DynamicToFixedShape(GraphPass):
     Config: ClassVar[type[PassConfig]] = DynamicToFixedShapeConfig
     version = 1
 
-    def rewrite(self, proto: Any, path: Path, config: DynamicToFixedShapeConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: DynamicToFixedShapeConfig, context: PassContext
+    ) -> Any:
         """Fix the axes, then the outputs' shapes."""
         from onnxruntime.tools.onnx_model_utils import fix_output_shapes, make_dim_param_fixed, make_input_shape_fixed
 

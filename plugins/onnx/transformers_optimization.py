@@ -14,7 +14,7 @@ from drupe.core.config import Choice, PassConfig, searchable
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.introspect import module_source
-from drupe.core.model import ModelInfo
+from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.float16 import halve
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 from drupe.plugins.onnx.io_types import retype
@@ -128,7 +128,9 @@ class OrtTransformersOptimization(GraphPass):
         """float16 where asked."""
         return {"precision": "fp16"} if config.float16 else {}
 
-    def rewrite(self, proto: Any, path: Path, config: OrtTransformersOptimizationConfig, context: PassContext) -> Any:
+    def rewrite(
+        self, proto: Any, path: Path, model: Model, config: OrtTransformersOptimizationConfig, context: PassContext
+    ) -> Any:
         """Optimize, then convert."""
         from onnxruntime.transformers.fusion_options import AttentionOpType, FusionOptions
         from onnxruntime.transformers.optimizer import optimize_model

@@ -46,12 +46,12 @@ class TestOnnxRuntime(RuntimeContract):
         return tiny_onnx_cnn(tmp_path / "model")
 
 
-@pytest.mark.parametrize("weight_type", ["QInt8", "QUInt8"])
-def test_weights_have_8_bits_and_the_answers_stay_near(tmp_path: Path, weight_type: str) -> None:
+@pytest.mark.parametrize("precision", ["int8", "QUInt8"])
+def test_weights_have_8_bits_and_the_answers_stay_near(tmp_path: Path, precision: str) -> None:
     source = tiny_onnx_mlp(tmp_path / "model", features=32, hidden=64)
-    quantized = quantize(source, tmp_path / "job", weight_type=weight_type)
+    quantized = quantize(source, tmp_path / "job", precision=precision)
     kinds = {tensor.data_type for tensor in onnx.load(str(graph(quantized))).graph.initializer}
-    assert (onnx.TensorProto.INT8 if weight_type == "QInt8" else onnx.TensorProto.UINT8) in kinds
+    assert (onnx.TensorProto.INT8 if precision == "int8" else onnx.TensorProto.UINT8) in kinds
     x = np.random.default_rng(1).normal(size=(16, 32)).astype(np.float32)
     before, after = (ort.InferenceSession(str(graph(m))).run(None, {"x": x})[0] for m in (source, quantized))
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.99
