@@ -60,13 +60,13 @@ class TestSlurm(HostContract):
             while not [e for e in seen if e["event"] == "progress"] and time.monotonic() < end:
                 time.sleep(0.1)
             number = next(e["id"] for e in seen if e["event"] == "state")
-            subprocess.run(["scancel", "--signal=KILL", "--full", number], check=True)
+            subprocess.run(["scancel", number], check=True)
 
         killer = threading.Thread(target=kill)
         killer.start()
         started = time.monotonic()
-        with pytest.raises(HostError, match="Slurm job .* ended as"):
-            self.run(host, jobs.stage("ContractNap", {"naps": 3000}), events=seen)
+        with pytest.raises(HostError, match=r"the cluster stopped Slurm job|ended as CANCELLED"):
+            self.run(host, jobs.stage("ContractNap", {"naps": 900}), events=seen)
         killer.join()
         assert time.monotonic() - started < 45
 
