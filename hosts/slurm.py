@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import Field
 
+from drupe.core.context import Resources
 from drupe.core.digests import digest_of
 from drupe.core.errors import Fault, HostError, Interrupted
 from drupe.core.host_faults import CANCEL, forget_attempt, log_tail
@@ -109,6 +110,7 @@ class Slurm(Host):
     def _submit(self, job: Path, options: JobOptions) -> str:
         what = Job.from_json(_read_json(job / "job.json"))
         config, resources = self.config, options.resources
+        self._refuse(what, resources)
         # Without this, % would begin a pattern in a file's name.
         log = str(job / "log.txt").replace("%", "%%")
         command = ["sbatch", "--parsable", "--no-requeue", "--open-mode=append", f"--output={log}", "--nodes=1"]
@@ -129,6 +131,16 @@ class Slurm(Host):
         if options.launcher is not None:
             env = launched_environment({**config.environment, **options.env}, ())
         return _ask(*command, *config.sbatch_options, script=script, env=env).strip().split(";")[0]
+
+    def _refuse(self, job: Job, resources: Resources) -> None:
+        """Raise HostError for what no node has: Slurm would let the job wait for ever."""
+        nodes = _nodes(self.config.partition)
+        for wanted, most, what in ((resources.cpus, nodes.cpus, "cores"), (resources.gpus, nodes.gpus, "GPUs")):
+            if wanted > most:
+                raise HostError(
+                    f"{job.name} asks for {wanted:g} {what}, and no node of the partition has more than {most}",
+                    retry=False,
+                )
 
     def _follow(
         self, number: str, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]
@@ -182,7 +194,7 @@ class Slurm(Host):
 
 
 class _Nodes:
-    """What the nodes of a partition have: the least that each of them offers."""
+    """What the nodes of a partition have, by the largest of them."""
 
     def __init__(self, count: int, cpus: int, gpus: int, features: str) -> None:
         self.count, self.cpus, self.gpus, self.features = count, cpus, gpus, features
@@ -196,9 +208,9 @@ def _nodes(partition: str | None) -> _Nodes:
     rows = [row for row in rows if partition or row[5].strip().endswith("*")] or rows
     if not rows:
         raise HostError("the cluster has no node in that partition", retry=False)
-    gpus = min(sum(int(n) for n in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", row[2])) for row in rows)
+    gpus = max(sum(int(n) for n in re.findall(r"gpu(?::[^:,(]+)?:(\d+)", row[2])) for row in rows)
     features = sorted({row[3].strip() for row in rows if row[3].strip() != "(null)"})
-    cpus = min(int(row[1].strip().rstrip("+")) for row in rows)
+    cpus = max(int(row[1].strip().rstrip("+")) for row in rows)
     return _Nodes(len({row[0] for row in rows}), cpus, gpus, ",".join(features))
 
 

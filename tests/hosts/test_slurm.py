@@ -88,7 +88,7 @@ class TestSlurm(HostContract):
         from drupe.core.context import Resources
 
         host = built_in("Slurm", tmp_path / "state", environment={"PYTHONPATH": str(site)})
-        with pytest.raises(HostError, match="sbatch: ") as caught:
+        with pytest.raises(HostError, match="asks for 4096 cores") as caught:
             self.run(host, jobs.stage("ContractAppend"), resources=Resources(cpus=4096))
         assert caught.value.retry is False
 
