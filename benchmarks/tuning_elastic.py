@@ -76,23 +76,24 @@ class Run:
         """Return (mean loss of the answer tokens, share of rows whose answer's first token is the likeliest)."""
         network = self.session.network
         loss, answers, right = 0.0, 0, 0
+        head = network.model.get_base_model().get_output_embeddings()
+        seen: list[Any] = []
+        handle = (
+            network.model.get_base_model()
+            .get_decoder()
+            .register_forward_hook(lambda _module, _inputs, output: seen.append(output.last_hidden_state))
+        )
         with torch.no_grad(), evaluating(network.model):
             ranked = [replace(row, rank=rank) for row in rows]
             for layout in layouts(ranked, 2048, packing=network.packed, pad_id=0):
                 loss += float(network.loss(layout))
                 answers += layout.targets.size
-        for row in rows:
-            right += int(self._first(row, rank) == int(row.targets[0]))
+                # Every row has as many answer tokens as its label has, and the end: the first of them is the label's.
+                first = np.array([(layout.predict >= start).argmax() for start, _ in layout.rows])
+                hidden = seen.pop().reshape(-1, head.weight.shape[1])[torch.from_numpy(layout.predict[first])]
+                right += int((head(hidden).argmax(-1).cpu() == torch.from_numpy(layout.targets[first])).sum())
+        handle.remove()
         return loss / answers, right / len(rows)
-
-    def _first(self, row: Row, rank: int) -> int:
-        network = self.session.network
-        cut = int(row.positions[0]) + 1
-        if network.ranks is not None:
-            network.ranks.set(torch.full((cut,), rank, device=DEVICE))
-        ids = torch.from_numpy(row.ids[:cut])[None].to(DEVICE)
-        with torch.no_grad(), evaluating(network.model):
-            return int(network.model.get_base_model()(input_ids=ids, use_cache=False).logits[0, -1].argmax())
 
 
 def main() -> None:
@@ -152,6 +153,13 @@ def main() -> None:
                 times[name].append(run.seconds)
             shown = {n: {k: round(v, 4) for k, v in each[-1].items()} for n, each in losses.items()}
             print(f"seed {seed}: {json.dumps(shown)}", flush=True)
+    tell(losses, hits, times)
+    if args.json is not None:
+        args.json.write_text(json.dumps({"losses": losses, "accuracy": hits, "seconds": times}, indent=1))
+
+
+def tell(losses: dict[str, Any], hits: dict[str, Any], times: dict[str, list[float]]) -> None:
+    """Print gaps with their intervals, accuracies and times."""
     from scipy.stats import t
 
     for name in ("elastic", "longer"):
@@ -164,9 +172,7 @@ def main() -> None:
                 f"{name} rank {rank}: gap {gaps.mean():+.4f} ± {half:.4f} (alone {alone:.4f}); "
                 f"accuracy {right[0]:.4f}, alone {right[1]:.4f}"
             )
-        print(f"{name}: {np.median(times[name]) / np.median(times['apart']):.2f} × the time of one run")
-    if args.json is not None:
-        args.json.write_text(json.dumps({"losses": losses, "accuracy": hits, "seconds": times}, indent=1))
+        print(f"{name}: {np.median(times[name]) / np.median(times['apart']):.2f} × the time of one run", flush=True)
 
 
 if __name__ == "__main__":

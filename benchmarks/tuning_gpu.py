@@ -100,6 +100,17 @@ def short_rows(count: int, vocabulary: int) -> list[Sample]:
     return result
 
 
+def padded_to(samples: list[Sample], width: int) -> list[Sample]:
+    """The same rows filled up to a width, as data that was prepared for a fixed length comes."""
+    result = []
+    for sample in samples:
+        gap = width - len(sample.inputs["input_ids"])
+        ids = np.concatenate([sample.inputs["input_ids"], np.zeros(gap, dtype=np.int64)])
+        labels = np.concatenate([sample.inputs["labels"], np.full(gap, -100)])
+        result.append(Sample(sample.id, {"input_ids": ids, "labels": labels}, content_key=sample.content_key))
+    return result
+
+
 def clean() -> None:
     """Give all memory back and start the peak anew."""
     gc.collect()
@@ -284,6 +295,17 @@ def ours(
     return result
 
 
+def cramped(run: Callable[[], dict[str, Any]], share: float) -> dict[str, Any]:
+    """Run with only a share of the card, which the plan does not know of."""
+    if CUDA:
+        torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        return run()
+    finally:
+        if CUDA:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def show_kernels(session: Any) -> None:
     """Print where a step's GPU time goes."""
     from torch.profiler import ProfilerActivity
@@ -337,6 +359,7 @@ def main() -> None:
         ),
         "lora-card": lambda: ours(phi, long, args.steps, **big, arguments=fast, profile=args.profile),
         "lora-smallest": lambda: ours(phi, long, few, **big, memory="smallest", arguments=fast),
+        "lora-out-of-memory": lambda: cramped(lambda: ours(phi, long, few, **big, memory=70.0, arguments=fast), 0.25),
         "trainer-qlora": lambda: trainer(phi, long, few, **big, four_bits=True),
         "trainer-qlora-recompute": lambda: trainer(phi, long, few, **big, four_bits=True, recompute=True),
         "qlora-same-memory": lambda: ours(
@@ -363,6 +386,8 @@ def main() -> None:
         "short-trainer-256": lambda: trainer(small, short, few, **many, pad_to=256),
         "short-trainer-longest": lambda: trainer(small, short, args.steps, **many),
         "short-packed": lambda: ours(small, short, args.steps, **many, profile=args.profile),
+        "short-packed-compiled": lambda: ours(small, short, args.steps, **many, arguments=fast),
+        "short-padded-256": lambda: ours(small, padded_to(short, 256), few, **many, packing=False),
         "short-padded": lambda: ours(small, short, args.steps, **many, packing=False),
     }
     for name, run in variants.items():

@@ -96,6 +96,7 @@ def _measured(network: Network, layers: Layers, layout: Layout, budget: int, lon
     with torch.no_grad():
         forward_seconds = _timed(network.device, forward)
     head, head_seconds = _head_costs(network, hidden, inputs, size)
+    layer_seconds = _timed(network.device, through)
     return Costs(
         layers=len(layers.layers),
         tokens=tokens,
@@ -104,8 +105,9 @@ def _measured(network: Network, layers: Layers, layout: Layout, budget: int, lon
         entry=entry,
         spike=spike,
         head=head,
-        forward=forward_seconds,
-        layer=_timed(network.device, through),
+        # Going backward does at least the forward's products: what a host adds to small kernels is no more than that.
+        forward=min(forward_seconds, layer_seconds / 2),
+        layer=layer_seconds,
         rest=head_seconds,
     )
 

@@ -15,7 +15,7 @@ from drupe.plugins.tuning.batches import Layout, Order, layouts
 from drupe.plugins.tuning.checkpoints import Checkpoints
 from drupe.plugins.tuning.curves import Curves
 from drupe.plugins.tuning.network import Network, evaluating
-from drupe.plugins.tuning.optimizers import make_optimizer, make_scheduler, trainable
+from drupe.plugins.tuning.optimizers import make_optimizer, make_scheduler, optimized
 from drupe.plugins.tuning.rows import Row
 
 __all__ = ["Accumulator", "Outcome", "Trainer"]
@@ -146,13 +146,13 @@ class Trainer:
         rows = [self.rows[index] for index in chosen]
         if self.network.ranks is not None:
             rows = self.network.ranks.assign(rows, number)
-        parameters = trainable(self.network.model)
+        parameters = optimized(self.optimizer)
         while True:
             try:
                 total = self._gradients(rows)
                 break
             except torch.OutOfMemoryError:
-                torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+                torch._foreach_zero_([p.grad for p in parameters])
                 if not self.when_out_of_memory():
                     raise
         limit = self.args.max_grad_norm or math.inf
@@ -161,7 +161,7 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         # Gradients keep their place in memory: a captured graph adds into it.
-        torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+        torch._foreach_zero_([p.grad for p in parameters])
         facts = {"step": number, "learning_rate": rate, "tokens": sum(row.length for row in rows), "begun": begun}
         self._pending.append((facts, total, norm))
         # A GPU works on while the host reads the step before: reading the newest would make it wait.

@@ -154,12 +154,7 @@ class Session:
 
     def _prepare(self) -> None:
         """Compile where it pays, forecast, choose a plan and take it."""
-        import torch
-
         args, trainer = self.config.training_args, self.trainer
-        for parameter in self.network.model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
         sample = self._sample()
         steps = [sum(self._tokens(layout) for layout in step) for step in sample]
         parameters = sum(p.numel() for p in self.network.model.parameters())
