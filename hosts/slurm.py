@@ -100,12 +100,14 @@ class Slurm(Host):
         with self._slots.take(cancelled):
             forget_attempt(job)
             number = self._submit(job, options)
+            events({"event": "state", "state": "submitted", "id": number})
             try:
                 return self._follow(number, job, options, events, cancelled)
-            finally:
-                # Ended or not, nothing of it may go on: the job's folder is about to be removed.
+            except BaseException:
+                # Nothing of it may go on: the job's folder is about to be removed.
                 with suppress(HostError):
                     _ask("scancel", "--quiet", number)
+                raise
 
     def _submit(self, job: Path, options: JobOptions) -> str:
         what = Job.from_json(_read_json(job / "job.json"))
