@@ -105,14 +105,15 @@ def values_of(over: Range) -> Sequence[Any] | None:
                 return (low,)
             if log or not step:
                 return None
-            return _Steps(low, step, math.floor((high - low) / step + 1e-9) + 1)
+            return _Steps(low, high, step, math.floor((high - low) / step + 1e-9) + 1)
 
 
 class _Steps(Sequence[float]):
     """low, low + step, …, counted in decimals as a person writes them: the third step from 0.1 is 0.3."""
 
-    def __init__(self, low: float, step: float, count: int) -> None:
+    def __init__(self, low: float, high: float, step: float, count: int) -> None:
         self._low, self._step, self._count = Decimal(str(low)), Decimal(str(step)), count
+        self._high = high
 
     def __len__(self) -> int:
         return self._count
@@ -120,7 +121,8 @@ class _Steps(Sequence[float]):
     def __getitem__(self, index: Any) -> Any:
         if not -self._count <= index < self._count:
             raise IndexError(index)
-        return float(self._low + (index % self._count) * self._step)
+        # A range that ends a rounding short of its last step ends there.
+        return min(float(self._low + (index % self._count) * self._step), self._high)
 
     def nearest(self, value: float) -> float:
         """Return the step that a value is, up to rounding."""

@@ -47,8 +47,8 @@ class DummyInputs(PluginConfig):
 class DummyDataConfig(DataConfig):
     """A data config of type DummyDataContainer."""
 
-    load_dataset_config: DummyInputs
-    dataloader_config: Dataloader = Field(default_factory=Dataloader)
+    load_dataset_config: DummyInputs = Field(description="Names, shapes and types of the arrays.")
+    dataloader_config: Dataloader = Field(default_factory=Dataloader, description="How samples become batches.")
 
 
 class DummyData(DataContainer):
@@ -90,8 +90,8 @@ class DummyTokens(PluginConfig):
 class TransformersDummyDataConfig(DataConfig):
     """A data config of type TransformersDummyDataContainer."""
 
-    load_dataset_config: DummyTokens = Field(default_factory=DummyTokens)
-    dataloader_config: Dataloader = Field(default_factory=Dataloader)
+    load_dataset_config: DummyTokens = Field(default_factory=DummyTokens, description="How many tokens, and of what.")
+    dataloader_config: Dataloader = Field(default_factory=Dataloader, description="How samples become batches.")
 
 
 class TransformersDummyData(DataContainer):

@@ -45,8 +45,8 @@ class RawFiles(PluginConfig):
 class RawDataConfig(DataConfig):
     """A data config of type RawDataContainer."""
 
-    load_dataset_config: RawFiles
-    dataloader_config: Dataloader = Field(default_factory=Dataloader)
+    load_dataset_config: RawFiles = Field(description="Where the files lie, and what they hold.")
+    dataloader_config: Dataloader = Field(default_factory=Dataloader, description="How samples become batches.")
 
 
 class RawData(DataContainer):

@@ -15,6 +15,10 @@ _registry = Registry.discover({"autoload": False})
 _entries = [entry for entry in _registry.entries if entry.plugin.distribution == "drupe"]
 
 
+_RUN_WITH_DEFAULTS = ("ModelBuilder", "OnnxConversion", "OnnxDynamicQuantization")
+"""Passes that a tiny model of the kit and their defaults are enough for; the others have contract tests of their own."""
+
+
 def _title(prefix: str, hook: str, name: str) -> str:
     return f"{prefix}_{hook.removeprefix('drupe_')}_{name}".replace("-", "_")
 
@@ -22,7 +26,7 @@ def _title(prefix: str, hook: str, name: str) -> str:
 for _entry in _entries:
     _declared = contract_of(_registry, _entry, run=False)
     globals()[_title("TestDeclared", _entry.hook, _entry.spec.name)] = _declared
-    if _entry.hook in ("drupe_passes", "drupe_runtimes"):
+    if _entry.hook == "drupe_runtimes" or _entry.spec.name in _RUN_WITH_DEFAULTS:
         _running = type("Running", (contract_of(_registry, _entry, run=True),), {})
         globals()[_title("TestRunning", _entry.hook, _entry.spec.name)] = pytest.mark.slow(_running)
 
