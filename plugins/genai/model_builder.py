@@ -171,6 +171,11 @@ class ModelBuilder(Pass):
         architecture = info.attributes.get("architecture")
         if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
             raise ConfigError(f"ModelBuilder builds decoders that generate text; the model is a {architecture}")
+        if info.attributes.get("mixed_precision"):
+            raise ConfigError(
+                "ModelBuilder: layers were chosen to get more bits, and no quantizer has given them; "
+                "put Gptq or Rtn between SelectiveMixedPrecision and ModelBuilder"
+            )
         _check_quantized(info.attributes.get("quantization"))
         _check_combination(config)
         return ModelInfo(planned.kind, _attributes(info.attributes, config))

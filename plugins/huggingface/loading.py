@@ -165,14 +165,18 @@ def load_model(
     stored.pop("dtype", None)
     options = {**stored, **kwargs, **_common(model)}
     options["dtype"] = torch_dtype(wanted) if isinstance(wanted, str) else wanted
-    if "quantization_config" in options or model.attributes.get("quantization"):
+    if "quantization_config" in options or model.attributes.get("quantization") not in (None, "olive"):
         # Quantized weights are laid out for their device while loading; .to() would refuse them afterwards.
         options.setdefault("device_map", {"": device})
     config = read_config(model.folder)
     architecture = (config.get("architectures") or [None])[0]
     task = model.attributes.get("task") or infer_task(architecture)
     auto = getattr(transformers, auto_class_name(task))
-    loaded = auto.from_pretrained(model.folder, **options)
+    if model.attributes.get("quantization") == "olive":
+        # transformers does not know the format; its layers are unpacked to the float weights that they stand for.
+        loaded = _unpacked(auto, model, options)
+    else:
+        loaded = auto.from_pretrained(model.folder, **options)
     if with_adapter and (folder := adapter_folder(model)) is not None:
         from peft import PeftModel
 
@@ -180,6 +184,29 @@ def load_model(
     if "device_map" not in options:
         loaded.to(device)
     loaded.train(trainable)
+    return loaded
+
+
+def _unpacked(auto: Any, model: Model, options: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    from drupe.plugins.quantization.checkpoint import float_state
+
+    config = AutoConfig.from_pretrained(model.folder, **_common(model))
+    del config.quantization_config
+    dtype = options.get("dtype")
+    state = float_state(model.folder)
+    stored = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    loaded = auto.from_config(
+        config,
+        dtype=stored if dtype in (None, "auto") else dtype,
+        trust_remote_code=options["trust_remote_code"],
+        **{key: value for key, value in options.items() if key == "attn_implementation"},
+    )
+    if getattr(config, "tie_word_embeddings", False):
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    loaded.load_state_dict(state, strict=True)
+    loaded.tie_weights()
     return loaded
 
 

@@ -1,0 +1,109 @@
+"""Runs a decoder block by block, giving each layer's inputs as second moments before the block is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from functools import partial
+from typing import Any
+
+from drupe.core.context import PassContext
+from drupe.plugins.quantization.layers import blocks_of
+
+__all__ = ["Blocks"]
+
+Solve = Callable[[str, Any, Any], None]
+"""Called with a layer's name, the layer and its inputs' second moments (columns, columns); it may change the layer."""
+
+
+class Blocks:
+    """A network and the sequences that run through it."""
+
+    def __init__(self, network: Any, tokens: Sequence[Any], context: PassContext) -> None:
+        self.network = network
+        self.tokens = tokens
+        self.context = context
+        self.prefix, self.blocks = blocks_of(network)
+
+    def each_layer(self, wanted: Set[str], solve: Solve) -> None:
+        """Call `solve` for each wanted layer in order; layers that it changes feed the blocks behind them."""
+        import torch
+
+        with torch.inference_mode():
+            states, arguments = self._first()
+            for number, block in enumerate(self.blocks):
+                self.context.progress(number, len(self.blocks), f"block {number + 1} of {len(self.blocks)}")
+                names = {
+                    f"{self.prefix}.{number}.{name}": module
+                    for name, module in block.named_modules()
+                    if f"{self.prefix}.{number}.{name}" in wanted
+                }
+                moments = self._moments(names, partial(self._through, number, states, arguments))
+                for name, module in names.items():
+                    solve(name, module, moments.pop(name))
+                states = self._through(number, states, arguments)
+            if "lm_head" in wanted:
+                head = {"lm_head": self.network.get_submodule("lm_head")}
+                moments = self._moments(head, self._whole)
+                solve("lm_head", head["lm_head"], moments["lm_head"])
+
+    def _first(self) -> tuple[list[Any], list[list[tuple[Any, Any]]]]:
+        """Return the first block's inputs, and each block's further arguments, for each sequence.
+
+        A block may have arguments of its own, such as a mask for a sliding window.
+        """
+        states: list[Any] = []
+        arguments: list[list[tuple[Any, Any]]] = [[] for _ in self.blocks]
+
+        def watch(number: int) -> Any:
+            def hook(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+                if number == 0:
+                    states.append(positional[0] if positional else named["hidden_states"])
+                rest = {key: value for key, value in named.items() if key != "hidden_states"}
+                arguments[number].append((positional[1:], rest))
+
+            return hook
+
+        hooks = [
+            block.register_forward_pre_hook(watch(number), with_kwargs=True) for number, block in enumerate(self.blocks)
+        ]
+        try:
+            for ids in self.tokens:
+                self.context.raise_if_cancelled()
+                self.network(input_ids=ids, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states, arguments
+
+    def _through(self, number: int, states: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+        outputs = []
+        for state, (positional, named) in zip(states, arguments[number], strict=True):
+            self.context.raise_if_cancelled()
+            out = self.blocks[number](state, *positional, **named)
+            outputs.append(out[0] if isinstance(out, tuple) else out)
+        return outputs
+
+    def _whole(self) -> None:
+        for ids in self.tokens:
+            self.context.raise_if_cancelled()
+            self.network(input_ids=ids, use_cache=False)
+
+    def _moments(self, layers: dict[str, Any], run: Callable[[], Any]) -> dict[str, Any]:
+        """Return the second moments of each layer's inputs while `run` runs."""
+        found: dict[str, Any] = {}
+
+        def watch(name: str) -> Any:
+            def hook(_: Any, inputs: tuple[Any, ...]) -> None:
+                rows = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+                moment = rows.T @ rows
+                found[name] = found[name] + moment if name in found else moment
+
+            return hook
+
+        hooks = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
+        try:
+            run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found

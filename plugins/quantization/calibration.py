@@ -1,0 +1,63 @@
+"""What quantizers are calibrated with: the rows of a data config, or text that the model itself writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError
+from drupe.core.model import Model
+
+__all__ = ["calibration_tokens"]
+
+
+def calibration_tokens(
+    pass_name: str, network: Any, model: Model, data: str | None, count: int, length: int, context: PassContext
+) -> list[Any]:
+    """Return up to `count` tensors (1, n) of token ids, n at most `length`.
+
+    data: the name of a data config. Without one the model writes the text itself, sampled from its own distribution
+    (Williams et al. 2024, arXiv 2410.17170): no foreign text is needed, and the same seed gives the same tokens.
+    """
+    import torch
+
+    if data is None:
+        return _written(network, count, length, context)
+    found = []
+    for sample in context.data(data, model=model):
+        ids = sample.inputs.get("input_ids")
+        if ids is None or isinstance(ids, str):
+            raise ConfigError(
+                f"{pass_name}: sample {sample.id} of {data} has no input_ids; it has {', '.join(sample.inputs)}; "
+                "use a data config of text generation"
+            )
+        mask = sample.inputs.get("attention_mask")
+        row = ids if mask is None or isinstance(mask, str) else ids[mask.astype(bool)]
+        if len(row) > 1:
+            found.append(torch.as_tensor(row[:length], dtype=torch.long, device=network.device)[None])
+        if len(found) == count:
+            break
+    if not found:
+        raise ConfigError(f"{pass_name}: {data} has no sample of two tokens or more to calibrate with")
+    context.report["calibration"] = {"sequences": len(found), "tokens": sum(t.shape[1] for t in found), "from": data}
+    return found
+
+
+def _written(network: Any, count: int, length: int, context: PassContext) -> list[Any]:
+    import torch
+
+    config = network.config
+    start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+    start = start[0] if isinstance(start, list) else start
+    generator = torch.Generator(device="cpu").manual_seed(context.seed)
+    ids = torch.full((count, 1), int(start or 0), dtype=torch.long, device=network.device)
+    past = None
+    with torch.inference_mode():
+        for place in range(length - 1):
+            context.progress(place, length - 1, "writing calibration text")
+            out = network(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            chances = torch.softmax(out.logits[:, -1].float().cpu(), dim=-1)
+            ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator).to(ids.device)], dim=1)
+    context.report["calibration"] = {"sequences": count, "tokens": int(ids.numel()), "from": "the model's own text"}
+    return [row[None].clone() for row in ids]

@@ -1,0 +1,139 @@
+"""What the quantizers of PyTorch models share: the scheme's parameters, and how the result is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.config import Choice, Ordered, PassConfig, searchable
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError
+from drupe.core.model import Model, ModelInfo
+from drupe.core.passes import Pass
+from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
+from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
+
+__all__ = ["QuantizerConfig", "WeightQuantizer"]
+
+
+class QuantizerConfig(PassConfig):
+    """The grid of the weights."""
+
+    bits: Literal[4, 8] = searchable(4, Ordered(4, 8), doc="Bits of a weight.")
+    group_size: Literal[-1, 16, 32, 64, 128, 256] = searchable(
+        128,
+        Ordered(32, 64, 128),
+        doc="Columns that share a scale; it must divide the layers' widths. -1: the whole row.",
+    )
+    sym: bool = searchable(False, Choice(True, False), doc="Groups without a zero point.")
+    lm_head: bool = Field(False, description="Quantize the head as well.")
+    overrides: Mapping[str, Mapping[str, Any]] = Field(
+        default_factory=dict, description="Layer name to its own bits, group_size and symmetric."
+    )
+    scale_search: bool = Field(True, description="Try smaller ranges for each group and take that of the least error.")
+    device: str | None = Field(
+        None, description="Where the model is calculated: cpu, cuda; default: as the target has."
+    )
+
+
+class WeightQuantizer(Pass):
+    """Subclasses implement `quantize_layers`."""
+
+    Config: ClassVar[type[PassConfig]] = QuantizerConfig
+    keeps_quantized: ClassVar[bool] = False
+    """Whether a model of which some layers are quantized may be given, to quantize the others."""
+
+    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
+        """Refuse adapters and models that are quantized."""
+        planned = super().plan(info, config, accelerator)
+        if info.attributes.get("adapter"):
+            raise ConfigError(f"{self.spec.name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
+        quantization = info.attributes.get("quantization")
+        if quantization and not (self.keeps_quantized and quantization == METHOD):
+            raise ConfigError(f"{self.spec.name}: the model is quantized already ({quantization})")
+        return planned.with_(quantization=METHOD, mixed_precision=None)
+
+    def quantize_layers(
+        self, network: Any, chosen: Mapping[str, Scheme], model: Model, config: Any, context: PassContext
+    ) -> dict[str, QuantizedLayer]:
+        """Return the quantized layers by name; the network may be changed."""
+        raise NotImplementedError
+
+    def run(self, model: Model, config: Any, context: PassContext) -> Model:
+        """Load in float32, quantize, write."""
+        import torch
+
+        from drupe.plugins.huggingface.files import copy_tree
+        from drupe.plugins.huggingface.loading import load_model, read_config
+
+        torch.set_num_threads(context.resources.thread_count)
+        torch.manual_seed(context.seed)
+        done = quantized_layers(model.folder)
+        network = load_model(model, dtype="float32", device=_device(config, context))
+        layers = linear_layers(network, lm_head=config.lm_head)
+        left = {name: layer for name, layer in layers.items() if name not in done}
+        mixed = model.attributes.get("mixed_precision") or {}
+        told = {**{name: {"bits": bits} for name, bits in mixed.items() if name in layers}, **config.overrides}
+        default = Scheme(config.bits, config.group_size, config.sym)
+        chosen = schemes(self.spec.name, left, default, {k: v for k, v in told.items() if k in left or k not in done})
+        quantized = self.quantize_layers(network, chosen, model, config, context)
+        source = read_config(model.folder)
+        state = _state(network, _stored_dtype(source))
+        self.finish(state, config, context)
+        before = source.get("quantization_config") or {}
+        write_checkpoint(
+            context.output_dir,
+            state,
+            {**done, **quantized},
+            {key: value for key, value in source.items() if key != "quantization_config"},
+            bits=int(before.get("bits", config.bits)),
+            group_size=int(before.get("group_size", config.group_size)),
+            symmetric=bool(before.get("symmetric", config.sym)),
+        )
+        weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+        copy_tree(
+            model.folder,
+            context.output_dir,
+            context,
+            lambda path: not path.name.endswith(weights) and path.name != "config.json",
+        )
+        context.report.pop("left_out", None)
+        bits: dict[str, int] = {}
+        for layer in quantized.values():
+            bits[str(layer.bits)] = bits.get(str(layer.bits), 0) + 1
+        context.report["layers_by_bits"] = dict(sorted(bits.items()))
+        kept = {key: value for key, value in model.attributes.items() if key != "mixed_precision"}
+        return Model.from_dir("hf", context.output_dir, {**kept, "quantization": METHOD})
+
+    def finish(self, state: dict[str, Any], config: Any, context: PassContext) -> None:
+        """Change the tensors that stay in float, before they are written."""
+
+
+def _device(config: QuantizerConfig, context: PassContext) -> str:
+    if config.device is not None:
+        return {"gpu": "cuda"}.get(config.device, config.device)
+    import torch
+
+    return "cuda" if context.resources.gpus and torch.cuda.is_available() else "cpu"
+
+
+def _stored_dtype(config: Mapping[str, Any]) -> Any:
+    """Return the torch dtype that a model's config names, float32 where it names none."""
+    import torch
+
+    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _state(network: Any, dtype: Any) -> dict[str, Any]:
+    """Return a network's tensors by name, shared ones once, as they are stored."""
+    tied = set(getattr(network, "_tied_weights_keys", None) or ())
+    shares = getattr(network.config, "tie_word_embeddings", False)
+    return {
+        name: tensor.detach().cpu().to(dtype) if tensor.is_floating_point() else tensor.detach().cpu()
+        for name, tensor in network.state_dict().items()
+        if not (shares and name in tied)
+    }

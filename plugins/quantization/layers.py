@@ -1,0 +1,84 @@
+"""Which layers of a decoder are quantized, and with how many bits each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drupe.core.errors import ConfigError, PassError
+
+__all__ = ["Scheme", "blocks_of", "linear_layers", "schemes"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a layer is quantized. group_size: columns that share a scale; -1: the whole row."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+
+def blocks_of(model: Any) -> tuple[str, Any]:
+    """Return (name, module list) of a decoder's blocks. Raises PassError where it has none."""
+    import torch
+
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) and len({type(block) for block in module}) == 1
+    ]
+    if not found:
+        raise PassError(
+            f"{type(model).__name__} has no list of equal blocks, so it is no decoder that can be quantized"
+        )
+    return max(found, key=lambda entry: (len(entry[1]), -len(entry[0])))
+
+
+def linear_layers(model: Any, *, lm_head: bool) -> dict[str, Any]:
+    """Return the linear layers inside the blocks by name, in order, and the head where it is asked for."""
+    import torch
+
+    prefix, _ = blocks_of(model)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and (name.startswith(f"{prefix}.") or (lm_head and name == "lm_head"))
+    }
+    if lm_head and "lm_head" not in found:
+        raise PassError(f"{type(model).__name__} has no linear layer lm_head, so lm_head: true can't be done")
+    return found
+
+
+def schemes(
+    pass_name: str, layers: Mapping[str, Any], default: Scheme, overrides: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Scheme]:
+    """Return each layer's scheme. Raises ConfigError where a group does not divide a layer's width."""
+    known = set(layers)
+    unknown = [name for name in overrides if name not in known and name not in ("lm_head", "model.embed_tokens")]
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise ConfigError(
+            f"{pass_name}: overrides: the model has no linear layer {unknown[0]!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    found = {}
+    for name, module in layers.items():
+        own = overrides.get(name, {})
+        scheme = Scheme(
+            int(own.get("bits", default.bits)),
+            int(own.get("group_size", default.group_size)),
+            bool(own.get("symmetric", own.get("sym", default.symmetric))),
+        )
+        width = module.in_features
+        if scheme.group_size != -1 and width % scheme.group_size:
+            fitting = [size for size in (256, 128, 64, 32, 16) if width % size == 0 and size < scheme.group_size]
+            hint = f"; the largest that does is {fitting[0]}" if fitting else ""
+            raise ConfigError(
+                f"{pass_name}: groups of {scheme.group_size} do not divide the {width} columns of {name}{hint}"
+            )
+        found[name] = Scheme(scheme.bits, width, scheme.symmetric) if scheme.group_size == -1 else scheme
+    return found

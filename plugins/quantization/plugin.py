@@ -1,0 +1,30 @@
+"""Registers the quantizers of PyTorch models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drupe.core.hookspecs import hookimpl
+from drupe.core.specs import PassSpec
+
+
+def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
+    fields: dict[str, Any] = {
+        "accepts": frozenset({"hf"}),
+        "produces": "hf",
+        "requires": ("safetensors>=0.5", "torch>=2.7", "transformers>=5"),
+        "key_packages": ("safetensors", "torch", "transformers"),
+    }
+    return PassSpec(name=name, target=f"drupe.plugins.quantization.{module}:{name}", summary=summary, **fields | more)
+
+
+@hookimpl
+def drupe_passes() -> list[PassSpec]:
+    """Contribute the quantizers."""
+    return [
+        _pass("Gptq", "gptq", "Quantize a decoder's weights so that its layers' outputs change least"),
+        _pass("Rtn", "rtn", "Quantize a decoder's weights by rounding to nearest"),
+        _pass(
+            "SelectiveMixedPrecision", "mixed_precision", "Choose the layers that the next quantizer gives more bits"
+        ),
+    ]
