@@ -16,7 +16,7 @@ _entries = [entry for entry in _registry.entries if entry.plugin.distribution ==
 
 
 _RUN_WITH_DEFAULTS = ("ModelBuilder", "OnnxConversion", "OnnxDynamicQuantization")
-"""Passes that a tiny model of the kit and their defaults are enough for; the others have contract tests of their own."""
+"""Passes that a tiny model and their defaults are enough for; the others have contract tests of their own."""
 
 
 def _title(prefix: str, hook: str, name: str) -> str:
