@@ -37,7 +37,7 @@ class Axis:
                 )
             case FloatRange(low, high, log, step):
                 if isinstance(steps := values_of(self.dimension.over), _Steps):
-                    return FloatDistribution(low, steps[-1], step=step)
+                    return FloatDistribution(low, steps.end, step=step)
                 return FloatDistribution(low, high, log=log)
             case Ordered(values):
                 return IntDistribution(0, len(values) - 1)
@@ -123,6 +123,11 @@ class _Steps(Sequence[float]):
             raise IndexError(index)
         # A range that ends a rounding short of its last step ends there.
         return min(float(self._low + (index % self._count) * self._step), self._high)
+
+    @property
+    def end(self) -> float:
+        """The last step as it is counted, which may lie a rounding above the range: Optuna wants whole steps."""
+        return float(self._low + (self._count - 1) * self._step)
 
     def nearest(self, value: float) -> float:
         """Return the step that a value is, up to rounding."""
