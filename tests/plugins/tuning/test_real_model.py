@@ -21,12 +21,12 @@ from .conftest import run_pass
 pytestmark = pytest.mark.slow
 Make = Callable[..., JobContext]
 TONE = Path(__file__).parents[3] / "examples" / "tone"
-ARGS = {"per_device_train_batch_size": 16, "max_steps": 14, "learning_rate": 1e-3, "save_strategy": "no"}
+ARGS = {"per_device_train_batch_size": 16, "max_steps": 8, "learning_rate": 1e-3, "save_strategy": "no"}
 
 
 @pytest.fixture(scope="module")
 def phrases(smollm2_dir: Path) -> tuple[list[Sample], list[Sample]]:
-    """Phrases to train on, and sixty others."""
+    """Phrases to train on, and thirty others."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
@@ -41,7 +41,7 @@ def phrases(smollm2_dir: Path) -> tuple[list[Sample], list[Sample]]:
         answer = [*tokenizer(f" {items[text]}").input_ids, tokenizer.eos_token_id]
         ids, labels = np.array(prompt + answer), np.array([-100] * len(prompt) + answer)
         result.append(Sample(digest_of(text)[:8], {"input_ids": ids, "labels": labels}, items[text], digest_of(text)))
-    return result[60:], result[:60]
+    return result[30:], result[:30]
 
 
 def accuracy(model: Any, held: list[Sample]) -> float:
@@ -63,11 +63,11 @@ def test_a_short_training_learns_the_tones_and_the_merged_model_keeps_them(
 
     train, held = phrases
     base = Model.from_dir("hf", smollm2_dir, {"task": "text-generation"}).at(smollm2_dir)
-    context = make_context({"toy": train, "held": held}, resources=Resources(cpus=2))
+    context = make_context({"toy": train, "held": held}, resources=Resources(cpus=1))
     tuned = run_pass(name, base, context, r=16, eval_data_config="held", training_args=ARGS)
-    merged = run_pass("MergeAdapterWeights", tuned, make_context(resources=Resources(cpus=2)))
+    merged = run_pass("MergeAdapterWeights", tuned, make_context(resources=Resources(cpus=1)))
     loaded = AutoModelForCausalLM.from_pretrained(merged.folder, local_files_only=True).eval()
-    assert accuracy(loaded, held) >= 0.75
+    assert accuracy(loaded, held) >= 0.6
     # The adapter of QLoRA was trained beside a rounded base: on the float one it must do as well.
     trained_beside = context.report["curves"]["evaluations"][-1]["loss"]
     losses = []
