@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--kinds", nargs="*", default=["elastic", "longer"])
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -139,6 +140,8 @@ def main() -> None:
             losses["apart"].append({rank: apart[rank][0] for rank in RANKS})
             hits["apart"].append({rank: apart[rank][1] for rank in RANKS})
             for name, share in (("elastic", 1.0), ("longer", 1.3)):
+                if name not in args.kinds:
+                    continue
                 elastic = ElasticLoRAConfig(
                     train_data_config="data",
                     r=RANKS[-1],
@@ -151,7 +154,7 @@ def main() -> None:
                 losses[name].append({rank: measured[rank][0] for rank in RANKS})
                 hits[name].append({rank: measured[rank][1] for rank in RANKS})
                 times[name].append(run.seconds)
-            shown = {n: {k: round(v, 4) for k, v in each[-1].items()} for n, each in losses.items()}
+            shown = {n: {k: round(v, 4) for k, v in each[-1].items()} for n, each in losses.items() if each}
             print(f"seed {seed}: {json.dumps(shown)}", flush=True)
     tell(losses, hits, times)
     if args.json is not None:
@@ -163,6 +166,8 @@ def tell(losses: dict[str, Any], hits: dict[str, Any], times: dict[str, list[flo
     from scipy.stats import t
 
     for name in ("elastic", "longer"):
+        if not losses[name]:
+            continue
         for rank in RANKS:
             gaps = np.array([a[rank] - b[rank] for a, b in zip(losses[name], losses["apart"], strict=True)])
             half = t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")

@@ -155,7 +155,11 @@ def trainer(
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, device_map={"": str(DEVICE)}, attn_implementation="sdpa", **extra
+        folder,
+        dtype=options.get("dtype", torch.bfloat16),
+        device_map={"": str(DEVICE)},
+        attn_implementation="sdpa",
+        **extra,
     )
     if four_bits:
         model = prepare_model_for_kbit_training(
@@ -205,9 +209,12 @@ def trainer(
         )
         run = InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()])
         run.train()
-    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    losses = [float(entry["loss"]) for entry in run.state.log_history if "loss" in entry]
     lengths = [len(row["input_ids"]) for row in rows]
-    return facts(times, losses, lengths, batch * accumulation)
+    result = facts(times, losses, lengths, batch * accumulation)
+    if after := options.get("after"):
+        result["after"] = after(model)
+    return result
 
 
 def facts(times: list[float], losses: list[float], lengths: list[int], rows: int) -> dict[str, Any]:
@@ -233,6 +240,7 @@ def ours(
     lora: dict[str, Any],
     method: str = "LoRA",
     profile: bool = False,
+    after: Callable[[Any], Any] | None = None,
     rate: float = 2e-4,
     arguments: dict[str, Any] | None = None,
     **config: Any,
@@ -290,6 +298,8 @@ def ours(
             "plan": told["forecast"].get("plan"),
         }
         result["notes"] = told["notes"]
+        if after is not None:
+            result["after"] = after(peft_model)
         if profile and CUDA:
             show_kernels(session)
     return result

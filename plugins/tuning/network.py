@@ -65,9 +65,8 @@ class Network:
         reference = plain._probe(padded(probe, plain.pad_id))
         split = cls(model, device, smoothing, split_head=True, ranks=ranks)
         close = plain._tolerance
-        head_fits = split._head() is not None and _agrees(
-            lambda: split._probe(padded(probe, plain.pad_id)), reference, close
-        )
+        head_fits = split._head() is not None
+        head_fits = head_fits and _differs(lambda: split._probe(padded(probe, plain.pad_id)), reference, close) is None
         if not head_fits:
             notes.append("logits are computed by the model itself: its head is more than one frozen linear layer")
         why = plain._cannot_exchange(max(row.length for row in rows))
@@ -77,11 +76,11 @@ class Network:
             model.get_base_model().set_attn_implementation(attention.PACKED)
             if packing is not False:
                 packed = cls(model, device, smoothing, True, head_fits, tuple(notes), ranks)
-                if _agrees(lambda: packed._probe(pack(probe)), reference, close):
+                why = _differs(lambda: packed._probe(pack(probe)), reference, close)
+                if why is None:
                     return packed
-                why = "packed rows give another loss than padded ones"
             network = cls(model, device, smoothing, False, head_fits, tuple(notes), ranks)
-            if not _agrees(lambda: network._probe(padded(probe, plain.pad_id)), reference, close):
+            if _differs(lambda: network._probe(padded(probe, plain.pad_id)), reference, close) is not None:
                 model.get_base_model().set_attn_implementation(before)
         if packing is True:
             from drupe.core.errors import ConfigError
@@ -196,10 +195,12 @@ def _short(row: Row) -> Row:
     )
 
 
-def _agrees(attempt: Callable[[], float], reference: float, tolerance: float) -> bool:
-    """Whether an attempt runs and gives the reference's loss but for rounding."""
+def _differs(attempt: Callable[[], float], reference: float, tolerance: float) -> str | None:
+    """Return why an attempt fails or gives another loss than the reference, beyond rounding; None where it agrees."""
     try:
         value = attempt()
-    except (NotImplementedError, RuntimeError, TypeError, ValueError, KeyError, AttributeError):
-        return False
-    return abs(value - reference) <= tolerance * max(1.0, abs(reference))
+    except (NotImplementedError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as fault:
+        return str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+    if abs(value - reference) <= tolerance * max(1.0, abs(reference)):
+        return None
+    return f"its loss on packed rows is {value:.4f} and on padded ones {reference:.4f}"

@@ -10,8 +10,8 @@ from drupe.plugins.tuning.arguments import TrainingArgs
 
 __all__ = ["GPU_ONLY", "make_optimizer", "make_scheduler", "optimized", "warmup_steps"]
 
-GPU_ONLY = ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit")
-"""Optimizers whose state is packed by GPU kernels."""
+GPU_ONLY = ("paged_adamw_8bit",)
+"""Optimizers that page a GPU's memory, so that on a CPU they would be others than was asked for."""
 
 
 _ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit", "paged_adamw", "sgd", "adagrad", "rmsprop")

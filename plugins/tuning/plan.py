@@ -69,7 +69,9 @@ def choose(found: Sequence[Plan], limit: int | None) -> list[Plan]:
     fitting = [plan for plan in found if limit is None or plan.memory <= limit]
     smallest = min(found, key=lambda plan: plan.memory)
     chain = [fitting[0]] if fitting else [smallest]
+    # A plan that takes hardly less would fail where the one before it failed.
+    least = 0.05 * (max(plan.memory for plan in found) - smallest.memory)
     for plan in found:
-        if plan.memory < 0.93 * chain[-1].memory and plan.seconds >= chain[-1].seconds:
+        if plan.memory < chain[-1].memory - least and plan.seconds >= chain[-1].seconds:
             chain.append(plan)
     return chain

@@ -160,7 +160,8 @@ class Session:
         parameters = sum(p.numel() for p in self.network.model.parameters())
         work = 4.0 * parameters * trainer.total_steps * sum(steps) / len(steps)
         if args.torch_compile or (args.torch_compile is None and self.gpu and work > _COMPILE_PAYS):
-            self.layers.compile(args.torch_compile_mode)
+            # Packed rows come in several sizes: the second one makes the compiler serve all that follow.
+            self.layers.compile(args.torch_compile_mode, dynamic=None if self.network.packed else False)
         recompute = args.gradient_checkpointing
         if not self.layers.layers:
             if recompute:

@@ -170,8 +170,10 @@ def test_rows_longer_than_the_context_are_cut_and_told(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_needs_a_gpu_says_so_where_there_is_none(tiny: Model, make_context: Make) -> None:
-    with pytest.raises(ConfigError, match=r"adamw_8bit needs a CUDA GPU and no GPU is visible"):
-        run_pass("QLoRA", tiny, make_context(), training_args={"optim": "adamw_8bit"})
+    with pytest.raises(ConfigError, match=r"paged_adamw_8bit needs a CUDA GPU and no GPU is visible"):
+        run_pass("QLoRA", tiny, make_context(), training_args={"optim": "paged_adamw_8bit"})
+    with pytest.raises(ConfigError, match=r"use_liger_kernel needs a CUDA GPU"):
+        run_pass("LoRA", tiny, make_context(), training_args={"use_liger_kernel": True})
     context = make_context()
     run_pass("QLoRA", tiny, context, training_args={"optim": "paged_adamw_32bit"})
     assert "pages a GPU's memory" in context.report["tuning"]["notes"][0]
