@@ -31,4 +31,10 @@ def drupe_hosts() -> list[HostSpec]:
             target="drupe.hosts.slurm:Slurm",
             summary="A Slurm cluster that shares this machine's file system.",
         ),
+        HostSpec(
+            name="Ray",
+            target="drupe.hosts.ray_cluster:Ray",
+            summary="A Ray cluster, existing or started on this machine.",
+            requires=("ray>=2.40",),
+        ),
     ]
