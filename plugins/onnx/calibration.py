@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from drupe.core.config import DataRef, FileRef
+from drupe.core.config import DataRef, FileRef, PassConfig
 from drupe.core.context import PassContext
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
@@ -19,16 +19,16 @@ from drupe.plugins.onnx.graph_pass import GraphPassConfig
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CalibrationConfig", "calibration_batches", "reader"]
+__all__ = ["PAST", "CalibrationConfig", "DataSourceConfig", "calibration_batches", "graph_inputs", "reader"]
 
 Batch = Mapping[str, "np.ndarray"]
 
-_PAST = ("past_key_values", "past_key", "past_value", "past.")
+PAST = ("past_key_values", "past_key", "past_value", "past.")
 """How inputs that hold earlier keys and values begin; calibration starts with none."""
 
 
-class CalibrationConfig(GraphPassConfig):
-    """Where calibration data come from."""
+class DataSourceConfig(PassConfig):
+    """Where inputs for the graph come from."""
 
     data_config: DataRef | None = Field(None, description="Data config whose training part calibrates.")
     max_calibration_samples: int | None = Field(
@@ -46,7 +46,7 @@ class CalibrationConfig(GraphPassConfig):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> CalibrationConfig:
+    def _one_source(self) -> DataSourceConfig:
         if self.dataloader_func is not None and self.user_script is None:
             raise ValueError("dataloader_func names a function of user_script, which is not given; add user_script")
         if self.dataloader_func is not None and self.data_config is not None:
@@ -59,15 +59,19 @@ class CalibrationConfig(GraphPassConfig):
         return self.data_config is not None or self.dataloader_func is not None
 
 
+class CalibrationConfig(DataSourceConfig, GraphPassConfig):
+    """Where calibration data come from, and how the graph is written."""
+
+
 def calibration_batches(
-    pass_name: str, proto: Any, model: Model, config: CalibrationConfig, context: PassContext, *, equal: bool
+    pass_name: str, proto: Any, model: Model, config: DataSourceConfig, context: PassContext, *, equal: bool
 ) -> list[Batch]:
     """Return what the graph is fed for calibration, batch by batch.
 
     equal: pad all to the longest, for methods that collect values of one shape. Raises ConfigError where an input can't
     be had from the data, or has a shape that the graph refuses.
     """
-    inputs = _inputs(proto, _heads(model))
+    inputs = graph_inputs(proto, model)
     if config.dataloader_func is not None:
         batches = [_fitted(pass_name, inputs, batch, f"batch {n}") for n, batch in enumerate(_loaded(config, context))]
     else:
@@ -114,10 +118,11 @@ def _heads(model: Model) -> Mapping[int, int]:
     return {axis: int(size) for axis, size in found.items() if size}
 
 
-def _inputs(proto: Any, heads: Mapping[int, int]) -> dict[str, tuple[tuple[int | str, ...], Any]]:
-    """Name → (shape, numpy dtype) of the graph's inputs."""
+def graph_inputs(proto: Any, model: Model) -> dict[str, tuple[tuple[int | str, ...], Any]]:
+    """Return name → (shape, numpy dtype) of a graph's inputs; axes of no fixed length by their name."""
     from onnx import helper
 
+    heads = _heads(model)
     weights = {tensor.name for tensor in proto.graph.initializer}
     return {
         value.name: (
@@ -125,7 +130,7 @@ def _inputs(proto: Any, heads: Mapping[int, int]) -> dict[str, tuple[tuple[int |
                 dim.dim_value
                 if dim.HasField("dim_value")
                 else heads.get(axis, dim.dim_param)
-                if value.name.startswith(_PAST)
+                if value.name.startswith(PAST)
                 else dim.dim_param
                 for axis, dim in enumerate(value.type.tensor_type.shape.dim)
             ),
@@ -136,7 +141,7 @@ def _inputs(proto: Any, heads: Mapping[int, int]) -> dict[str, tuple[tuple[int |
     }
 
 
-def _loaded(config: CalibrationConfig, context: PassContext) -> Iterator[Mapping[str, Any]]:
+def _loaded(config: DataSourceConfig, context: PassContext) -> Iterator[Mapping[str, Any]]:
     from drupe.core.user_scripts import user_function
 
     assert config.user_script is not None and config.dataloader_func is not None
@@ -194,7 +199,7 @@ def _fitted(pass_name: str, inputs: Mapping[str, Any], batch: Mapping[str, Any],
     fitted: dict[str, np.ndarray] = {}
     for name, (shape, dtype) in inputs.items():
         if name not in batch:
-            if not name.startswith(_PAST):
+            if not name.startswith(PAST):
                 raise ConfigError(
                     f"{pass_name}: {where} of the calibration data has no input {name!r}; "
                     f"it has {', '.join(batch) or 'none'}, the graph takes {', '.join(inputs)}"

@@ -118,6 +118,13 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnx>=1.17", "onnxruntime>=1.22", "onnx-ir>=0.1.6"),
         ),
         _pass("QuantizationPreprocess", "preprocess", "Infer shapes and tidy a graph before it is quantized"),
+        _pass(
+            "OrtSessionParamsTuning",
+            "session_tuning",
+            "Find the session options with which a graph runs fastest here",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "optuna>=5.0"),
+            accelerator_matters=True,
+        ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
         _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
         _pass("OnnxQuantization", "quantization", "Quantize weights and activations, statically or dynamically"),

@@ -14,7 +14,7 @@ from drupe.core.model import Model
 from drupe.core.runtimes import Result, Runtime, Session
 from drupe.plugins.onnx.graphs import graph_path
 
-__all__ = ["OnnxRuntime", "OnnxSession"]
+__all__ = ["OnnxRuntime", "OnnxSession", "run_bound", "set_session_option"]
 
 _LEVELS = {"disable": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
 _MODES = ("sequential", "parallel")
@@ -27,7 +27,8 @@ _TYPES = {
 
 class OnnxRuntime(Runtime):
     """Options: threads, inter_op_threads, execution_mode (sequential, parallel), graph_optimization (disable, basic,
-    extended, layout, all), session_config (ONNX Runtime's session config entries by name).
+    extended, layout, all), session_config (ONNX Runtime's session config entries by name), io_bind (inputs and outputs
+    are bound to the device's memory).
 
     What a tuning pass wrote into the model's inference_settings holds where no option says otherwise.
     """
@@ -42,6 +43,7 @@ class OnnxRuntime(Runtime):
             "execution_mode": None,
             "graph_optimization": None,
             "session_config": {},
+            "io_bind": None,
         }
         unknown = sorted(set(options) - set(known))
         if unknown:
@@ -71,7 +73,7 @@ class OnnxRuntime(Runtime):
         settings.log_severity_level = 3
         stored: Mapping[str, Any] = (model.attributes.get("inference_settings") or {}).get("session_options") or {}
         for name, value in stored.items():
-            _set(settings, name, value)
+            set_session_option(settings, name, value)
         if full["threads"] and "intra_op_num_threads" not in stored:
             settings.intra_op_num_threads = int(full["threads"])
         if full["inter_op_threads"]:
@@ -87,10 +89,13 @@ class OnnxRuntime(Runtime):
             session = ort.InferenceSession(str(path), settings, providers=[(provider, dict(accelerator.options))])
         except Exception as error:
             raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}") from error
-        return OnnxSession(session, model.folder)
+        bound = full["io_bind"]
+        if bound is None:
+            bound = bool((model.attributes.get("inference_settings") or {}).get("io_bind"))
+        return OnnxSession(session, model.folder, bound=bound)
 
 
-def _set(settings: Any, name: str, value: Any) -> None:
+def set_session_option(settings: Any, name: str, value: Any) -> None:
     """Set a session option by the name that ONNX Runtime or Olive gives it."""
     import onnxruntime as ort
 
@@ -107,11 +112,24 @@ def _set(settings: Any, name: str, value: Any) -> None:
     setattr(settings, name, value)
 
 
+def run_bound(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a session with inputs and outputs bound to memory, and return the outputs."""
+    binding = session.io_binding()
+    for name, value in feeds.items():
+        binding.bind_cpu_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    session.run_with_iobinding(binding)
+    values: list[np.ndarray] = binding.copy_outputs_to_cpu()
+    return values
+
+
 class OnnxSession(Session):
     """An inference session."""
 
-    def __init__(self, session: Any, folder: Path) -> None:
+    def __init__(self, session: Any, folder: Path, *, bound: bool = False) -> None:
         self._session = session
+        self._bound = bound
         self._folder = folder
         self._inputs = {item.name: item for item in session.get_inputs()}
         self._outputs = [item.name for item in session.get_outputs()]
@@ -128,7 +146,7 @@ class OnnxSession(Session):
             name: np.ascontiguousarray(batch[name], dtype=_TYPES.get(item.type)) for name, item in self._inputs.items()
         }
         try:
-            values = self._session.run(None, feeds)
+            values = run_bound(self._session, feeds) if self._bound else self._session.run(None, feeds)
         except Exception as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise EvaluationError(f"ONNX Runtime failed on inputs of shapes {shapes}: {error}") from error
