@@ -219,20 +219,28 @@ class Docker(Host):
         worker = worker_command(
             [self.config.python], job, options, processes=self.config.launcher_processes, tie="heartbeat"
         )
-        # The log is to be complete while the job runs, whatever writes to it.
-        command = ["sh", "-c", 'log=$1; shift; exec "$@" >>"$log" 2>&1', "sh", str(job / "log.txt"), *worker]
+        # The log is to be complete while the job runs, whatever writes to it; and a shell is the container's first
+        # process, which the kernel spares signals that native code may end a worker by.
+        command = ["sh", "-c", 'log=$1; shift; "$@" >>"$log" 2>&1; exit $?', "sh", str(job / "log.txt"), *worker]
         return self._asked(
             self._client().containers.create,
             self._image(),
             command,
             working_dir=str(job),
             labels={_LABEL: what.key},
-            init=True,
             **created,
         )
 
     def _state(self, container: Any) -> Mapping[str, Any]:
-        self._asked(container.reload)
+        for left in range(5, 0, -1):
+            try:
+                self._asked(container.reload)
+                break
+            except HostError:
+                # An engine may stumble over a container that ends while it looks at it.
+                if left == 1:
+                    raise
+                time.sleep(_POLL_SECONDS)
         state: Mapping[str, Any] = container.attrs["State"]
         return state
 
