@@ -22,6 +22,13 @@ def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
 def drupe_passes() -> list[PassSpec]:
     """Contribute the quantizers."""
     return [
+        _pass(
+            "AutoRound",
+            "auto_round",
+            "Quantize a decoder's weights with learned rounding",
+            requires=("auto-round>=0.16", "safetensors>=0.5", "torch>=2.7", "transformers>=5"),
+            key_packages=("auto-round", "safetensors", "torch", "transformers"),
+        ),
         _pass("Gptq", "gptq", "Quantize a decoder's weights so that its layers' outputs change least"),
         _pass("Rtn", "rtn", "Quantize a decoder's weights by rounding to nearest"),
         _pass(
