@@ -171,19 +171,27 @@ class Docker(Host):
         except (OSError, ValueError):
             pass  # Not asked yet.
         docker = _docker()
-        options = self._options({}, ())
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        # Into a file: not every engine's logs are complete when the container has ended.
+        answer = self.state_dir / f"answer-{os.getpid()}"
+        command = [
+            "sh",
+            "-c",
+            'answer=$1; shift; "$@" >"$answer"',
+            "sh",
+            str(answer),
+            self.config.python,
+            "-c",
+            QUESTION,
+        ]
+        options = self._options({str(self.state_dir): "rw"}, ())
         try:
-            said = self._client().containers.run(
-                self.config.image_name, [self.config.python, "-c", QUESTION], remove=True, stderr=False, **options
-            )
-            facts: Mapping[str, Any] = json.loads(said)
+            self._client().containers.run(self.config.image_name, command, remove=True, **options)
+            facts: Mapping[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         except (docker.errors.DockerException, OSError, ValueError) as error:
             message = f"{self.config.python} does not run in the image {self.config.image_name}: {_short(error)}"
             raise HostError(message, retry=False) from error
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        part = record.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(facts), encoding="utf-8")
-        part.replace(record)
+        answer.replace(record)
         return facts
 
     def _options(self, mounts: Mapping[str, str], gpus: tuple[str, ...]) -> dict[str, Any]:

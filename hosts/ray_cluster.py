@@ -137,7 +137,7 @@ class Ray(Host):
                         include_dashboard=False if self.config.address is None else None,
                         configure_logging=False,
                     )
-                except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
                     said = str(error).strip().splitlines()
                     raise HostError(f"Ray at {where} can't be reached: {said[0] if said else error!r}") from error
                 self._ours = True

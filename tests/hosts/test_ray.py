@@ -19,10 +19,15 @@ pytest.importorskip("ray", reason="Ray is not installed (pip install 'drupe[ray]
 pytestmark = pytest.mark.slow
 
 
+def _token(folder: Path) -> Path:
+    (folder / "token").write_text("t" * 64)
+    return folder / "token"
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(tmp_path_factory.mktemp("ray") / "token"))
+    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token(tmp_path_factory.mktemp("ray"))))
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(

@@ -104,5 +104,5 @@ def test_without_a_controller_the_message_says_so(tmp_path: Path, monkeypatch: p
 def test_without_slurm_the_message_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     host = built_in("Slurm", tmp_path / "state")
-    with pytest.raises(HostError, match="is not installed here; run Drupe where"):
+    with pytest.raises(HostError, match="is not installed here"):
         host.run(JobFolders(tmp_path / "jobs").stage("ContractAppend"), JobOptions(), lambda e: None, lambda: False)
