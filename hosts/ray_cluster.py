@@ -216,12 +216,15 @@ class Ray(Host):
             )
             .remote(self.config.folder, env)
         )
-        # Until there is room for it, the cluster lets it wait.
+        # Until there is room for it, the cluster lets it wait; another thread's job may be done sooner.
         waiting = actor.missing.remote([])
         while not ray.wait([waiting], timeout=_POLL_SECONDS)[0]:
             if cancelled():
                 self._kill(actor)
                 raise Interrupted("stopped while the job waited for room on the cluster")
+            if (free := self._taken(shape)) is not None:
+                self._kill(actor)
+                return free
         try:
             self._answer(waiting)
         except HostError:
