@@ -289,10 +289,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "--leash" in flags:
             _leash()
         return _run_one(Path(folders[0]), exclusive="--exclusive" in flags, locked="--locked" in flags)
-    print(
-        "usage: python -m drupe.core.worker JOB [--exclusive] [--locked] [--leash] [--heartbeat] | --serve",
-        file=sys.stderr,
-    )  # noqa: T201
+    usage = "usage: python -m drupe.core.worker JOB [--exclusive] [--locked] [--leash] [--heartbeat] | --serve"
+    print(usage, file=sys.stderr)  # noqa: T201
     return 2
 
 
