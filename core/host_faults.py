@@ -74,7 +74,7 @@ def fault_error(data: Mapping[str, Any]) -> HostError | StoreError:
 
 def write_fault(job: Path, error: BaseException) -> None:
     """Write an error into a job's folder. Raises OSError."""
-    write_json(job / _FILE, fault_data(error, job))
+    write_json(job / _FILE, fault_data(error, job), durable=False)
 
 
 def read_fault(job: Path) -> HostError | StoreError | None:

@@ -97,7 +97,7 @@ def run_job(
             "peak_memory": peak_memory(),
             "versions": _versions_of_loaded(),
         }
-        write_json(own / "result.json", result)
+        write_json(own / "result.json", result, durable=False)
     return result
 
 
