@@ -24,7 +24,7 @@ from drupe.core.model import Model
 from drupe.core.plan import Plan, build_plan
 from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
-from drupe.core.store import Store
+from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, Workflow
@@ -52,7 +52,7 @@ class Driver:
         self._events = events
         self._cancelled = cancelled
         self._stop = threading.Event()
-        self.store = Store(workflow.cache_dir)
+        self.store = open_store(workflow.cache_dir, workflow.store_url)
         self.engine = Engine(
             self.workflow,
             registry,

@@ -82,9 +82,19 @@ class Engine:
             system = self.workflow.systems[name]
             entry = self.registry.get("drupe_hosts", system.type)
             factory = self.registry.resolve(entry)
-            config = factory.Config.model_validate(dict(system.config))
+            config = factory.Config.model_validate(self._with_absolute_paths(factory.Config, system.config))
             self._hosts[name] = factory(entry.spec, config, state_dir=self._state_dir / name)
         return self._hosts[name]
+
+    def _with_absolute_paths(self, kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a host's config with the paths that are relative to the workflow's folder made absolute."""
+        from drupe.core.config import references
+
+        found = dict(values)
+        for name, what in references(kind).items():
+            if what == "file" and isinstance(found.get(name), str):
+                found[name] = str((self.workflow.folder / Path(found[name]).expanduser()).absolute())
+        return found
 
     def close(self) -> None:
         """Stop what runs for the hosts."""

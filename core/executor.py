@@ -194,7 +194,7 @@ class Executor:
             checkpoint = folder / "checkpoint"
             if not checkpoint.exists():
                 checkpoint.symlink_to(self.store.checkpoint_dir(job.key), target_is_directory=True)
-            write_json(folder / "job.json", job.to_json())
+            write_json(folder / "job.json", job.to_json(), durable=False)
         step = {"key": job.key, "kind": job.kind, "name": job.name, "type": job.subject, "host": host}
         result = self._host(host).run(
             folder, options, lambda event: self._events({**event, "step": step}), self.cancelled

@@ -11,10 +11,23 @@ from drupe.core.disk import is_full
 from drupe.core.errors import DrupeError, HostError, StoreError
 from drupe.core.job import SCHEMA, write_json
 
-__all__ = ["CANCEL", "fault_data", "fault_error", "forget_attempt", "log_tail", "read_fault", "write_fault"]
+__all__ = [
+    "CANCEL",
+    "HEARTBEAT",
+    "HEARTBEAT_SECONDS",
+    "fault_data",
+    "fault_error",
+    "forget_attempt",
+    "log_tail",
+    "read_fault",
+    "write_fault",
+]
 
 CANCEL = "cancel"
 """The file in a job's folder by which a host asks a worker to stop that it can't send a signal to."""
+HEARTBEAT = "heartbeat"
+"""The file in a job's folder that a host touches while it waits, where a worker can't be tied to it otherwise."""
+HEARTBEAT_SECONDS = 15
 _FILE = "host_error.json"
 _TAIL_LINES = 20
 _TAIL_BYTES = 16 * 1024
@@ -61,7 +74,7 @@ def fault_error(data: Mapping[str, Any]) -> HostError | StoreError:
 
 def write_fault(job: Path, error: BaseException) -> None:
     """Write an error into a job's folder. Raises OSError."""
-    write_json(job / _FILE, fault_data(error, job))
+    write_json(job / _FILE, fault_data(error, job), durable=False)
 
 
 def read_fault(job: Path) -> HostError | StoreError | None:

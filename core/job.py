@@ -117,13 +117,17 @@ class Job:
         )
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON durably: to a temporary file, synced, then renamed. Raises OSError."""
+def write_json(path: Path, data: Any, *, durable: bool = True) -> None:
+    """Write JSON to a temporary file and rename it into place. Raises OSError.
+
+    durable: sync it first, so that it outlives a power cut. Not worth its time for what lies in a job's folder.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as handle:
         json.dump(data, handle, ensure_ascii=False, allow_nan=False)
-        handle.flush()
-        os.fsync(handle.fileno())
+        if durable:
+            handle.flush()
+            os.fsync(handle.fileno())
     temporary.replace(path)
 
 

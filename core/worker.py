@@ -24,7 +24,7 @@ from typing import Any
 from drupe.core.context import JobContext
 from drupe.core.disk import is_full
 from drupe.core.errors import DrupeError, HostError, Interrupted, StoreError
-from drupe.core.host_faults import CANCEL, log_tail, write_fault
+from drupe.core.host_faults import CANCEL, HEARTBEAT, HEARTBEAT_SECONDS, log_tail, write_fault
 from drupe.core.job import SCHEMA, Job, write_json
 from drupe.core.job_limits import limit_threads, memory_limit, peak_memory, reset_peak_memory
 from drupe.core.machine import machine_lock
@@ -97,7 +97,7 @@ def run_job(
             "peak_memory": peak_memory(),
             "versions": _versions_of_loaded(),
         }
-        write_json(own / "result.json", result)
+        write_json(own / "result.json", result, durable=False)
     return result
 
 
@@ -222,6 +222,29 @@ def _leash() -> None:
     threading.Thread(target=watch, name="leash", daemon=True).start()
 
 
+def _watch_heartbeat(folder: Path) -> None:
+    """End this process, and what it started, when nobody touches JOB/heartbeat any more, or the folder is gone."""
+
+    def watch() -> None:
+        last, seen = None, time.monotonic()
+        while time.monotonic() - seen < HEARTBEAT_SECONDS * 10:
+            time.sleep(HEARTBEAT_SECONDS / 5)
+            try:
+                beat = (folder / HEARTBEAT).stat().st_mtime_ns
+            except FileNotFoundError:
+                break
+            except OSError:
+                continue  # A shared file system that does not answer for a moment.
+            # Not against this machine's clock, which may not be the other's.
+            if beat != last:
+                last, seen = beat, time.monotonic()
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os._exit(HOST_FAULT)
+
+    threading.Thread(target=watch, name="heartbeat", daemon=True).start()
+
+
 def _run_one(folder: Path, *, exclusive: bool, locked: bool) -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
@@ -260,11 +283,14 @@ def main(arguments: list[str] | None = None) -> int:
         from drupe.core.warm_worker import serve
 
         return serve()
-    if len(folders) == 1 and flags <= {"--exclusive", "--locked", "--leash"}:
+    if len(folders) == 1 and flags <= {"--exclusive", "--locked", "--leash", "--heartbeat"}:
+        if "--heartbeat" in flags:
+            _watch_heartbeat(Path(folders[0]))
         if "--leash" in flags:
             _leash()
         return _run_one(Path(folders[0]), exclusive="--exclusive" in flags, locked="--locked" in flags)
-    print("usage: python -m drupe.core.worker JOB [--exclusive] [--locked] [--leash] | --serve", file=sys.stderr)  # noqa: T201
+    usage = "usage: python -m drupe.core.worker JOB [--exclusive] [--locked] [--leash] [--heartbeat] | --serve"
+    print(usage, file=sys.stderr)  # noqa: T201
     return 2
 
 

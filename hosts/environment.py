@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from drupe.core.config import FileRef
 from drupe.core.digests import digest_of
 from drupe.core.errors import Fault, HostError
 from drupe.core.hosts import Events, Host, HostDescription, JobOptions
@@ -40,7 +41,7 @@ __all__ = ["EnvironmentConfig", "PythonEnvironment"]
 class EnvironmentConfig(WorkerConfig):
     """Config of PythonEnvironment."""
 
-    python_environment_path: str | None = Field(
+    python_environment_path: FileRef | None = Field(
         None, description="An existing environment: its folder, its bin folder, or its interpreter."
     )
     requirements: list[str] | str | None = Field(

@@ -13,10 +13,10 @@ from typing import Any
 from drupe.core.digests import digest_of
 from drupe.core.errors import HostError
 
-__all__ = ["find_interpreter", "interpreter_facts"]
+__all__ = ["QUESTION", "find_interpreter", "interpreter_facts"]
 
 _ASK_SECONDS = 60
-_QUESTION = """
+QUESTION = """
 import importlib.metadata as m, json, platform
 print(json.dumps({"python": platform.python_version(),
                   "versions": {d.name.lower().replace("_", "-"): d.version for d in m.distributions() if d.name}}))
@@ -50,7 +50,7 @@ def interpreter_facts(interpreter: Path, state_dir: Path, env: Mapping[str, str]
         pass  # Not asked yet.
     try:
         done = subprocess.run(
-            [interpreter, "-c", _QUESTION],
+            [interpreter, "-c", QUESTION],
             capture_output=True,
             text=True,
             timeout=_ASK_SECONDS,

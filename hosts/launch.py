@@ -17,17 +17,18 @@ def worker_command(
     *,
     processes: int = 1,
     locked: bool = False,
-    leash: bool = True,
+    tie: str = "leash",
 ) -> list[str]:
     """Return the command that runs `job` with `python`.
 
     processes: how many ranks torchrun starts where the job has no GPUs; with GPUs it is one a GPU. locked: the host
-    holds the machine's lock itself. leash: the worker ends when its stdin does.
+    holds the machine's lock itself. tie: how the worker notices that nobody waits any more: by the end of its stdin
+    ("leash"), or by a file that is no longer touched ("heartbeat").
     """
     worker = ["drupe.core.worker", str(job)]
     worker += ["--exclusive"] if options.exclusive else []
     worker += ["--locked"] if locked else []
-    worker += ["--leash"] if leash else []
+    worker += [f"--{tie}"]
     gpus = int(options.resources.gpus)
     ranks = gpus or processes
     match options.launcher:

@@ -31,4 +31,17 @@ def drupe_hosts() -> list[HostSpec]:
             target="drupe.hosts.slurm:Slurm",
             summary="A Slurm cluster that shares this machine's file system.",
         ),
+        HostSpec(
+            name="Docker",
+            target="drupe.hosts.docker:Docker",
+            summary="A container of an image for each job, on this machine's engine.",
+            aliases=("docker_system",),
+            requires=("docker>=7",),
+        ),
+        HostSpec(
+            name="Ray",
+            target="drupe.hosts.ray_cluster:Ray",
+            summary="A Ray cluster, existing or started on this machine.",
+            requires=("ray>=2.40",),
+        ),
     ]

@@ -119,7 +119,7 @@ class Site:
         (folder / "checkpoint").symlink_to(self.store.checkpoint_dir(job.key), target_is_directory=True)
         moved = relocated(job, folder / "files", files)
         Path(moved.workflow_dir or folder).mkdir(parents=True, exist_ok=True)
-        write_json(folder / "job.json", moved.to_json())
+        write_json(folder / "job.json", moved.to_json(), durable=False)
         return folder
 
     def run(

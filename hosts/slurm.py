@@ -31,7 +31,7 @@ from drupe.hosts.launch import worker_command
 from drupe.hosts.local import launched_environment
 from drupe.hosts.oneshot import result_of
 from drupe.hosts.slots import Slots
-from drupe.hosts.watching import EventFile, Watch
+from drupe.hosts.watching import EventFile, Heartbeat, Watch
 
 __all__ = ["Slurm", "SlurmConfig"]
 
@@ -99,10 +99,11 @@ class Slurm(Host):
         options = with_config(options, self.config)
         with self._slots.take(cancelled):
             forget_attempt(job)
+            heart = Heartbeat(job)
             number = self._submit(job, options)
             events({"event": "state", "state": "submitted", "id": number})
             try:
-                return self._follow(number, job, options, events, cancelled)
+                return self._follow(number, job, options, events, cancelled, heart)
             except BaseException:
                 # Nothing of it may go on: the job's folder is about to be removed.
                 with suppress(HostError):
@@ -125,7 +126,7 @@ class Slurm(Host):
             kind = f"{config.gpu_type}:" if config.gpu_type else ""
             command += [f"--gpus={kind}{max(1, int(resources.gpus))}"]
         command += ["--exclusive"] if options.exclusive else []
-        worker = worker_command([config.python], job, options, processes=config.launcher_processes, leash=False)
+        worker = worker_command([config.python], job, options, processes=config.launcher_processes, tie="heartbeat")
         import shlex
 
         script = f"#!/bin/sh\nexec {shlex.join(worker)}\n"
@@ -145,7 +146,13 @@ class Slurm(Host):
                 )
 
     def _follow(
-        self, number: str, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]
+        self,
+        number: str,
+        job: Path,
+        options: JobOptions,
+        events: Events,
+        cancelled: Callable[[], bool],
+        heart: Heartbeat,
     ) -> Mapping[str, Any]:
         follow = EventFile(job, events)
         watch: Watch | None = None
@@ -153,6 +160,7 @@ class Slurm(Host):
         state = "PENDING"
         while True:
             follow.forward()
+            heart.beat()
             if read_result(job) is not None and state not in _WAITING:
                 return self._taken(number, result_of(job, state), job, watch)
             if time.monotonic() - asked > _ASK_SECONDS:

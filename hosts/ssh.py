@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from drupe.core.config import FileRef
 from drupe.core.errors import HostError
 from drupe.hosts.config import WorkerConfig
 from drupe.hosts.remote import RemoteHost
@@ -24,8 +25,8 @@ class SSHConfig(WorkerConfig):
 
     address: str = Field(description="The machine: a name, user@name, or a Host of the SSH config.")
     port: int | None = Field(None, ge=1, le=65535, description="The port; default: the SSH config's, else 22.")
-    key_file: str | None = Field(None, description="The private key; default: the SSH config's.")
-    config_file: str | None = Field(None, description="Another SSH config file.")
+    key_file: FileRef | None = Field(None, description="The private key; default: the SSH config's.")
+    config_file: FileRef | None = Field(None, description="Another SSH config file.")
     options: dict[str, str] = Field(default_factory=dict, description="Further options, as `ssh -o` takes them.")
     python: str = Field("python3", description="The Python interpreter there in which drupe is installed.")
     folder: str = Field("~/.cache/drupe/site", description="The folder there for files and jobs.")

@@ -80,7 +80,7 @@ def run_through(
         target.parent.mkdir(parents=True, exist_ok=True)
         link.get(digest, target)
     link.finish()
-    write_json(folder / "result.json", result)
+    write_json(folder / "result.json", result, durable=False)
     return result
 
 

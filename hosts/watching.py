@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import HostError, Interrupted
-from drupe.core.host_faults import log_tail
+from drupe.core.host_faults import HEARTBEAT, HEARTBEAT_SECONDS, log_tail
 from drupe.core.hosts import Events
 
-__all__ = ["EventFile", "Watch"]
+__all__ = ["EventFile", "Heartbeat", "Watch"]
 
 _GRACE_SECONDS = 30
 
@@ -44,6 +44,21 @@ class Watch:
     def stopping(self) -> bool:
         """Whether the job was asked to stop."""
         return self._stop_by is not None
+
+
+class Heartbeat:
+    """Tells a worker that can't be tied to this process that somebody still waits for its job."""
+
+    def __init__(self, job: Path) -> None:
+        self._path = job / HEARTBEAT
+        self._path.touch()
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        """To be called at least every few seconds."""
+        if time.monotonic() - self._last > HEARTBEAT_SECONDS:
+            self._last = time.monotonic()
+            self._path.touch()
 
 
 class EventFile:

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from drupe.core.store import Store
+    from drupe.core.store.upstream import Upstream
 
 __all__ = ["cache"]
 
@@ -19,42 +20,47 @@ _SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @click.group()
 def cache() -> None:
-    """Look after the store: the folder that a workflow names as cache_dir."""
+    """Look after the store: the folder or URL that a workflow names as cache_dir."""
 
 
-def _open(folder: Path) -> Store:
+def _open(place: str) -> Store | Upstream:
     from drupe.core.errors import ConfigError
     from drupe.core.store import Store
 
+    if "://" in place:
+        from drupe.core.store.upstream import Upstream
+
+        return Upstream(place)
+    folder = Path(place)
     if not (folder / "blobs").is_dir():
         raise ConfigError(f"{folder} is no store; name the cache_dir of a workflow")
     return Store(folder)
 
 
-_STORE = click.argument("store", type=click.Path(path_type=Path), default="cache")
+_STORE = click.argument("store", default="cache")
 
 
 @cache.command("ls")
 @_STORE
-def list_steps(store: Path) -> None:
+def list_steps(store: str) -> None:
     """List the steps that STORE holds, the most recently used last."""
     import time
 
     opened = _open(store)
-    total = 0
+    total, sizes = 0, opened.sizes()
     for record in sorted(opened.records(), key=lambda r: r["used"]):
-        size = sum(opened.blob_path(d).stat().st_size for d in (record.get("model") or {}).get("files", {}).values())
+        size = sum(sizes.get(digest, 0) for digest in (record.get("model") or {}).get("files", {}).values())
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["used"]))
         click.echo(f"{record['key'][:16]}  {used}  {record['seconds']:8.1f} s  {size / 1e6:9.1f} MB  {record['name']}")
         total += 1
-    click.echo(f"{total} steps, {opened.size() / 1e6:.1f} MB of files")
+    click.echo(f"{total} steps, {sum(sizes.values()) / 1e6:.1f} MB of files")
 
 
 @cache.command()
 @_STORE
 @click.option("--max-size", help="Keep at most so much, the most recently used first: 500MB, 20GB.")
 @click.option("--older-than", help="Remove what was not used for so long: 12h, 30d.")
-def gc(store: Path, max_size: str | None, older_than: str | None) -> None:
+def gc(store: str, max_size: str | None, older_than: str | None) -> None:
     """Remove steps from STORE, and files that no step refers to."""
     done = _open(store).gc(
         max_bytes=_parse(max_size, _UNITS, "--max-size", "20GB"),
@@ -66,7 +72,7 @@ def gc(store: Path, max_size: str | None, older_than: str | None) -> None:
 @cache.command()
 @click.argument("key")
 @_STORE
-def why(key: str, store: Path) -> None:
+def why(key: str, store: str) -> None:
     """Show what the step KEY (or the beginning of a key) was made from."""
     import json
 
@@ -83,7 +89,7 @@ def why(key: str, store: Path) -> None:
 
 @cache.command()
 @_STORE
-def verify(store: Path) -> None:
+def verify(store: str) -> None:
     """Hash every file of STORE in full; damaged ones are removed, so that their steps run again. Exit code 1 if any."""
     wrong = _open(store).verify()
     for digest in wrong:

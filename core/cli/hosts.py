@@ -64,11 +64,11 @@ def _system(workflow: Workflow, registry: Registry, name: str) -> dict[str, Any]
     import drupe
     from drupe.core.engine import Engine
     from drupe.core.errors import DrupeError
-    from drupe.core.store import Store
+    from drupe.core.store import open_store
 
     system = workflow.systems[name]
     row: dict[str, Any] = {"name": name, "type": system.type, "faults": [], "devices": [], "versions": {}}
-    engine = Engine(workflow, registry, Store(workflow.cache_dir))
+    engine = Engine(workflow, registry, open_store(workflow.cache_dir, workflow.store_url))
     try:
         host = engine.host(name)
         row["faults"] = [str(fault) for fault in host.check()]

@@ -20,9 +20,7 @@ __all__ = ["run", "stoppable"]
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--config", "config", type=click.Path(path_type=Path), help="The workflow file (Olive's spelling).")
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Write here instead of the file's output_dir.")
-@click.option(
-    "--cache-dir", type=click.Path(path_type=Path), help="Keep the store here instead of the file's cache_dir."
-)
+@click.option("--cache-dir", help="Keep the store here instead of the file's cache_dir; a folder or a URL.")
 @click.option(
     "--allow",
     multiple=True,
@@ -35,7 +33,7 @@ def run(
     file: Path | None,
     config: Path | None,
     output_dir: Path | None,
-    cache_dir: Path | None,
+    cache_dir: str | None,
     allow: tuple[str, ...],
     as_json: bool,
     quiet: bool,
@@ -56,9 +54,9 @@ def run(
     if path is None or (file is not None and config is not None):
         raise ConfigError("name one workflow file: drupe run FILE")
     consents = frozenset(allow)
-    overrides = {
-        key: str(value.absolute()) for key, value in (("output_dir", output_dir), ("cache_dir", cache_dir)) if value
-    }
+    overrides = {"output_dir": str(output_dir.absolute())} if output_dir else {}
+    if cache_dir:
+        overrides["cache_dir"] = cache_dir if "://" in cache_dir else str(Path(cache_dir).absolute())
     workflow = read_workflow(path, get_registry(workflow_rules(path)), allow=consents, overrides=overrides)
     for notice in workflow.notices:
         click.echo(f"notice: {notice}", err=True)

@@ -261,9 +261,17 @@ class Store:
 
     # Housekeeping
 
+    def sizes(self) -> dict[str, int]:
+        """Return the blobs, digest → bytes."""
+        found = {}
+        for path in (self.root / "blobs").glob("*/*"):
+            with suppress(FileNotFoundError):
+                found[path.name] = path.stat().st_size
+        return found
+
     def size(self) -> int:
         """Return the bytes that the blobs take."""
-        return sum(p.stat().st_size for p in (self.root / "blobs").glob("*/*"))
+        return sum(self.sizes().values())
 
     def gc(self, max_bytes: int | None = None, older_than: float | None = None) -> Collected:
         """Remove records (the least recently used first) until the rest fits, then blobs that nobody refers to.

@@ -122,6 +122,8 @@ class Workflow:
     needs: tuple[Fault, ...] = ()
     unmarked: tuple[str, ...] = ()
     """Searchable values that the workflow did not mark, "pass.param": `search_strategy: true` tells of them."""
+    store_url: str | None = None
+    """The shared store that cache_dir is in front of, where the workflow names a URL."""
 
     @property
     def folder(self) -> Path:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.catalogue import get_catalogue
+from drupe.core.digests import digest_of
 from drupe.core.errors import ConfigError, Fault
+from drupe.core.introspect import cache_folder
 from drupe.core.policy import check_rules
 from drupe.core.registry import Registry
 from drupe.core.study import StudySettings
@@ -149,7 +151,8 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
         host=host,
         targets=targets,
         search=_search(checked, passes, reading),
-        cache_dir=_folder(checked, "cache_dir", "cache", reading),
+        cache_dir=_cache_dir(checked, reading),
+        store_url=_store_url(checked),
         output_dir=_folder(checked, "output_dir", f"outputs/{path.stem}", reading),
         baseline=_baseline(checked, passes.entries, findings),
         seed=_seed(checked, findings),
@@ -301,6 +304,19 @@ def _text(document: Mapping[str, Any], key: str, default: str, findings: Finding
 
 def _folder(document: Mapping[str, Any], key: str, default: str, reading: Reading) -> Path:
     return reading.folder / Path(_text(document, key, default, reading.findings)).expanduser()
+
+
+def _store_url(document: Mapping[str, Any]) -> str | None:
+    value = document.get("cache_dir")
+    return value if isinstance(value, str) and "://" in value else None
+
+
+def _cache_dir(document: Mapping[str, Any], reading: Reading) -> Path:
+    """The store's folder on this machine: of a store below a URL, the folder that is in front of it."""
+    url = _store_url(document)
+    if url is None:
+        return _folder(document, "cache_dir", "cache", reading)
+    return cache_folder() / "stores" / digest_of(url)[:24]
 
 
 def _options(document: Mapping[str, Any], reading: Reading) -> dict[str, Any]:

@@ -184,6 +184,8 @@ class ModelBuilder(Pass):
         """Build below context.output_dir."""
         from onnxruntime_genai.models import builder
 
+        from drupe.plugins.huggingface.scrub import scrub_folder
+
         provider = builder_name(context.accelerator)
         options = _builder_options(config)
         if context.allow and "remote-code" in context.allow:
@@ -198,6 +200,7 @@ class ModelBuilder(Pass):
             builder.create_model(*arguments, **parsed)
         context.progress(1, 1, "built")
         _finish_config(context.output_dir, config)
+        scrub_folder(context.output_dir)
         if not config.metadata_only:
             context.report["graph"] = _check_graph(context.output_dir / config.filename, config)
         return Model.from_dir("genai", context.output_dir, _attributes(model.attributes, config))

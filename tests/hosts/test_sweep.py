@@ -1,0 +1,105 @@
+"""A search whose trials run on a Ray cluster that loses a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.workflows import TOY, environment, toy_document, write_workflow
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'drupe[ray]')")
+pytestmark = pytest.mark.slow
+
+_LENGTHS = [1, 2, 3, 4, 6, 8, 10, 12]
+
+
+def sweep(folder: Path, system: dict[str, Any], workers: int) -> Path:
+    """Write a workflow of eight trials, each of which naps, and return its path."""
+    folder.mkdir()
+    passes = {
+        "append": {"type": "Append", "times": {"search": _LENGTHS, "ordered": True}},
+        "nap": {"type": "Sleepy", "steps": 10, "seconds": 0.2},
+    }
+    strategy = {"max_trials": 8, "seed": 3, "workers": workers}
+    return write_workflow(
+        folder, toy_document(folder, passes=passes, systems={"here": system}, search_strategy=strategy)
+    )
+
+
+def start(path: Path, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "drupe.core.cli", "run", str(path)],
+        env={**environment(path.parent), **env},
+        cwd=path.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def outcome(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the winner's point and every candidate's state."""
+    target = json.loads((path.parent / "out" / "drupe.json").read_text())["targets"]["here"]
+    winner = next(c for c in target["candidates"] if c["number"] == target["winner"])
+    return winner["point"], [candidate["state"] for candidate in target["candidates"]]
+
+
+def test_a_node_that_dies_midway_costs_no_trial(tmp_path: Path) -> None:
+    """The study completes, no finished step is done again, and the winner is the one of a single machine."""
+    token = tmp_path / "token"
+    token.write_text("t" * 64)
+    os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    alone = sweep(tmp_path / "alone", {"type": "LocalSystem", "in_process": True}, 1)
+    process = start(alone)
+    assert process.wait(120) == 0, process.stdout.read() if process.stdout else ""
+
+    memory = 100 * 2**20
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory},
+    )
+    try:
+        second = cluster.add_node(num_cpus=1, object_store_memory=memory)
+        folder = tmp_path / "swept"
+        log = folder / "toy.log"
+        pythonpath = os.pathsep.join(filter(None, [str(TOY), os.environ.get("PYTHONPATH", "")]))
+        system = {
+            "type": "Ray",
+            "address": cluster.address,
+            "folder": str(tmp_path / "far away"),
+            "resources": {"cpus": 1},
+            "environment": {"PYTHONPATH": pythonpath, "DRUPE_TOY_LOG": str(log)},
+        }
+        path = sweep(folder, system, 2)
+        process = start(path)
+        end = time.monotonic() + 120
+        while not log.exists() or log.read_text().count("Sleepy 9") < 2:
+            assert time.monotonic() < end and process.poll() is None, process.stdout.read() if process.stdout else ""
+            time.sleep(0.05)
+        time.sleep(0.7)
+        cluster.remove_node(second, allow_graceful=False)
+        output, _ = process.communicate(timeout=180)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert process.returncode == 0, output
+    assert "host failed" in output or "failed (attempt 1)" in output, output
+    point, states = outcome(path)
+    assert states == ["complete"] * 8
+    assert point == outcome(alone)[0]
+    lines = log.read_text().splitlines()
+    appended = sorted(int(line.split()[-1]) for line in lines if line.startswith("Append"))
+    assert appended == _LENGTHS
+    naps = [line for line in lines if line.startswith("Sleepy")]
+    # The nap that was cut short goes on after the last step that it finished.
+    assert 80 <= len(naps) <= 82
