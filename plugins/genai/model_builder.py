@@ -202,6 +202,7 @@ class ModelBuilder(Pass):
         _finish_config(context.output_dir, config)
         scrub_folder(context.output_dir)
         if not config.metadata_only:
+            _forget_commit(context.output_dir / config.filename)
             context.report["graph"] = _check_graph(context.output_dir / config.filename, config)
         return Model.from_dir("genai", context.output_dir, _attributes(model.attributes, config))
 
@@ -297,6 +298,21 @@ def _finish_config(folder: Path, config: ModelBuilderConfig) -> None:
             )
         data["search"].update(config.search)
     path.write_text(json.dumps(data, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _forget_commit(path: Path) -> None:
+    """Take the commit out of the graph's producer version.
+
+    The builder asks git for it in its own folder, and so finds the commit of whatever repository the environment lies
+    in: equal work would give another digest after every commit there.
+    """
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    version, plus, _ = model.producer_version.partition("+")
+    if plus:
+        model.producer_version = version
+        path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _check_graph(path: Path, config: ModelBuilderConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from drupe.core import registry as registry_module
 from drupe.core.hosts import Host
 from drupe.core.registry import Registry
 from drupe.core.testing import HostContract
@@ -39,6 +40,9 @@ class TestInProcess(HostContract):
     @pytest.fixture
     def host(self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         monkeypatch.syspath_prepend(str(site))
+        # What is discovered while the site is on the path must not outlive it.
+        monkeypatch.setattr(registry_module, "_registries", {})
+        monkeypatch.setattr(registry_module, "_current", None)
         host = built_in("LocalSystem", tmp_path / "state", in_process=True)
         yield host
         host.close()

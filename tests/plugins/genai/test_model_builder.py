@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from pydantic import ValidationError
 
@@ -108,6 +110,13 @@ def test_block_size_and_bits_are_what_was_asked(tmp_path: Path) -> None:
     assert context.report["graph"]["block_sizes"] == [64]
     assert "4" in context.report["graph"]["quantized_nodes_by_bits"]
     assert built.attributes["precision"] == "int4"
+
+
+def test_no_commit_of_the_surroundings_is_in_the_graph(tmp_path: Path) -> None:
+    """An environment inside a git repository would make other digests after each of its commits."""
+    built = build(small(tmp_path / "model"), tmp_path / "job", precision="int4")
+    graph = onnx.load(str(built.folder / "model.onnx"), load_external_data=False)
+    assert graph.producer_version == importlib.metadata.version("onnxruntime-genai")
 
 
 def test_search_settings_land_in_the_config_and_unknown_ones_are_named(tmp_path: Path) -> None:
