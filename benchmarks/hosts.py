@@ -11,7 +11,6 @@ start workers. Servers are started on this machine by the helpers of the tests.
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
 import statistics
 import sys
@@ -71,16 +70,7 @@ def system(name: str, folder: Path, site: Path) -> Iterator[tuple[str, dict[str,
             yield "LocalSystem", {**shared, "sandbox": "bubblewrap"}
         case "ssh":
             with sshd(folder / "sshd") as server:
-                reach = {
-                    "address": f"{getpass.getuser()}@127.0.0.1",
-                    "port": server.port,
-                    "key_file": str(server.key),
-                    "options": server.options,
-                    "config_file": "/dev/null",
-                    "python": sys.executable,
-                    "folder": str(folder / "far"),
-                }
-                yield "SSH", {**shared, **reach}
+                yield "SSH", {**shared, **server.reach(folder / "far")}
         case "slurm":
             with slurm(folder / "slurm") as conf:
                 os.environ["SLURM_CONF"] = str(conf)

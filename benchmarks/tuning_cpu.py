@@ -27,6 +27,7 @@ from tuning_elastic import read
 from tuning_gpu import ours, trainer
 
 from drupe.core.data import Sample
+from drupe.core.statistics.proportions import wilson_interval
 
 
 def accuracy(model: Any, held: Sequence[Sample]) -> dict[str, Any]:
@@ -39,11 +40,8 @@ def accuracy(model: Any, held: Sequence[Sample]) -> dict[str, Any]:
             prompt = int((labels == -100).sum())
             ids = torch.from_numpy(sample.inputs["input_ids"][:prompt])[None]
             right += int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()) == labels[prompt]
-    n, z = len(held), 1.96
-    share = right / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
-    return {"accuracy": round(share, 4), "interval": [round(middle - half, 4), round(middle + half, 4)]}
+    interval = wilson_interval(right, len(held))
+    return {"accuracy": round(right / len(held), 4), "interval": [round(bound, 4) for bound in interval]}
 
 
 def main() -> None:

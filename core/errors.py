@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ConfigError",
+    "DamagedFileError",
     "DrupeError",
     "EvaluationError",
     "Fault",
@@ -99,6 +100,10 @@ class EvaluationError(DrupeError):
 
 class StoreError(DrupeError):
     """The store cannot be read or written, or what it holds does not match its digest."""
+
+
+class DamagedFileError(StoreError):
+    """A file does not hold what its digest says."""
 
 
 class NoFeasibleModel(DrupeError):

@@ -27,7 +27,7 @@ from typing import Any
 
 from drupe.core.digests import file_digest
 from drupe.core.disk import store_errors
-from drupe.core.errors import StoreError
+from drupe.core.errors import DamagedFileError, StoreError
 from drupe.core.locks import file_lock, gated_lock
 from drupe.core.model import Model
 from drupe.core.stat_cache import cached_digest
@@ -127,7 +127,7 @@ class Store:
                 if not source.is_file():
                     raise StoreError(f"the file {name} ({digest[:12]}) of a model is neither made nor stored")
                 if verify and file_digest(source) != digest:
-                    raise StoreError(f"the file {name} arrived damaged: its sha256 is not {digest[:12]}…")
+                    raise DamagedFileError(f"the file {name} arrived damaged: its sha256 is not {digest[:12]}…")
                 self._take(source, digest)
 
     def put_file(self, source: Path, digest: str) -> None:
@@ -138,7 +138,7 @@ class Store:
                 source.unlink(missing_ok=True)
                 return
             if file_digest(source) != digest:
-                raise StoreError(f"a blob arrived damaged: its sha256 is not {digest[:12]}…")
+                raise DamagedFileError(f"a blob arrived damaged: its sha256 is not {digest[:12]}…")
             self._take(source, digest)
 
     def put_bytes(self, data: bytes) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drupe.core.errors import StoreError
+from drupe.core.errors import DamagedFileError
 from drupe.core.model import Model
 from drupe.core.store.collect import blobs_of
 from drupe.core.store.files import unique_name
@@ -42,11 +42,8 @@ class MirrorStore(Store):
     @contextmanager
     def lock(self, key: str, cancelled: Callable[[], bool] | None = None) -> Iterator[None]:
         """Hold the lock of a key on this machine and its lease upstream."""
-        with super().lock(key, cancelled), self._lease(key, cancelled):
+        with super().lock(key, cancelled), self.upstream.lease(key, cancelled):
             yield
-
-    def _lease(self, key: str, cancelled: Callable[[], bool] | None) -> AbstractContextManager[None]:
-        return self.upstream.lease(key, cancelled)
 
     def has(self, digest: str) -> bool:
         """Whether a blob is here or upstream."""
@@ -81,10 +78,9 @@ class MirrorStore(Store):
             try:
                 self.upstream.fetch(digest, part)
                 self.put_file(part, digest)
-            except StoreError as error:
-                if "damaged" in str(error):
-                    # Whoever asks next finds it absent, and does the step again.
-                    self.upstream.forget(digest)
+            except DamagedFileError:
+                # Whoever asks next finds it absent, and does the step again.
+                self.upstream.forget(digest)
                 raise
             finally:
                 part.unlink(missing_ok=True)

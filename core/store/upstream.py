@@ -89,7 +89,7 @@ class Upstream:
         """Remove a blob that is not what its name says."""
         with self._lock:
             self._known.discard(digest)
-        with suppress(FileNotFoundError):
+        with self._errors(f"the blob {digest[:12]} can't be removed"), suppress(FileNotFoundError):
             self._fs.rm_file(self._blob(digest))
 
     def record(self, key: str) -> dict[str, Any] | None:
@@ -122,15 +122,22 @@ class Upstream:
         finally:
             done.set()
             renewing.join()
-            with suppress(OSError):
+            try:
                 if self._holder(key)[0] == self._owner:
                     self._fs.rm_file(self._lease(key))
+            except Exception as error:
+                # The step is done and stored; the lease runs out by itself.
+                _log.warning("the lease of step %s can't be given back: %s", key[:12], error)
 
     def records(self) -> Iterator[Mapping[str, Any]]:
         """Yield every record, each with "used": when it was written."""
         for path in self._find("steps"):
-            with suppress(FileNotFoundError, ValueError):
-                yield {**json.loads(self._fs.cat_file(path)), "used": self._modified(path)}
+            with self._errors(f"the record {path} can't be read"):
+                try:
+                    record = {**json.loads(self._fs.cat_file(path)), "used": self._modified(path)}
+                except (FileNotFoundError, ValueError):
+                    continue
+            yield record
 
     def sizes(self) -> dict[str, int]:
         """Return the blobs, digest → bytes."""
@@ -165,7 +172,8 @@ class Upstream:
             wanted = (older_than is not None and age > older_than) or (max_bytes is not None and total > max_bytes)
             if age < _YOUNG_SECONDS or not wanted:
                 continue
-            self._fs.rm_file(self._record(record["key"]))
+            with self._errors(f"the record of step {record['key'][:12]} can't be removed"):
+                self._fs.rm_file(self._record(record["key"]))
             removed += 1
             for digest in blobs_of(record):
                 uses[digest] -= 1
@@ -183,7 +191,7 @@ class Upstream:
         for path in self._find("blobs"):
             digest = path.rpartition("/")[2]
             sha256 = hashlib.sha256()
-            with self._fs.open(path, "rb") as handle:
+            with self._errors(f"the blob {digest[:12]} can't be read"), self._fs.open(path, "rb") as handle:
                 while chunk := handle.read(8 * 2**20):
                     sha256.update(chunk)
             if sha256.hexdigest() != digest:

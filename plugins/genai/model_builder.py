@@ -202,8 +202,8 @@ class ModelBuilder(Pass):
         _finish_config(context.output_dir, config)
         scrub_folder(context.output_dir)
         if not config.metadata_only:
-            _forget_commit(context.output_dir / config.filename)
-            context.report["graph"] = _check_graph(context.output_dir / config.filename, config)
+            graph = _without_commit(context.output_dir / config.filename)
+            context.report["graph"] = _check_graph(graph, config)
         return Model.from_dir("genai", context.output_dir, _attributes(model.attributes, config))
 
 
@@ -300,8 +300,8 @@ def _finish_config(folder: Path, config: ModelBuilderConfig) -> None:
     path.write_text(json.dumps(data, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _forget_commit(path: Path) -> None:
-    """Take the commit out of the graph's producer version.
+def _without_commit(path: Path) -> Any:
+    """Take the commit out of the producer version of the built model and return its graph, an onnx.GraphProto.
 
     The builder asks git for it in its own folder, and so finds the commit of whatever repository the environment lies
     in: equal work would give another digest after every commit there.
@@ -313,13 +313,13 @@ def _forget_commit(path: Path) -> None:
     if plus:
         model.producer_version = version
         path.write_bytes(model.SerializeToString(deterministic=True))
+    return model.graph
 
 
-def _check_graph(path: Path, config: ModelBuilderConfig) -> dict[str, Any]:
+def _check_graph(graph: Any, config: ModelBuilderConfig) -> dict[str, Any]:
     """Read the built graph and raise PassError unless it is quantized as asked; return what was found."""
     import onnx
 
-    graph = onnx.load(str(path), load_external_data=False).graph
     bits: dict[int, int] = {}
     blocks: set[int] = set()
     zero_points = 0

@@ -127,6 +127,28 @@ def test_a_lease_is_renewed_while_it_is_held_and_taken_over_when_it_has_run_out(
         assert time.monotonic() - started > 0.4
 
 
+def test_a_lease_that_cant_be_given_back_fails_no_step(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = Upstream(url)
+    monkeypatch.setattr(upstream._fs, "rm_file", _refuses)
+    with upstream.lease(KEY):
+        pass
+    monkeypatch.undo()
+    upstream._fs.rm_file(upstream._lease(KEY))
+
+
+def test_a_refusal_while_housekeeping_is_one_message(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path / "one", url)
+    put(store, tmp_path / "out", KEY, text="hello")
+    upstream = Upstream(url)
+    monkeypatch.setattr(upstream._fs, "cat_file", _refuses)
+    with pytest.raises(StoreError, match=r"can't be read .*not allowed"):
+        list(upstream.records())
+
+
+def _refuses(*arguments: Any, **options: Any) -> None:
+    raise RuntimeError("not allowed")
+
+
 def test_two_machines_do_a_step_once(tmp_path: Path, url: str) -> None:
     done: list[int] = []
 

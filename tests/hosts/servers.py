@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Sshd", "free_port", "slurm", "sshd"]
 
@@ -46,6 +49,18 @@ class Sshd:
     def options(self) -> dict[str, str]:
         """What `ssh -o` needs to reach it."""
         return {"UserKnownHostsFile": str(self.known_hosts), "StrictHostKeyChecking": "yes"}
+
+    def reach(self, folder: Path) -> dict[str, Any]:
+        """Return the config of the host SSH that reaches it; folder: where its files and jobs lie."""
+        return {
+            "address": f"{getpass.getuser()}@127.0.0.1",
+            "port": self.port,
+            "key_file": str(self.key),
+            "options": self.options,
+            "config_file": "/dev/null",
+            "python": sys.executable,
+            "folder": str(folder),
+        }
 
 
 @contextmanager

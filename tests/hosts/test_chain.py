@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import shutil
@@ -126,13 +125,7 @@ def test_ssh(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> 
     with sshd(tmp_path / "sshd") as server:
         system = {
             "type": "SSH",
-            "address": f"{getpass.getuser()}@127.0.0.1",
-            "port": server.port,
-            "key_file": str(server.key),
-            "options": server.options,
-            "config_file": "/dev/null",
-            "python": sys.executable,
-            "folder": str(tmp_path / "far away"),
+            **server.reach(tmp_path / "far away"),
             "environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         }
         assert chain(tiny_llama_dir, system, tmp_path / "run") == expected

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,16 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 def reach(server: Sshd, tmp_path: Path, **config: Any) -> Host:
     """Return a host at the server; config over what reaches it."""
-    given: dict[str, Any] = {
-        "address": f"{getpass.getuser()}@127.0.0.1",
-        "port": server.port,
-        "key_file": str(server.key),
-        "options": server.options,
-        "config_file": "/dev/null",
-        "python": sys.executable,
-        "folder": str(tmp_path / "far away"),
-    }
-    return built_in("SSH", tmp_path / "state", **{**given, **config})
+    return built_in("SSH", tmp_path / "state", **{**server.reach(tmp_path / "far away"), **config})
 
 
 class TestSSH(HostContract):
