@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from tuning_elastic import read
-from tuning_gpu import ours, trainer
+from tuning_runs import ours, trainer
 
 from drupe.core.data import Sample
 from drupe.core.statistics.proportions import wilson_interval
