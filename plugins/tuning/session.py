@@ -180,12 +180,6 @@ class Session:
                 self.network.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
             self.notes.append("no forecast: the model's layers are not of a kind that is known")
             return
-        if self.team.sharded:
-            # A layer can't be timed by itself here, and who shards has no memory to spare.
-            count = 0 if recompute is False else len(self.layers.layers)
-            self.layers.recompute(count)
-            self.notes.append(f"no forecast with fsdp; {count} of {len(self.layers.layers)} layers recompute")
-            return
         costs = measure(
             self.network,
             self.layers,
@@ -193,11 +187,14 @@ class Session:
             trainer.budget,
             self.longest,
             self._optimizer_bytes(),
+            sharded=self.team.sharded,
         )
         largest = max(self._tokens(layout) for step in sample for layout in step)
         found = plans(costs, largest, max(steps), grow=self.gpu, recompute=recompute)
         # Measured times differ a little between processes; the plan must not.
         self.chain = self.team.same(self._chain(found))
+        if self.team.sharded:
+            self.context.log.info("with fsdp a process that runs out of memory ends the job: there is no smaller plan")
         self._take(self.chain.pop(0))
         self._tell_forecast(costs, steps)
 
@@ -224,7 +221,7 @@ class Session:
         self.plan = plan
         self.layers.recompute(plan.recompute)
         self.trainer.budget = max(plan.budget, self.longest)
-        if self.gpu:
+        if self.gpu and not self.team.sharded:
             self.graphs = GraphAccumulator(self.network, self.trainer.budget, self.longest)
             self.trainer.accumulate = self.graphs
         self.trainer.when_out_of_memory = self._smaller
