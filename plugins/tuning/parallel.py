@@ -157,8 +157,9 @@ def shard(peft_model: Any, device: Any) -> None:
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = decoder_layers(peft_model)
-    frozen = {p for layer in layers for p in layer.parameters() if not p.requires_grad}
-    whole = {p for p in peft_model.parameters() if p not in frozen}
+    # By number: a reference to a weight would keep all of it on the device.
+    frozen = {id(p) for layer in layers for p in layer.parameters() if not p.requires_grad}
+    whole = {p for p in peft_model.parameters() if id(p) not in frozen}
     for tensor in [*whole, *peft_model.buffers()]:
         tensor.data = tensor.data.to(device)
     for layer in layers:
