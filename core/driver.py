@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,7 @@ from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
+from drupe.core.target_space import LeftOut, target_space
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, Workflow
 
@@ -136,11 +137,15 @@ class Driver:
         settings = self.workflow.search if searching and self.workflow.search else StudySettings()
         folder = self.workflow.output_dir / "study"
         folder.mkdir(parents=True, exist_ok=True)
-        space = plan.space if searching else replace(plan.space, dimensions=())
-        study.open(f"{target}-{self._study_digest(target, runner)[:16]}", space, goals, objectives, settings, folder)
+        space, left_out = target_space(plan, target) if searching else (replace(plan.space, dimensions=()), ())
+        for left in left_out:
+            self._facts["notices"].append(str(left))
+            self._events({"event": "notice", "message": str(left)})
+        name = f"{target}-{self._study_digest(target, runner, left_out)[:16]}"
+        study.open(name, space, goals, objectives, settings, folder)
         return study
 
-    def _study_digest(self, target: str, runner: TrialRunner) -> str:
+    def _study_digest(self, target: str, runner: TrialRunner, left_out: Sequence[LeftOut]) -> str:
         """Name what the study's results depend on: another workflow is another study, and shares steps by the store."""
         document = {
             key: value
@@ -156,6 +161,8 @@ class Driver:
                 "part": runner.part,
                 "sampler": [search.sampler, search.seed] if search else None,
                 "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
+                # What can be served changes with what is installed; the space changes with it.
+                **({"left out": [[one.dimension, one.value] for one in left_out]} if left_out else {}),
             }
         )
 
