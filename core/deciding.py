@@ -191,10 +191,17 @@ def _how_met(verdicts: Sequence[Verdict]) -> str:
 
 def nearest(candidates: Sequence[Candidate], goals: Sequence[Goal]) -> str:
     """Say which candidate came nearest to the goals, and which goal blocked it."""
-    complete = [c for c in candidates if c.state == "complete"]
-    if not complete:
+    # What was cut short was seen on a part of the samples; of a goal that it was not measured for, nothing is known.
+    measured_ones = [c for c in candidates if c.state != "failed" and (c.state == "complete" or c.violations)]
+    if not measured_ones:
         return "no trial was completed"
-    best = min(complete, key=lambda c: sum(max(v, 0.0) for v in c.violations.values()))
+    best = min(
+        measured_ones,
+        key=lambda c: (
+            sum(max(v, 0.0) for v in c.violations.values()),
+            sum(f"{goal.metric} {goal.kind}" not in c.violations for goal in goals),
+        ),
+    )
     if not best.violations:
         return "no trial could be selected"
     name, slack = max(best.violations.items(), key=lambda item: item[1])
@@ -204,9 +211,10 @@ def nearest(candidates: Sequence[Candidate], goals: Sequence[Goal]) -> str:
     if measured is None:
         reason = best.metric_errors.get(metric.rpartition("-")[0], "it was not measured")
         return f"nearest: candidate {best.number}, whose {metric} is missing: {reason}"
+    seen = f" (on {measured.n} of {measured.of} samples)" if measured.of else ""
     return (
         f"nearest: candidate {best.number} with {metric} = {measured.value:.6g} {measured.unit}".rstrip()
-        + f"; the goal {kind} {goal.value:g} blocks it ({slack:.1%} off the limit)"
+        + f"{seen}; the goal {kind} {goal.value:g} blocks it ({slack:.1%} off the limit)"
     )
 
 
@@ -219,6 +227,8 @@ def _why_lost(candidates: Sequence[Candidate], winner: int, passed_over: Collect
             reason = "was a finalist, and its goals could not be certified"
         elif c.state == "failed":
             reason = f"failed: {c.error}"
+        elif c.state == "pruned":
+            reason = f"cut short: {c.error}"
         elif not c.feasible:
             reason = "breaks " + ", ".join(name for name, slack in c.violations.items() if slack > 0)
         else:

@@ -77,6 +77,8 @@ class TargetResult:
     baseline: Mapping[str, Measurement] = field(default_factory=dict)
     message: str = ""
     generate: Mapping[str, Any] = field(default_factory=dict)
+    sample_evaluations: Mapping[str, Any] = field(default_factory=dict)
+    """Multi-fidelity: how many were taken, and how many measuring everything would have taken."""
     artifact: Mapping[str, Any] | None = None
     """Kind, files by digest and attributes of the model that was handed over."""
 
@@ -91,6 +93,7 @@ class TargetResult:
             "certification": {name: m.to_json(rows=True) for name, m in self.certified.items()},
             "baseline": {name: m.to_json() for name, m in self.baseline.items()},
             "generate": dict(self.generate),
+            **({"sample_evaluations": dict(self.sample_evaluations)} if self.sample_evaluations else {}),
             "artifact": dict(self.artifact) if self.artifact else None,
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }

@@ -236,6 +236,11 @@ class OptunaStudy:
         costs = [self._outcomes[n].cost + self._outcomes[n].saved for n in sorted(self._outcomes)]
         return find_sampler(choose(self.space, self.settings, len(self.objectives), costs))
 
+    def learns_from_pruned(self) -> bool:
+        """Whether the sampler can do with trials that were cut short before their objectives were measured. One that
+        can't gets them as finished ones, with what was seen on a part of the samples; they can still not win."""
+        return bool(getattr(self._sampler_now().entry.spec, "pruned", False))
+
     def _sampler_options(self, chosen: Chosen) -> Mapping[str, Any]:
         """Return the options for the sampler. Those given beside "auto" are for whichever it chooses, so they are left
         out for the one that takes none."""
@@ -258,7 +263,7 @@ class OptunaStudy:
             state = TrialState.COMPLETE
             if outcome.state == "failed":
                 state = TrialState.FAIL
-            elif outcome.state == "pruned" or values is None:
+            elif values is None or (outcome.state == "pruned" and self.learns_from_pruned()):
                 state = TrialState.PRUNED
             try:
                 self._constrain(trial_id, outcome, missing=outcome.state == "complete" and values is None)
@@ -286,7 +291,7 @@ class OptunaStudy:
 
     def _objective_values(self, outcome: Outcome) -> list[float] | None:
         """Return what the sampler optimizes, or None where an objective was not measured."""
-        if outcome.state != "complete":
+        if outcome.state == "failed":
             return None
         if not self.objectives:
             return [math.fsum(max(0.0, constraint_value(v)) for v in outcome.violations.values())]
