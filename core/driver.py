@@ -29,10 +29,11 @@ from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.trials import TrialRunner, racing_runner
 from drupe.core.workflow.model import Evaluator, Workflow
 
-__all__ = ["Driver", "with_certification_split"]
+__all__ = ["Driver", "part_that_selects", "with_certification_split"]
 
 Events = Callable[[Mapping[str, Any]], None]
 _EVERYTHING_HELD_OUT = "evaluation"
+_SELECTION = "selection"
 
 
 class Driver:
@@ -98,7 +99,8 @@ class Driver:
     def _run_target(self, target: str, plan: Plan, source: Model) -> None:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
         searching = bool(plan.space.dimensions) and self.workflow.search is not None
-        certify = searching and _wants_confidence(evaluator)
+        part = part_that_selects(plan)
+        certify = part == _SELECTION
         runner = TrialRunner(
             self.engine,
             self.measurer,
@@ -106,7 +108,7 @@ class Driver:
             target,
             evaluator,
             source,
-            part="selection" if certify else _EVERYTHING_HELD_OUT,
+            part=part,
         )
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)
@@ -288,6 +290,14 @@ def with_certification_split(workflow: Workflow) -> Workflow:
         for name, entry in workflow.data.items()
     }
     return replace(workflow, data=data)
+
+
+def part_that_selects(plan: Plan) -> str:
+    """Return the split that candidates are chosen on: everything held out, unless some of it must certify."""
+    workflow = plan.workflow
+    searching = bool(plan.space.dimensions) and workflow.search is not None
+    certify = searching and _wants_confidence(workflow.evaluators.get(workflow.evaluator or ""))
+    return _SELECTION if certify else _EVERYTHING_HELD_OUT
 
 
 def _wants_confidence(evaluator: Evaluator | None) -> bool:
