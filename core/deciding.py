@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from drupe.core.engine import ChainResult
+from drupe.core.executor import StepResult
 from drupe.core.measuring import full_name
 from drupe.core.metrics import Measurement
 from drupe.core.model import Model
@@ -19,7 +21,7 @@ from drupe.core.results import Candidate, TargetResult
 from drupe.core.specs import MetricSpec
 from drupe.core.statistics.verdicts import Verdict, judge
 from drupe.core.store import Store
-from drupe.core.study import Goal, Study
+from drupe.core.study import Goal, Study, Trial
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, MetricEntry, Workflow
 
@@ -65,6 +67,9 @@ class Decider:
 
         certify: the search used the selection split, so the verdict is taken on the certification split.
         """
+        explain = getattr(study, "explain", None)
+        if explain is not None:
+            result.explanation = explain()
         if all(c.state == "failed" for c in result.candidates):
             result.status = "failed"
             first = next((c.error for c in result.candidates if c.error), "no trial was run")
@@ -102,7 +107,10 @@ class Decider:
         part = "certification" if certify else runner.part
         if certify:
             self._events({"event": "certifying", "number": number, "target": runner.target, "part": part})
-        found, compared, errors, _ = runner.measure(chain, part)
+        found, compared, errors, steps = runner.measure(chain, part)
+        # A trial of an earlier run was not looked at in this one.
+        selecting = runner.measure(chain, runner.part)[3] if certify else []
+        self._check(runner, result, trial, chain, [*steps, *selecting], found, compared)
         for name, error in errors.items():
             self._events({"event": "warning", "message": f"metric {name} of candidate {number}: {error}"})
 
@@ -110,6 +118,24 @@ class Decider:
             return [self._judge(goal, runner.evaluator, found, compared, share) for goal in runner.goals]
 
         return _Judged(number, chain.model, found, compared, verdicts)
+
+    def _check(
+        self,
+        runner: TrialRunner,
+        result: TargetResult,
+        trial: Trial,
+        chain: ChainResult,
+        steps: Sequence[StepResult],
+        found: Mapping[str, Measurement],
+        compared: Mapping[str, Measurement],
+    ) -> None:
+        """Look at a finalist's data and results; what is noticed is told by the run and in the manifest."""
+        if runner.checks is None:
+            return
+        runner.check(trial, chain, steps)
+        plans = runner.plan.chain(trial.point, runner.target)
+        runner.checks.judge(plans, runner.evaluator, found, {**result.baseline, **compared})
+        result.warnings = list(runner.checks.warnings)
 
     def _conclude(self, judged: _Judged, runner: TrialRunner, result: TargetResult) -> None:
         number = judged.number

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+from drupe.core.data_checks import Checks
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
 from drupe.core.engine import Engine
@@ -109,6 +110,7 @@ class Driver:
             evaluator,
             source,
             part=part,
+            checks=Checks(self.registry, self._events),
         )
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from drupe.core.data_checks import Checks
 from drupe.core.engine import ChainResult, Engine
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.executor import StepResult
@@ -27,6 +28,7 @@ class TrialRunner:
 
     part: the split that candidates are chosen on. baseline: PASS_NAME means the model after that pass of the same
     chain; None means the input model. racer: cuts trials short that can't win; without one all are measured in full.
+    checks: is shown what data the steps used.
     """
 
     engine: Engine
@@ -37,6 +39,7 @@ class TrialRunner:
     input_model: Model
     part: str
     racer: Racer | None = None
+    checks: Checks | None = None
 
     @property
     def goals(self) -> Sequence[Goal]:
@@ -114,6 +117,7 @@ class TrialRunner:
         try:
             chain = self.run_chain(trial.point)
             raced = self._raced(trial, chain)
+            self.check(trial, chain, raced.steps)
         except (PassError, ConfigError) as error:
             outcome = Outcome("failed", error=str(error))
             return outcome, Candidate(trial.number, trial.point, "failed", error=str(error))
@@ -133,6 +137,11 @@ class TrialRunner:
             saved=chain.saved + sum(s.seconds for s in raced.steps if s.cached),
         )
         return outcome, self.describe(trial, outcome, chain, raced.errors)
+
+    def check(self, trial: Trial, chain: ChainResult, measured: Sequence[StepResult]) -> None:
+        """Have it checked what data a trial's steps used."""
+        if self.checks is not None:
+            self.checks.note(self.plan.chain(trial.point, self.target), chain.steps, self.evaluator, measured)
 
     def _raced(self, trial: Trial, chain: ChainResult) -> Raced:
         if self.racer is not None:

@@ -10,9 +10,9 @@ from typing import Any
 from drupe.core.metrics import Measurement
 from drupe.core.statistics.goals import limit_of
 from drupe.core.study import Goal, Objective, Outcome, Trial
-from drupe.search.picking import best, feasible, ranks
+from drupe.search.picking import best, feasible, front, ranks
 
-__all__ = ["Relaxation", "binding_goal", "importances", "relaxations", "why_lost"]
+__all__ = ["Relaxation", "binding_goal", "importances", "relaxations", "summary", "why_lost"]
 
 Finished = Sequence[tuple[Trial, Outcome]]
 _BINS = 4
@@ -127,6 +127,24 @@ def why_lost(
         else:
             reasons[trial.number] = _worse_text(outcome, winning, objectives, winner)
     return reasons
+
+
+def summary(finished: Finished, goals: Sequence[Goal], objectives: Sequence[Objective]) -> dict[str, Any]:
+    """Return what a run's manifest keeps of all this, as JSON data."""
+    binding = binding_goal(finished, goals, objectives)
+    nearest = relaxations(finished, goals)[:3]
+    metrics = dict.fromkeys([o.metric for o in objectives] + [g.metric for g in goals])
+    kept = front(finished, objectives) or front(finished, objectives, only_feasible=False)
+    return {
+        "front": kept if objectives else [],
+        "binding": None if binding is None else f"{binding.metric} {binding.kind} {binding.value:g}",
+        "relaxations": [relaxation.text() for relaxation in nearest],
+        "importance": {metric: _rounded(importances(finished, metric)) for metric in metrics},
+    }
+
+
+def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in shares.items()}
 
 
 def _unknown(outcome: Outcome) -> float:

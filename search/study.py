@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from drupe.core.digests import canonical_json
 from drupe.core.errors import ConfigError
 from drupe.core.study import Goal, Objective, Outcome, Point, Space, StudySettings, Trial
+from drupe.search.explain import summary
 from drupe.search.picking import best, feasible, leading
 from drupe.search.presence import Presence
 from drupe.search.records import constraint_value, describe, differences, from_record, to_record
@@ -316,6 +317,11 @@ class OptunaStudy:
     def select(self, exclude: Sequence[int] = ()) -> int | None:
         """See Study.select: the best by priority; equals go by the next objective, then to the earlier trial."""
         return best(self.finished(), self.objectives, exclude)
+
+    def explain(self) -> dict[str, Any]:
+        """Say why the search came out as it did, as JSON data: the front's numbers, the goal that binds, the nearest
+        relaxations, and how much each parameter mattered for each metric."""
+        return summary(self.finished(), self.goals, self.objectives)
 
     def leading(self, count: int) -> list[Point]:
         """Return the points of the best trials so far, feasible ones first, the others by how little they miss: what

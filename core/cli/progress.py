@@ -182,6 +182,9 @@ def final_table(result: RunResult, stream: TextIO | None = None) -> None:
 
 def _verdict_lines(target: TargetResult) -> list[str]:
     lines = [f"  {verdict['text']}" for verdict in target.verdicts]
+    if target.status == "infeasible":
+        lines += [f"  {line}" for line in _explained(target.explanation)]
+    lines += [f"  warning: {text}" for text in target.warnings]
     if target.sample_evaluations:
         lines.append(f"  {_saved_text(target.sample_evaluations)}")
     head = {
@@ -192,6 +195,18 @@ def _verdict_lines(target: TargetResult) -> list[str]:
         "failed": f"No winner for {target.target}: {target.message}",
     }.get(target.status, target.message)
     return [head, *lines]
+
+
+def _explained(explanation: Mapping[str, Any]) -> list[str]:
+    """Say what stood in the way where nothing meets the goals."""
+    lines = []
+    if explanation.get("binding"):
+        lines.append(f"the goal that blocks: {explanation['binding']}")
+    if explanation.get("relaxations"):
+        lines.append(f"nearest relaxation: {explanation['relaxations'][0]}")
+    if explanation.get("front"):
+        lines.append("no other candidate beats: " + ", ".join(map(str, explanation["front"])))
+    return lines
 
 
 def _saved_text(counts: Mapping[str, Any]) -> str:
