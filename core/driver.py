@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from drupe.core.data_checks import Checks
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
-from drupe.core.engine import ChainResult, Engine
+from drupe.core.engine import Engine
 from drupe.core.errors import ConfigError, DrupeError, Interrupted
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
@@ -27,13 +28,14 @@ from drupe.core.results import Candidate, RunResult, TargetResult, write_candida
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.target_space import LeftOut, target_space
-from drupe.core.trials import TrialRunner
+from drupe.core.trials import TrialRunner, racing_runner
 from drupe.core.workflow.model import Evaluator, Workflow
 
-__all__ = ["Driver", "with_certification_split"]
+__all__ = ["Driver", "part_that_selects", "with_certification_split"]
 
 Events = Callable[[Mapping[str, Any]], None]
 _EVERYTHING_HELD_OUT = "evaluation"
+_SELECTION = "selection"
 
 
 class Driver:
@@ -99,7 +101,8 @@ class Driver:
     def _run_target(self, target: str, plan: Plan, source: Model) -> None:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
         searching = bool(plan.space.dimensions) and self.workflow.search is not None
-        certify = searching and _wants_confidence(evaluator)
+        part = part_that_selects(plan)
+        certify = part == _SELECTION
         runner = TrialRunner(
             self.engine,
             self.measurer,
@@ -107,17 +110,21 @@ class Driver:
             target,
             evaluator,
             source,
-            part="selection" if certify else _EVERYTHING_HELD_OUT,
+            part=part,
+            checks=Checks(self.registry, self._events),
         )
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)
         self._measure_input(runner, result)
         decider = Decider(self.store, self.workflow, self.registry, self._events)
         study = self._open_study(target, plan, runner, searching)
+        runner = racing_runner(runner, study, self.workflow.search if searching else None)
         try:
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
             self._search(study, runner, result)
+            if runner.racer is not None:
+                result.sample_evaluations = runner.racer.counts(runner, result.candidates)
             decider.decide(study, runner, result, certify=certify)
         finally:
             study.close()
@@ -160,6 +167,8 @@ class Driver:
                 "target": target,
                 "part": runner.part,
                 "sampler": [search.sampler, search.seed] if search else None,
+                # Trials that were cut short are no use to a search that wants all in full.
+                **({"racing": asdict(search.multi_fidelity)} if search and search.multi_fidelity else {}),
                 "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
                 # What can be served changes with what is installed; the space changes with it.
                 **({"left out": [[one.dimension, one.value] for one in left_out]} if left_out else {}),
@@ -169,20 +178,8 @@ class Driver:
     def _earlier(self, study: Study, runner: TrialRunner) -> Iterator[Candidate]:
         """Yield the trials that an earlier run finished, completed from the store where it still has the steps."""
         for trial, outcome in study.finished():
-            chain = self._stored_chain(runner, trial) if outcome.state == "complete" else None
+            chain = runner.stored_chain(trial) if outcome.candidate is not None else None
             yield runner.describe(trial, outcome, chain, {})
-
-    def _stored_chain(self, runner: TrialRunner, trial: Trial) -> ChainResult | None:
-        model = runner.input_model
-        steps = []
-        accelerator = self.workflow.systems[runner.target].accelerators[0]
-        for plan in runner.plan.chain(trial.point, runner.target):
-            step = self.engine.stored_pass(plan, model, accelerator)
-            if step is None or step.model is None:
-                return None
-            steps.append(step)
-            model = step.model
-        return ChainResult(model, tuple(steps))
 
     def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
         workers = self.workflow.search.workers if self.workflow.search else 1
@@ -302,6 +299,14 @@ def with_certification_split(workflow: Workflow) -> Workflow:
         for name, entry in workflow.data.items()
     }
     return replace(workflow, data=data)
+
+
+def part_that_selects(plan: Plan) -> str:
+    """Return the split that candidates are chosen on: everything held out, unless some of it must certify."""
+    workflow = plan.workflow
+    searching = bool(plan.space.dimensions) and workflow.search is not None
+    certify = searching and _wants_confidence(workflow.evaluators.get(workflow.evaluator or ""))
+    return _SELECTION if certify else _EVERYTHING_HELD_OUT
 
 
 def _wants_confidence(evaluator: Evaluator | None) -> bool:
