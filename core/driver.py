@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
 from drupe.core.engine import ChainResult, Engine
-from drupe.core.errors import ConfigError, DrupeError, Interrupted
+from drupe.core.errors import ConfigError, DrupeError
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
 from drupe.core.plan import Plan, build_plan
@@ -26,6 +26,7 @@ from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
+from drupe.core.trial_workers import TrialWorkers, timed_search
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, Workflow
 
@@ -159,9 +160,11 @@ class Driver:
             }
         )
 
-    def _earlier(self, study: Study, runner: TrialRunner) -> Iterator[Candidate]:
-        """Yield the trials that an earlier run finished, completed from the store where it still has the steps."""
+    def _earlier(self, study: Study, runner: TrialRunner, *, besides: Collection[int] = ()) -> Iterator[Candidate]:
+        """Yield the trials that another run finished, completed from the store where it still has the steps."""
         for trial, outcome in study.finished():
+            if trial.number in besides:
+                continue
             chain = self._stored_chain(runner, trial) if outcome.state == "complete" else None
             yield runner.describe(trial, outcome, chain, {})
 
@@ -178,34 +181,20 @@ class Driver:
         return ChainResult(model, tuple(steps))
 
     def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
-        workers = self.workflow.search.workers if self.workflow.search else 1
-        ask_lock = threading.Lock()
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            while not failures and not self._cancelled():
-                try:
-                    with ask_lock:
-                        trial = study.ask()
-                    if trial is None:
-                        return
-                    self._run_trial(study, runner, result, trial, ask_lock)
-                except BaseException as error:
-                    failures.append(error)
-                    self._stop.set()
-                    return
-
-        threads = [threading.Thread(target=work, name=f"trial-{n}", daemon=True) for n in range(1, workers)]
-        for thread in threads:
-            thread.start()
-        work()
-        for thread in threads:
-            thread.join()
-        if failures:
-            first = next((f for f in failures if not isinstance(f, Interrupted)), failures[0])
-            raise first
-        if self._cancelled():
-            raise Interrupted("stopped by the user; the same command goes on from here")
+        workers = TrialWorkers(
+            study,
+            runner,
+            lambda trial, lock: self._run_trial(study, runner, result, trial, lock),
+            workers=self.workflow.search.workers if self.workflow.search else 1,
+            cancelled=self._cancelled,
+            stop=self._stop.set,
+        )
+        with timed_search(self.measurer, result, self.workflow.search):
+            workers.work()
+        # What workers in other processes have told meanwhile.
+        mine = {candidate.number for candidate in result.candidates}
+        others = self._earlier(study, runner, besides=mine)
+        result.candidates = sorted([*result.candidates, *others], key=lambda c: c.number)
 
     def _run_trial(
         self, study: Study, runner: TrialRunner, result: TargetResult, trial: Trial, lock: threading.Lock

@@ -33,6 +33,12 @@ class Measurer:
         self.registry = engine.registry
         self.store = engine.store
         self.workflow = engine.workflow
+        self._exclusive: list[float] = []
+
+    @property
+    def exclusive_seconds(self) -> float:
+        """How long timed metrics have had their machines alone, in this run."""
+        return sum(self._exclusive)
 
     def measure(
         self,
@@ -182,7 +188,7 @@ class Measurer:
         names = sorted({m.data for m in group if m.data})
         roles = set().union(*(self._roles(m) for m in group))
         inputs = {"model": model} | {role: m for role, m in beside.items() if role in roles}
-        resources = self._engine.resources(system.name)
+        resources = self._engine.resources(system.name, alone=exclusive)
         job = Job(
             "measure",
             keys[group[0].name],
@@ -233,6 +239,8 @@ class Measurer:
                 record |= {"key": keys[m.name], "measurement": measured, "model": None}
                 self.store.put(keys[m.name], record)
                 found[m.name] = measured
+                if exclusive:
+                    self._exclusive.append(measured["seconds"])
                 steps.append(self._executor.result(record, cached=False))
         for step in steps:
             self._executor.tell("finished", step)

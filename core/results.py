@@ -79,6 +79,8 @@ class TargetResult:
     generate: Mapping[str, Any] = field(default_factory=dict)
     artifact: Mapping[str, Any] | None = None
     """Kind, files by digest and attributes of the model that was handed over."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """What the trials of this run took: workers, seconds, and how many of these timed metrics had a machine alone."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -91,6 +93,7 @@ class TargetResult:
             "certification": {name: m.to_json(rows=True) for name, m in self.certified.items()},
             "baseline": {name: m.to_json() for name, m in self.baseline.items()},
             "generate": dict(self.generate),
+            "search": dict(self.search),
             "artifact": dict(self.artifact) if self.artifact else None,
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }
