@@ -19,6 +19,7 @@ from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
 from drupe.core.engine import ChainResult, Engine
 from drupe.core.errors import ConfigError, DrupeError
+from drupe.core.joining import check_same, offer
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
 from drupe.core.plan import Plan, build_plan
@@ -71,6 +72,7 @@ class Driver:
             "workflow_file": os.path.relpath(workflow.path, workflow.output_dir),
         }
         self._write_lock = threading.Lock()
+        self._assisting = False
 
     def run(self) -> RunResult:
         """Run to the end. Raises ConfigError, HostError, StoreError, Interrupted; the manifest is written even then."""
@@ -100,20 +102,13 @@ class Driver:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
         searching = bool(plan.space.dimensions) and self.workflow.search is not None
         certify = searching and _wants_confidence(evaluator)
-        runner = TrialRunner(
-            self.engine,
-            self.measurer,
-            plan,
-            target,
-            evaluator,
-            source,
-            part="selection" if certify else _EVERYTHING_HELD_OUT,
-        )
+        runner = self._runner(target, plan, source)
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)
         self._measure_input(runner, result)
         decider = Decider(self.store, self.workflow, self.registry, self._events)
         study = self._open_study(target, plan, runner, searching)
+        offer(study, self.workflow, runner)
         try:
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
@@ -122,6 +117,31 @@ class Driver:
         finally:
             study.close()
         self._write()
+
+    def _runner(self, target: str, plan: Plan, source: Model) -> TrialRunner:
+        evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
+        certify = bool(plan.space.dimensions) and self.workflow.search is not None and _wants_confidence(evaluator)
+        part = "selection" if certify else _EVERYTHING_HELD_OUT
+        return TrialRunner(self.engine, self.measurer, plan, target, evaluator, source, part=part)
+
+    def assist(self, target: str, source: Model, name: str) -> list[Candidate]:
+        """Run trials of the study `name`, which another process drives, until it is complete; return them.
+
+        source: the input model, as that process has imported it. Verdict, hand-over and manifest stay with the other.
+        Raises ConfigError also where this machine would run another study than that one.
+        """
+        self._assisting = True
+        plan = build_plan(self.workflow, self.registry)
+        runner = self._runner(target, plan, source)
+        check_same(name, self._study_name(target, runner))
+        result = TargetResult(target)
+        study = self._open_study(target, plan, runner, True)
+        try:
+            self._trial_workers(study, runner, result, workers=1, aside=True).work()
+        finally:
+            study.close()
+            self.engine.close()
+        return result.candidates
 
     def _open_study(self, target: str, plan: Plan, runner: TrialRunner, searching: bool) -> Study:
         evaluator = runner.evaluator
@@ -138,10 +158,10 @@ class Driver:
         folder = self.workflow.output_dir / "study"
         folder.mkdir(parents=True, exist_ok=True)
         space = plan.space if searching else replace(plan.space, dimensions=())
-        study.open(f"{target}-{self._study_digest(target, runner)[:16]}", space, goals, objectives, settings, folder)
+        study.open(self._study_name(target, runner), space, goals, objectives, settings, folder)
         return study
 
-    def _study_digest(self, target: str, runner: TrialRunner) -> str:
+    def _study_name(self, target: str, runner: TrialRunner) -> str:
         """Name what the study's results depend on: another workflow is another study, and shares steps by the store."""
         document = {
             key: value
@@ -149,7 +169,7 @@ class Driver:
             if key not in ("output_dir", "cache_dir", "search_strategy", "plugins", "log_severity_level")
         }
         search = self.workflow.search
-        return digest_of(
+        digest = digest_of(
             {
                 "document": document,
                 "input": runner.input_model.digest,
@@ -159,6 +179,7 @@ class Driver:
                 "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
             }
         )
+        return f"{target}-{digest[:16]}"
 
     def _earlier(self, study: Study, runner: TrialRunner, *, besides: Collection[int] = ()) -> Iterator[Candidate]:
         """Yield the trials that another run finished, completed from the store where it still has the steps."""
@@ -180,17 +201,23 @@ class Driver:
             model = step.model
         return ChainResult(model, tuple(steps))
 
-    def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
-        workers = TrialWorkers(
+    def _trial_workers(
+        self, study: Study, runner: TrialRunner, result: TargetResult, *, workers: int, aside: bool
+    ) -> TrialWorkers:
+        return TrialWorkers(
             study,
             runner,
             lambda trial, lock: self._run_trial(study, runner, result, trial, lock),
-            workers=self.workflow.search.workers if self.workflow.search else 1,
+            workers=workers,
+            aside=aside,
             cancelled=self._cancelled,
             stop=self._stop.set,
         )
+
+    def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
+        count = self.workflow.search.workers if self.workflow.search else 1
         with timed_search(self.measurer, result, self.workflow.search):
-            workers.work()
+            self._trial_workers(study, runner, result, workers=count, aside=count > 1).work()
         # What workers in other processes have told meanwhile.
         mine = {candidate.number for candidate in result.candidates}
         others = self._earlier(study, runner, besides=mine)
@@ -240,6 +267,8 @@ class Driver:
         return {}
 
     def _write(self) -> None:
+        if self._assisting:
+            return
         with self._write_lock:
             write_manifest(self.result, document=self.workflow.document, facts=self._facts)
             write_candidates(self.result)

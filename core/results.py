@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,11 +143,20 @@ def write_manifest(result: RunResult, *, document: Mapping[str, Any], facts: Map
             "exit_code": result.exit_code,
             "seconds": round(result.seconds, 3),
             **facts,
-            "workflow": document,
+            "workflow": _without_password(document),
             "targets": {name: target.to_json() for name, target in result.targets.items()},
         },
     )
     return path
+
+
+def _without_password(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a workflow whose study storage shows no password."""
+    strategy = document.get("search_strategy")
+    if not isinstance(strategy, Mapping) or not isinstance(strategy.get("storage"), str):
+        return dict(document)
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", strategy["storage"])
+    return {**document, "search_strategy": {**strategy, "storage": shown}}
 
 
 def write_candidates(result: RunResult) -> Path:

@@ -36,18 +36,18 @@ class TrialWorkers:
         *,
         workers: int,
         cancelled: Callable[[], bool],
-        stop: Callable[[], None] = lambda: None,
-        aside: bool | None = None,
+        stop: Callable[[], None],
+        aside: bool,
     ) -> None:
         """run: runs a trial and tells its outcome, holding the lock for the latter. stop: makes the trials of the other
-        workers end when one of them could not go on. aside: whether trials are put aside; default: with several."""
+        workers end when one of them could not go on. aside: whether trials that would wait are put aside."""
         self._study = study
         self._runner = runner
         self._run = run
         self._workers = workers
         self._cancelled = cancelled
         self._stop = stop
-        self._may_wait = workers if (workers > 1 if aside is None else aside) else 0
+        self._may_wait = workers if aside else 0
         self._lock = threading.Lock()
         self._aside: list[Trial] = []
         self._claimed: dict[int, str] = {}
