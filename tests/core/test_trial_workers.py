@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
+from drupe.core.engine import Engine
+from drupe.core.hosts import Host, HostDescription
+from drupe.core.store import Store
+from drupe.core.workflow.read import read_workflow
+from tests.core.workflow.plugins import base_document, make_registry
 from tests.support.workflows import drupe, manifest, runs, start_drupe, toy_document, write_workflow
 
 _TIMED = {"name": "speed", "type": "toy_seconds", "sub_types": [{"name": "value"}]}
@@ -42,6 +50,19 @@ def until(condition: Any, process: subprocess.Popen[str], seconds: float = 60) -
         assert time.monotonic() < end and process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     return found
+
+
+class EightCores(Host):
+    """A host whose machine has eight cores."""
+
+    def describe(self) -> HostDescription:
+        return HostDescription(versions={}, devices=[{"device": "cpu", "cores": 8}])
+
+
+class Cluster(EightCores):
+    """One whose nodes have eight cores each."""
+
+    one_machine = False
 
 
 def check(folder: Path, naps: int = 6, cut: int = 0) -> None:
@@ -118,3 +139,51 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_goes_on(tmp_path: Path) ->
     done = drupe("run", path, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     check(tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_whose_host_failed_is_run_again_and_counts_once(tmp_path: Path, workers: int) -> None:
+    passes = {
+        "append": {"type": "Append", "times": {"search": [1, 2, 3], "ordered": True}},
+        "dies": {"type": "Dies"},
+    }
+    strategy = {"max_trials": 3, "seed": 1, "workers": workers}
+    systems = {"here": {"type": "LocalSystem"}}
+    path = write_workflow(tmp_path, toy_document(tmp_path, passes=passes, systems=systems, search_strategy=strategy))
+    failed = drupe("run", path, folder=tmp_path)
+    assert failed.returncode == 1
+    assert "the worker died" in failed.stdout + failed.stderr
+    assert 3 <= runs(tmp_path).count("Dies") <= 3 * workers
+    status = drupe("search", "status", tmp_path / "out", folder=tmp_path)
+    assert f"{workers} running" in status.stdout
+    (tmp_path / "space").touch()
+    done = drupe("run", path, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    candidates = manifest(tmp_path)["targets"]["here"]["candidates"]
+    assert [(c["number"], c["state"]) for c in candidates] == [(n, "complete") for n in range(3)]
+    assert sorted(c["point"]["append.times"] for c in candidates) == [1, 2, 3]
+    assert sorted(line for line in runs(tmp_path) if line.startswith("Append")) == [f"Append ! {n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("host", "resources", "beside", "alone"),
+    [
+        (EightCores, {}, 4, 8),
+        (EightCores, {"threads": 1}, 1, 1),
+        (EightCores, {"cpus": 3}, 3, 3),
+        (Cluster, {}, 8, 8),
+    ],
+)
+def test_workers_on_one_machine_share_its_cores_unless_told_otherwise(
+    tmp_path: Path, host: type[Host], resources: dict[str, int], beside: int, alone: int
+) -> None:
+    registry = make_registry()
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(base_document(search_strategy={"workers": 2})))
+    workflow = read_workflow(path, registry)
+    system = workflow.systems["here"]
+    systems = {"here": replace(system, config={**system.config, "resources": resources})}
+    engine = Engine(replace(workflow, systems=systems), registry, Store(tmp_path / "cache"))
+    engine._hosts["here"] = host(None, None, state_dir=tmp_path)  # type: ignore[arg-type]
+    assert engine.resources("here", alone=False).thread_count == beside
+    assert engine.resources("here").thread_count == alone
