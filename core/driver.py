@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from drupe.core.data_checks import Checks
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
-from drupe.core.engine import ChainResult, Engine
+from drupe.core.engine import Engine
 from drupe.core.errors import ConfigError, DrupeError
 from drupe.core.joining import check_same, offer
 from drupe.core.measuring import Measurer
@@ -28,13 +29,14 @@ from drupe.core.results import Candidate, RunResult, TargetResult, write_candida
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.trial_workers import TrialWorkers, timed_search
-from drupe.core.trials import TrialRunner
+from drupe.core.trials import TrialRunner, racing_runner
 from drupe.core.workflow.model import Evaluator, Workflow
 
-__all__ = ["Driver", "with_certification_split"]
+__all__ = ["Driver", "part_that_selects", "with_certification_split"]
 
 Events = Callable[[Mapping[str, Any]], None]
 _EVERYTHING_HELD_OUT = "evaluation"
+_SELECTION = "selection"
 
 
 class Driver:
@@ -101,7 +103,7 @@ class Driver:
     def _run_target(self, target: str, plan: Plan, source: Model) -> None:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
         searching = bool(plan.space.dimensions) and self.workflow.search is not None
-        certify = searching and _wants_confidence(evaluator)
+        certify = part_that_selects(plan) == _SELECTION
         runner = self._runner(target, plan, source)
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)
@@ -109,10 +111,13 @@ class Driver:
         decider = Decider(self.store, self.workflow, self.registry, self._events)
         study = self._open_study(target, plan, runner, searching)
         offer(study, self.workflow, runner)
+        runner = racing_runner(runner, study, self.workflow.search if searching else None)
         try:
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
             self._search(study, runner, result)
+            if runner.racer is not None:
+                result.sample_evaluations = runner.racer.counts(runner, result.candidates)
             decider.decide(study, runner, result, certify=certify)
         finally:
             study.close()
@@ -120,9 +125,16 @@ class Driver:
 
     def _runner(self, target: str, plan: Plan, source: Model) -> TrialRunner:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
-        certify = bool(plan.space.dimensions) and self.workflow.search is not None and _wants_confidence(evaluator)
-        part = "selection" if certify else _EVERYTHING_HELD_OUT
-        return TrialRunner(self.engine, self.measurer, plan, target, evaluator, source, part=part)
+        return TrialRunner(
+            self.engine,
+            self.measurer,
+            plan,
+            target,
+            evaluator,
+            source,
+            part=part_that_selects(plan),
+            checks=Checks(self.registry, self._events),
+        )
 
     def assist(self, target: str, source: Model, name: str) -> list[Candidate]:
         """Run trials of the study `name`, which another process drives, until it is complete; return them.
@@ -136,6 +148,7 @@ class Driver:
         check_same(name, self._study_name(target, runner))
         result = TargetResult(target)
         study = self._open_study(target, plan, runner, True)
+        runner = racing_runner(runner, study, self.workflow.search)
         try:
             self._trial_workers(study, runner, result, workers=1, aside=True).work()
         finally:
@@ -176,6 +189,8 @@ class Driver:
                 "target": target,
                 "part": runner.part,
                 "sampler": [search.sampler, search.seed] if search else None,
+                # Trials that were cut short are no use to a search that wants all in full.
+                **({"racing": asdict(search.multi_fidelity)} if search and search.multi_fidelity else {}),
                 "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
             }
         )
@@ -186,20 +201,8 @@ class Driver:
         for trial, outcome in study.finished():
             if trial.number in besides:
                 continue
-            chain = self._stored_chain(runner, trial) if outcome.state == "complete" else None
+            chain = runner.stored_chain(trial) if outcome.candidate is not None else None
             yield runner.describe(trial, outcome, chain, {})
-
-    def _stored_chain(self, runner: TrialRunner, trial: Trial) -> ChainResult | None:
-        model = runner.input_model
-        steps = []
-        accelerator = self.workflow.systems[runner.target].accelerators[0]
-        for plan in runner.plan.chain(trial.point, runner.target):
-            step = self.engine.stored_pass(plan, model, accelerator)
-            if step is None or step.model is None:
-                return None
-            steps.append(step)
-            model = step.model
-        return ChainResult(model, tuple(steps))
 
     def _trial_workers(
         self, study: Study, runner: TrialRunner, result: TargetResult, *, workers: int, aside: bool
@@ -313,6 +316,14 @@ def with_certification_split(workflow: Workflow) -> Workflow:
         for name, entry in workflow.data.items()
     }
     return replace(workflow, data=data)
+
+
+def part_that_selects(plan: Plan) -> str:
+    """Return the split that candidates are chosen on: everything held out, unless some of it must certify."""
+    workflow = plan.workflow
+    searching = bool(plan.space.dimensions) and workflow.search is not None
+    certify = searching and _wants_confidence(workflow.evaluators.get(workflow.evaluator or ""))
+    return _SELECTION if certify else _EVERYTHING_HELD_OUT
 
 
 def _wants_confidence(evaluator: Evaluator | None) -> bool:

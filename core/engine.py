@@ -143,6 +143,16 @@ class Engine:
 
     def import_model(self) -> StepResult:
         """Make the input model a stored Model."""
+        job = self._import_job()
+        host = self.workflow.host
+        return self.executor.step(job, host, JobOptions(resources=self.resources(host)))
+
+    def stored_import(self) -> StepResult | None:
+        """Return the input model's import when the store has it."""
+        record = self.store.get(self._import_job().key)
+        return self.executor.result(record, cached=True) if record else None
+
+    def _import_job(self) -> Job:
         from drupe.core.sources import find_source
 
         entry = self.registry.get("drupe_model_kinds", self.workflow.model_kind)
@@ -177,8 +187,7 @@ class Engine:
             seed=0,
             extra={"rehearse": True} if self._rehearsal else None,
         )
-        job = Job("import", key, "input model", self.registry.reference(entry), values, **self.common(*used))
-        return self.executor.step(job, host, JobOptions(resources=self.resources(host)))
+        return Job("import", key, "input model", self.registry.reference(entry), values, **self.common(*used))
 
     def run_chain(self, chain: Sequence[StepPlan], model: Model, accelerator: Accelerator) -> ChainResult:
         """Run the steps of a chain one after the other. Raises PassError, HostError, ConfigError, Interrupted."""

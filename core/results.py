@@ -78,6 +78,12 @@ class TargetResult:
     baseline: Mapping[str, Measurement] = field(default_factory=dict)
     message: str = ""
     generate: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """Shared data, and results that are hard to believe."""
+    explanation: Mapping[str, Any] = field(default_factory=dict)
+    """What the study says of itself: front, the goal that binds, nearest relaxations, importance of parameters."""
+    sample_evaluations: Mapping[str, Any] = field(default_factory=dict)
+    """Multi-fidelity: how many were taken, and how many measuring everything would have taken."""
     artifact: Mapping[str, Any] | None = None
     """Kind, files by digest and attributes of the model that was handed over."""
     search: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +101,9 @@ class TargetResult:
             "baseline": {name: m.to_json() for name, m in self.baseline.items()},
             "generate": dict(self.generate),
             "search": dict(self.search),
+            "warnings": list(self.warnings),
+            **({"explanation": dict(self.explanation)} if self.explanation else {}),
+            **({"sample_evaluations": dict(self.sample_evaluations)} if self.sample_evaluations else {}),
             "artifact": dict(self.artifact) if self.artifact else None,
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }

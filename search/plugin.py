@@ -39,6 +39,7 @@ def drupe_samplers() -> Sequence[SamplerSpec]:
             summary="Every point of a finite space, in order, so that neighbours share their first steps.",
             aliases=("grid", "sequential", "exhaustive", "bruteforce", "brute_force"),
             finite=True,
+            pruned=True,
         ),
         SamplerSpec(
             name="tpe",
@@ -58,7 +59,9 @@ def drupe_samplers() -> Sequence[SamplerSpec]:
             summary="Evolution over several objectives, with constraints.",
             aliases=("nsgaii", "nsga-ii"),
         ),
-        SamplerSpec(name="random", target="drupe.search.samplers:random", summary="Points drawn at random."),
+        SamplerSpec(
+            name="random", target="drupe.search.samplers:random", summary="Points drawn at random.", pruned=True
+        ),
     ]
 
 
