@@ -1,7 +1,7 @@
 """Runs a workflow: per target a study of trials, then the verdict on data nobody selected on, then the hand-over.
 
 Nothing finished is lost: every step is in the store, every trial in the study's file, and the manifest is rewritten
-after each trial. The same command goes on where a run was stopped.
+as trials finish. The same command goes on where a run was stopped.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ __all__ = ["Driver", "with_certification_split"]
 
 Events = Callable[[Mapping[str, Any]], None]
 _EVERYTHING_HELD_OUT = "evaluation"
+_WRITES_APART = 20
+"""How many times as long as writing the manifest took passes before it is written for another trial."""
 
 
 class Driver:
@@ -70,6 +72,7 @@ class Driver:
             "workflow_file": os.path.relpath(workflow.path, workflow.output_dir),
         }
         self._write_lock = threading.Lock()
+        self._next_write = 0.0
 
     def run(self) -> RunResult:
         """Run to the end. Raises ConfigError, HostError, StoreError, Interrupted; the manifest is written even then."""
@@ -222,7 +225,7 @@ class Driver:
             result.candidates = sorted([*result.candidates, candidate], key=lambda c: c.number)
         self._events({"event": "trial finished", "candidate": candidate.to_json(), **event})
         self.registry.notify("drupe_trial_finished", trial={**event, **candidate.to_json()})
-        self._write()
+        self._write_soon()
 
     # Odds and ends
 
@@ -250,10 +253,24 @@ class Driver:
                     return dict(hint)
         return {}
 
+    def _write_soon(self) -> None:
+        """Write what is known unless that was done a moment ago: it takes longer the more trials there are."""
+        if time.monotonic() >= self._next_write and self._write_lock.acquire(blocking=False):
+            try:
+                self._write_now()
+            finally:
+                self._write_lock.release()
+
     def _write(self) -> None:
         with self._write_lock:
-            write_manifest(self.result, document=self.workflow.document, facts=self._facts)
-            write_candidates(self.result)
+            self._write_now()
+
+    def _write_now(self) -> None:
+        started = time.monotonic()
+        write_manifest(self.result, document=self.workflow.document, facts=self._facts)
+        write_candidates(self.result)
+        ended = time.monotonic()
+        self._next_write = ended + _WRITES_APART * (ended - started)
 
     @contextmanager
     def _output_lock(self) -> Iterator[None]:
