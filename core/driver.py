@@ -22,6 +22,7 @@ from drupe.core.errors import ConfigError, DrupeError, Interrupted
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
 from drupe.core.plan import Plan, build_plan
+from drupe.core.preflight import check_systems
 from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
 from drupe.core.store import open_store
@@ -80,6 +81,7 @@ class Driver:
         plan = build_plan(self.workflow, self.registry)
         with self._output_lock():
             try:
+                check_systems(self.engine)
                 source = self.engine.import_model()
                 assert source.model is not None
                 for target in self.workflow.targets:

@@ -66,7 +66,8 @@ class LocalSystem(Host):
                 faults.append(Fault("sandbox", found, kind="needs"))
         wanted = (self.config.resources.gpus if self.config.resources else None) or 0
         if wanted > len(gpu_names()):
-            faults.append(Fault("resources.gpus", f"{wanted:g}; this machine has {len(gpu_names()) or 'none'}"))
+            found = f"{wanted:g} asked for; this machine has {len(gpu_names()) or 'none'}"
+            faults.append(Fault("resources.gpus", found, kind="needs"))
         return faults
 
     def describe(self) -> HostDescription:
