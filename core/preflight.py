@@ -20,6 +20,9 @@ from drupe.core.workflow.findings import join
 
 __all__ = ["check_systems", "system_faults"]
 
+_LAUNCHERS = {"torchrun": ("torch",), "accelerate": ("accelerate", "torch")}
+"""What a pass's launcher is part of."""
+
 
 def check_systems(engine: Engine) -> None:
     """Check every system that the workflow uses, at the same time. Raises HostError with all that was found."""
@@ -122,7 +125,8 @@ def _unmet(description: HostDescription, needed: Iterable[Registered]) -> list[t
                 wanted = f"{plugin.distribution} {plugin.version}"
                 hint = "install the same version there"
                 found[wanted] = (f"{name} is of {wanted}; there is {there or 'none'}", "", hint)
-        for text in entry.spec.requires:
+        launcher = _LAUNCHERS.get(getattr(entry.spec, "launcher", None) or "", ())
+        for text in (*entry.spec.requires, *launcher):
             try:
                 requirement = Requirement(text)
             except InvalidRequirement:

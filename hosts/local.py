@@ -95,9 +95,11 @@ class LocalSystem(Host):
     def _sandboxed(
         self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]
     ) -> Mapping[str, Any]:
+        from drupe.core.worker import LAUNCHED
         from drupe.hosts.bubblewrap import sandbox_command
 
-        command = sandbox_command(job, {**self.config.environment, **options.env})
+        ranks = {LAUNCHED: "1"} if launched(options, self.config.launcher_processes) else {}
+        command = sandbox_command(job, {**self.config.environment, **options.env, **ranks})
         command += worker_command([sys.executable], job, options, processes=self.config.launcher_processes, locked=True)
         # What runs in the sandbox is not trusted to leave the machine's lock alone.
         with machine_lock(options.exclusive, cancelled):
