@@ -125,6 +125,13 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnx>=1.17", "onnxruntime>=1.22", "optuna>=5.0"),
             accelerator_matters=True,
         ),
+        _pass(
+            "ExtractAdapters",
+            "extract_adapters",
+            "Take an adapter's weights out of a graph, so that one graph serves several",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "safetensors>=0.5"),
+            key_packages=("onnx", "onnxruntime", "safetensors"),
+        ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
         _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
         _pass("OnnxQuantization", "quantization", "Quantize weights and activations, statically or dynamically"),
@@ -134,6 +141,11 @@ def drupe_passes() -> list[PassSpec]:
             "Quantize weights in blocks, rounding to nearest",
         ),
         _pass("OnnxKQuantQuantization", "block_quantization", "Quantize weights in blocks by least squares (k-quant)"),
+        _pass(
+            "OnnxBnb4Quantization",
+            "bnb4_quantization",
+            "Quantize weights to four bits, spaced as a normal distribution or as floats are",
+        ),
         _pass(
             "OnnxHqqQuantization",
             "block_quantization",

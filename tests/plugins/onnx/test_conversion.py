@@ -89,7 +89,6 @@ def test_weights_can_lie_beside_the_graph(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "config", "message"),
     [
-        ({"adapter": "adapter"}, {}, "MergeAdapterWeights"),
         ({"quantization": "gptq"}, {}, "quantized"),
         ({}, {"target_opset": 17, "use_dynamo_exporter": True}, "use_dynamo_exporter: false"),
     ],
