@@ -207,8 +207,12 @@ class ModelBuilder(Pass):
         return Model.from_dir("genai", context.output_dir, _attributes(model.attributes, config))
 
 
+_KEPT = ("task", "architecture", "model_type", "split", "split_assignments")
+"""Attributes of the source that hold for the built model as well."""
+
+
 def _attributes(source: Mapping[str, Any], config: ModelBuilderConfig) -> dict[str, Any]:
-    kept = {key: value for key, value in source.items() if key in ("task", "architecture", "model_type")}
+    kept = {key: value for key, value in source.items() if key in _KEPT}
     quantized = {"quantization": config.precision} if config.precision in ("int4", "int8") else {}
     return {**kept, "precision": config.precision, **quantized}
 

@@ -15,12 +15,12 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
-from drupe.plugins.onnx.graphs import companions, name_axes, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import companions, name_axes, name_nodes, save_graph, scrub_graph
 from drupe.plugins.onnx.modules import export_module
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
-_KEPT = ("task", "architecture", "model_type", "model_attributes")
+_KEPT = ("task", "architecture", "model_type", "model_attributes", "split", "split_assignments")
 """Attributes of the source that hold for the graph as well."""
 _FIRST_EXPORTED = 18
 """The oldest operator set that torch.export writes; older ones are reached by the other exporter only."""
@@ -61,7 +61,7 @@ class OnnxConversion(Pass):
     """Exports the forward call of the model's task."""
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""
@@ -246,6 +246,7 @@ def _export(
             assert program is not None
             proto = program.model_proto
             name_axes(proto, axes)
+            name_nodes(proto)
             return proto
         import onnx
 
@@ -260,7 +261,9 @@ def _export(
             do_constant_folding=config.optimize,
             dynamo=False,
         )
-        return onnx.load(str(target))
+        traced = onnx.load(str(target))
+        name_nodes(traced)
+        return traced
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         other = "use_dynamo_exporter: false" if config.dynamo else "use_dynamo_exporter: true"

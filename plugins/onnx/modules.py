@@ -10,7 +10,7 @@ from typing import Any
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
-from drupe.plugins.onnx.graphs import name_axes
+from drupe.plugins.onnx.graphs import name_axes, name_nodes
 
 __all__ = ["export_module"]
 
@@ -167,6 +167,7 @@ def _by_export(
     assert program is not None
     proto = program.model_proto
     name_axes(proto, axes)
+    name_nodes(proto)
     return proto
 
 
@@ -193,4 +194,6 @@ def _by_tracing(
         do_constant_folding=optimize,
         dynamo=False,
     )
-    return onnx.load(str(target))
+    traced = onnx.load(str(target))
+    name_nodes(traced)
+    return traced

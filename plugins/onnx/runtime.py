@@ -60,7 +60,7 @@ class OnnxRuntime(Runtime):
         """forward; score too where the model is a decoder with a tokenizer's inputs."""
         return ("forward", "score") if model.attributes.get("task") == "text-generation" else ("forward",)
 
-    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
+    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> OnnxSession:
         """See Runtime.open."""
         import onnxruntime as ort
 
@@ -154,6 +154,11 @@ class OnnxSession(Session):
         self._inputs = {item.name: item for item in session.get_inputs() if item.name not in self._constants}
         self._outputs = [item.name for item in session.get_outputs()]
         self._encoder: Any = None
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        """The graph's outputs in order."""
+        return tuple(self._outputs)
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
         """See Session.forward."""
