@@ -36,6 +36,7 @@ def drupe_passes() -> list[PassSpec]:
             aliases=("Awq",),
         ),
         _pass("Gptq", "gptq", "Quantize a decoder's weights so that its layers' outputs change least"),
+        _pass("QuaRot", "quarot", "Rotate a decoder's states so that no channel has outliers"),
         _pass("Rtn", "rtn", "Quantize a decoder's weights by rounding to nearest"),
         _pass(
             "SelectiveMixedPrecision", "mixed_precision", "Choose the layers that the next quantizer gives more bits"
