@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,26 +107,26 @@ def schemes(iters: int) -> dict[str, Scheme]:
 
 
 class Text(html.parser.HTMLParser):
-    """The paragraphs of a page."""
+    """The paragraphs of a page: p, or div of the class para."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inside = 0
+        self.open: list[bool] = []
         self.parts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        """A paragraph begins."""
-        self.inside += tag == "p"
+        """A paragraph may begin."""
+        if tag in ("p", "div"):
+            self.open.append(tag == "p" or dict(attrs).get("class") == "para")
 
     def handle_endtag(self, tag: str) -> None:
-        """A paragraph ends."""
-        if tag == "p" and self.inside:
-            self.inside -= 1
+        """A paragraph may end."""
+        if tag in ("p", "div") and self.open and self.open.pop():
             self.parts.append("\n\n")
 
     def handle_data(self, data: str) -> None:
-        """Text inside a paragraph."""
-        if self.inside:
+        """Text of a paragraph."""
+        if self.open and self.open[-1]:
             self.parts.append(re.sub(r"\s+", " ", data))
 
 
@@ -284,6 +285,7 @@ def report(rows: Sequence[dict[str, Any]], show: Callable[[str], None] = print) 
         if base is None:
             continue
         lines = []
+        measured = {key(row) for row in own if "losses" in row}
         for row in own:
             if "impossible" in row or "failed" in row:
                 continue
@@ -309,7 +311,7 @@ def report(rows: Sequence[dict[str, Any]], show: Callable[[str], None] = print) 
         for _, _, text in sorted(lines):
             show(text)
         for row in own:
-            if reason := row.get("impossible") or row.get("failed"):
+            if reason := row.get("impossible") or (key(row) not in measured and row.get("failed")):
                 show(f"| {row['scheme']} | {row['block']} | not possible: {reason} | | | | |")
 
 
@@ -350,7 +352,7 @@ def main() -> None:
         for block in args.blocks
         if not args.schemes or name in args.schemes
     ]
-    done = {key(row) for row in read_rows(path)}
+    done = {key(row) for row in read_rows(path) if "failed" not in row}
     source = bench.source()
     for name, scheme, block in wanted:
         if (args.source, name, block) in done:
@@ -360,6 +362,7 @@ def main() -> None:
             row = bench.setting(name, scheme, block, source)
         except Exception as error:
             # One scheme that fails must not take the others' results along; the row says what happened.
+            traceback.print_exc()
             row = {"source": args.source, "scheme": name, "block": block, "failed": f"{type(error).__name__}: {error}"}
         with path.open("a") as handle:
             handle.write(json.dumps(row) + "\n")

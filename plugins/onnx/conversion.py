@@ -16,7 +16,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
 from drupe.plugins.onnx.graphs import companions, name_axes, name_nodes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import export_module
+from drupe.plugins.onnx.modules import export_module, exporter_failed
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
@@ -265,9 +265,7 @@ def _export(
         name_nodes(traced)
         return traced
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        other = "use_dynamo_exporter: false" if config.dynamo else "use_dynamo_exporter: true"
-        raise PassError(f"the exporter failed: {first}; try {other}, or another target_opset") from error
+        raise exporter_failed(error, dynamo=config.dynamo) from error
 
 
 def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any]) -> Any:

@@ -23,6 +23,7 @@ __all__ = [
     "name_nodes",
     "save_graph",
     "scrub_graph",
+    "unknown_operators",
 ]
 
 _LARGEST = 2**31 - 2**20
@@ -77,6 +78,25 @@ def external_files(path: Path) -> list[Path]:
         if entry.key == "location"
     }
     return [path.parent / name for name in sorted(names)]
+
+
+def unknown_operators(proto: Any) -> list[tuple[str, str]]:
+    """Return (operator, node) for nodes that the installed ONNX Runtime has no operator for."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    known = {(schema.domain, schema.name) for schema in get_all_operator_schema()}
+    # Such nodes belong to a provider that brings its own.
+    known |= {("com.microsoft", "EPContext")}
+    own = {(function.domain, function.name) for function in proto.functions}
+    found = []
+    stack = [proto.graph]
+    while stack:
+        for node in stack.pop().node:
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            if (domain, node.op_type) not in known and (node.domain, node.op_type) not in own:
+                found.append((f"{domain}:{node.op_type}" if domain else node.op_type, node.name or node.output[0]))
+            stack.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
+    return found
 
 
 def load_graph(model: Model) -> Any:

@@ -13,7 +13,7 @@ from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import Result, Runtime, Session
 from drupe.plugins.onnx.adapter_weights import read_weights
-from drupe.plugins.onnx.graphs import graph_path
+from drupe.plugins.onnx.graphs import graph_path, unknown_operators
 
 __all__ = ["OnnxRuntime", "OnnxSession", "run_bound", "set_session_option"]
 
@@ -94,7 +94,11 @@ class OnnxRuntime(Runtime):
         try:
             session = ort.InferenceSession(str(path), settings, providers=[(provider, dict(accelerator.options))])
         except Exception as error:
-            raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}") from error
+            import onnx
+
+            unknown = unknown_operators(onnx.load(str(path), load_external_data=False))
+            which = "".join(f"; node {node!r} has the operator {operator}" for operator, node in unknown[:1])
+            raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}{which}") from error
         bound = full["io_bind"]
         if bound is None:
             bound = bool((model.attributes.get("inference_settings") or {}).get("io_bind"))
