@@ -14,12 +14,13 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.onnx.graphs import companions, name_axes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import export_module
+from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
+from drupe.plugins.onnx.graphs import companions, name_axes, name_nodes, save_graph, scrub_graph
+from drupe.plugins.onnx.modules import export_module, exporter_failed
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
-_KEPT = ("task", "architecture", "model_type", "model_attributes")
+_KEPT = ("task", "architecture", "model_type", "model_attributes", "split", "split_assignments")
 """Attributes of the source that hold for the graph as well."""
 _FIRST_EXPORTED = 18
 """The oldest operator set that torch.export writes; older ones are reached by the other exporter only."""
@@ -43,7 +44,11 @@ class OnnxConversionConfig(PassConfig):
         None, description="Convert the weights first."
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the model is exported.")
-    merge_adapter_weights: bool = Field(False, description="Merge an adapter into the base before the export.")
+    merge_adapter_weights: bool = Field(
+        False,
+        description="Merge an adapter into the base before the export. false: a LoRA stays apart in the graph, as "
+        "ExtractAdapters wants it.",
+    )
     optimize: bool = Field(True, description="Fold constants and remove dead nodes.")
 
     @property
@@ -56,18 +61,13 @@ class OnnxConversion(Pass):
     """Exports the forward call of the model's task."""
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""
         planned = super().plan(info, config, accelerator)
         if not config.all_tensors_to_one_file:
             raise ConfigError("OnnxConversion writes external weights to one file; leave all_tensors_to_one_file true")
-        if info.attributes.get("adapter") and not config.merge_adapter_weights:
-            raise ConfigError(
-                "OnnxConversion: the model has an unmerged adapter; put MergeAdapterWeights before it, or set "
-                "merge_adapter_weights: true"
-            )
         if info.attributes.get("quantization"):
             raise ConfigError(
                 f"OnnxConversion exports float models; this one is quantized ({info.attributes['quantization']})"
@@ -77,8 +77,7 @@ class OnnxConversion(Pass):
                 f"OnnxConversion: torch.export writes opset 18 and newer, not {config.target_opset}; "
                 "set use_dynamo_exporter: false for an older one"
             )
-        kept = {key: value for key, value in planned.attributes.items() if key in _KEPT}
-        return ModelInfo(planned.kind, {**kept, "opset": config.target_opset})
+        return ModelInfo(planned.kind, _attributes(info, config))
 
     def run(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:
         """Export below context.output_dir, tokenizer and config beside the graph."""
@@ -101,10 +100,8 @@ class OnnxConversion(Pass):
             proto = _rename_data(path, config.external_data_name)
         companions(model.folder, context.output_dir)
         context.progress(1, 1, "exported")
-        attributes = {key: model.attributes[key] for key in _KEPT if key in model.attributes}
-        return Model.from_dir(
-            "onnx", context.output_dir, {**attributes, "onnx_file": path.name, "opset": config.target_opset}
-        )
+        attributes = {**_attributes(model.info, config), "onnx_file": path.name}
+        return Model.from_dir("onnx", context.output_dir, attributes)
 
     def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
         import torch
@@ -115,17 +112,32 @@ class OnnxConversion(Pass):
         # Traced attention in its plain form is what ONNX Runtime's fusions look for.
         plain: dict[str, Any] = {} if config.dynamo else {"attn_implementation": "eager"}
         loaded = load_model(model, device=config.device, with_adapter=adapter, **plain)
-        if adapter:
+        if adapter and config.merge_adapter_weights:
             loaded = loaded.merge_and_unload()
         if config.torch_dtype:
             loaded = loaded.to(getattr(torch, config.torch_dtype))
         loaded.eval()
+        apart: dict[str, Any] = {}
+        if adapter and not config.merge_adapter_weights:
+            apart = adapter_parameters(self.spec.name, loaded)
+            context.report["adapter"] = f"kept apart in the graph, {len(apart)} weights"
+            # The layers are adapted in place; the base's own forward call is what the task knows.
+            loaded = loaded.get_base_model()
         inputs, axes = _example(model, loaded)
         constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
         told = model.attributes.get("io_config")
         outputs = _output_names(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
         context.progress(0, 1, "exporting")
-        return _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
+        proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
+        if apart:
+            name_adapter_weights(self.spec.name, proto, apart)
+        return proto
+
+
+def _attributes(source: ModelInfo, config: OnnxConversionConfig) -> dict[str, Any]:
+    kept = {key: value for key, value in source.attributes.items() if key in _KEPT}
+    apart = bool(source.attributes.get("adapter")) and not config.merge_adapter_weights
+    return {**kept, "opset": config.target_opset, **({"adapter_in_graph": True} if apart else {})}
 
 
 def _parameters(loaded: Any) -> list[str]:
@@ -234,6 +246,7 @@ def _export(
             assert program is not None
             proto = program.model_proto
             name_axes(proto, axes)
+            name_nodes(proto)
             return proto
         import onnx
 
@@ -248,11 +261,11 @@ def _export(
             do_constant_folding=config.optimize,
             dynamo=False,
         )
-        return onnx.load(str(target))
+        traced = onnx.load(str(target))
+        name_nodes(traced)
+        return traced
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        other = "use_dynamo_exporter: false" if config.dynamo else "use_dynamo_exporter: true"
-        raise PassError(f"the exporter failed: {first}; try {other}, or another target_opset") from error
+        raise exporter_failed(error, dynamo=config.dynamo) from error
 
 
 def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any]) -> Any:
