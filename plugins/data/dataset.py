@@ -121,6 +121,8 @@ def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, l
     if place is None:
         what = f"data_name {config.data_name!r}" if config.data_name else "the data config"
         raise ConfigError(f"{what} needs data_files (or data_dir)")
+    if config.subset is not None and (place / config.subset).is_dir():
+        place = place / config.subset
     if place.is_file():
         return {"train": [str(place)]}
     if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():

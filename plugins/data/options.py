@@ -46,7 +46,9 @@ class LoadDataset(Component):
     data_name: str | None = Field(
         None, description="json, csv, parquet, arrow, text, imagefolder; a local path; a name on the hub."
     )
-    subset: str | None = Field(None, description="The configuration of a data set on the hub.")
+    subset: str | None = Field(
+        None, description="The configuration of a data set on the hub; in a folder, the sub-folder."
+    )
     data_files: str | list[str] | dict[str, Any] | None = Field(
         None, description="Files, relative to the workflow; patterns and URLs work; or a mapping from split to files."
     )

@@ -35,9 +35,9 @@ def scripted_samples(
     """Run the script's functions and return samples.
 
     load_dataset(…) returns items; pre_process(items, …) returns items; dataloader(items, …) yields batches. An item is
-    a mapping of inputs, a pair of inputs and target, or a row (a mapping of plain values, or what a built-in preparation
-    that the config names takes on), when only load_dataset is the script's: then samples are None and the account's
-    notes hold the rows.
+    a mapping of inputs, a pair of inputs and target, or, when only load_dataset is the script's, a row (a mapping of
+    plain values, or what the built-in preparation that the config names takes on): then samples are None and the
+    account's notes hold the rows.
     """
     if config.user_script is None:
         raise ConfigError(f"{', '.join(config.functions.values())}: functions of a user_script, but none is named")

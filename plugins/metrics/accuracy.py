@@ -250,6 +250,9 @@ def _add_rows(
             rows[key] = _classified_row(np.asarray(output), int(target), options)
         return
     ignored = options.get("ignore_index", -100)
+    if target.ndim == 1 and output.ndim and output.shape[0] > target.size:
+        # What a shorter sample was padded with in its batch.
+        output = output[: target.size]
     for position, label in enumerate(target.reshape(-1)):
         if int(label) != ignored:
             flat = output.reshape(target.size, -1) if output.size != target.size else output.reshape(-1)

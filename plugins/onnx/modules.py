@@ -12,7 +12,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graphs import name_axes
 
-__all__ = ["export_module"]
+__all__ = ["by_export", "by_tracing", "export_module"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def export_module(
     context.progress(0, 1, "exporting")
     try:
         if dynamo:
-            return _by_export(wrapped, tensors, outputs, axes, opset, optimize)
-        return _by_tracing(wrapped, tensors, outputs, axes, opset, optimize, context.output_dir.parent / "module.onnx")
+            return by_export(wrapped, tensors, outputs, axes, opset, optimize)
+        return by_tracing(wrapped, tensors, outputs, axes, opset, optimize, context.output_dir.parent / "module.onnx")
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         text = str(error).strip()
         first = text.splitlines()[0] if text else type(error).__name__
@@ -142,7 +142,7 @@ def _axes(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[int, 
     }
 
 
-def _by_export(
+def by_export(
     wrapped: Any,
     tensors: Mapping[str, Any],
     outputs: Sequence[str],
@@ -150,6 +150,7 @@ def _by_export(
     opset: int,
     optimize: bool,
 ) -> Any:
+    """Export a module that takes tensors by position, with torch.export; return the onnx.ModelProto."""
     import torch
 
     shapes = tuple(dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in tensors)
@@ -170,7 +171,7 @@ def _by_export(
     return proto
 
 
-def _by_tracing(
+def by_tracing(
     wrapped: Any,
     tensors: Mapping[str, Any],
     outputs: Sequence[str],
@@ -179,6 +180,7 @@ def _by_tracing(
     optimize: bool,
     target: Path,
 ) -> Any:
+    """Export a module that takes tensors by position, by tracing one call; return the onnx.ModelProto."""
     import onnx
     import torch
 
