@@ -63,7 +63,7 @@ SEARCHED: dict[str, Any] = {
         {
             "type": "OnnxStaticQuantization",
             "data_config": "calibration",
-            "op_types_to_quantize": ["MatMul"],
+            "op_types_to_quantize": ["Attention", "MatMul", "Gemm"],
             "per_channel": True,
             "activation_type": {"search": ["uint8", "uint16"]},
         },
