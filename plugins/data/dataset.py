@@ -95,9 +95,11 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
         for item in _of_split(config, folder, name):
             path = _fetched(item, folder, context)
             origins.append(path.name)
-            if path.is_dir():
+            files = _data_files(path, config) if path.is_dir() else [path]
+            if not files:
                 return _saved_table(path, config)
-            part += read_file(path, _kind(config, path), field=config.field, delimiter=config.delimiter)
+            for file in files:
+                part += read_file(file, _kind(config, file), field=config.field, delimiter=config.delimiter)
         rows += part[_bound(start, len(part), 0) : _bound(stop, len(part), len(part))]
     return Table(rows, origin=", ".join(origins))
 
@@ -171,6 +173,17 @@ def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -
     into = context.checkpoint_dir / "data"
     into.mkdir(parents=True, exist_ok=True)
     return _source(item, folder).fetch(item, {}, into, context)
+
+
+def _data_files(folder: Path, config: LoadDataset) -> list[Path]:
+    """Return the files of rows in a folder that was fetched; none where it is a data set that was saved whole."""
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return []
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith((".", "README"))]
+    named = [path for path in found if format_of(path) is not None]
+    # Files whose names tell no format are of the one that data_name tells.
+    known = (config.data_name or "").lower() in _BUILDERS
+    return named or (found if known else [])
 
 
 def _bound(text: str | None, size: int, default: int) -> int:
