@@ -175,9 +175,7 @@ class Workspace:
         except ImportError as error:
             message = "the library azure-ai-ml is not installed here; pip install 'drupe[azure]'"
             raise HostError(message, retry=False) from error
-        # What goes wrong is told by `ask`, once.
-        logging.getLogger("azure").addHandler(logging.NullHandler())
-        logging.getLogger("azure").propagate = False
+        _quiet()
         # Retries are `ask`'s, so that their number is the one that the user gave.
         options: dict[str, Any] = {
             "enable_telemetry": False,
@@ -229,8 +227,7 @@ def _credential(config: ClientConfig) -> Any:
     except ImportError as error:
         message = "the library azure-identity is not installed here; pip install 'drupe[azure]'"
         raise HostError(message, retry=False) from error
-    logging.getLogger("azure").addHandler(logging.NullHandler())
-    logging.getLogger("azure").propagate = False
+    _quiet()
     found = DefaultAzureCredential(**config.default_auth_params)
     if os.environ.get("OBO_ENDPOINT"):
         # Inside a job that runs as the user who submitted it.
@@ -238,6 +235,16 @@ def _credential(config: ClientConfig) -> Any:
 
         return ChainedTokenCredential(AzureMLOnBehalfOfCredential(), found)
     return found
+
+
+def _quiet() -> None:
+    """Keep the libraries from writing to the terminal: what goes wrong is told by `ask`, once."""
+    logging.getLogger("azure").addHandler(logging.NullHandler())
+    logging.getLogger("azure").propagate = False
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.startswith("azure.") and isinstance(logger, logging.Logger):
+            for handler in [handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]:
+                logger.removeHandler(handler)
 
 
 def _status(error: Exception) -> int | None:

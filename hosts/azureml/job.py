@@ -163,7 +163,8 @@ class CloudJobs:
             raise Absent(f"the job {name} is not in the workspace; was it deleted there?") from None
 
     def _submit(self, order: Order, name: str) -> None:
-        from azure.ai.ml import ManagedIdentityConfiguration, Output, UserIdentityConfiguration, command
+        from azure.ai.ml import Output, command
+        from azure.ai.ml.entities import ManagedIdentityConfiguration, UserIdentityConfiguration
 
         config = self._config
         identity = {"managed": ManagedIdentityConfiguration, "user": UserIdentityConfiguration}

@@ -16,7 +16,7 @@ from drupe.core.stat_cache import path_identity
 from drupe.plugins.data.options import LoadDataset
 from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
 
-__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "split_names"]
+__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "reference_files", "split_names"]
 
 _SPLIT = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
 _BUILDERS = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow"}
@@ -162,6 +162,11 @@ def _source(item: str | Mapping[str, Any], folder: Path) -> ModelSource:
     from drupe.core.registry import get_registry
 
     return find_source(get_registry(), item, folder)
+
+
+def reference_files(item: Mapping[str, Any], folder: Path) -> Sequence[Path]:
+    """Return the files of this machine that are needed to fetch what a typed reference names."""
+    return _source(item, folder).files(item, folder)
 
 
 def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -> Path:

@@ -59,12 +59,11 @@ def read_mlflow(folder: Path) -> MlflowModel | None:
     named = [binary, f"{binary}/model"] if binary and ".." not in Path(binary).parts else []
     for inner in (*named, *_WHOLE):
         if (folder / inner / "config.json").is_file():
-            return MlflowModel((*_tokenizers(folder), folder / inner), task)
+            return MlflowModel((*_tokenizers(folder), *_beside(folder / inner), folder / inner), task)
     for inner in (*named, "data", "."):
         weights, config = folder / inner / "model", folder / inner / "config"
         if (config / "config.json").is_file() and weights.is_dir():
-            tokenizer = folder / inner / "tokenizer"
-            return MlflowModel((*([tokenizer] if tokenizer.is_dir() else []), weights, config), task)
+            return MlflowModel((*_beside(weights), weights, config), task)
     if not flavor:
         told = ", ".join(sorted(flavors)) or "none"
         raise ConfigError(f"{folder} is an MLflow model of the flavors {told}; expected transformers")
@@ -83,6 +82,12 @@ def _flavors(path: Path) -> Mapping[str, Any]:
     if not isinstance(flavors, Mapping):
         raise ConfigError(f"{path} lists no flavors")
     return {str(name): value if isinstance(value, Mapping) else {} for name, value in flavors.items()}
+
+
+def _beside(model: Path) -> list[Path]:
+    """Return the tokenizer's folder beside the model's, where there is one."""
+    tokenizer = model.parent / "tokenizer"
+    return [tokenizer] if model.name == "model" and tokenizer.is_dir() else []
 
 
 def _tokenizers(folder: Path) -> list[Path]:

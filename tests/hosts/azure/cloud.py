@@ -141,7 +141,8 @@ class Cloud:
 
     def _token(self, request: Request) -> Reply:
         self._count += 1
-        token = f"token-{self._count}-of-this-cloud-that-nobody-may-see"
+        claims = base64.urlsafe_b64encode(b'{"tid": "tenant", "oid": "somebody"}').decode().rstrip("=")
+        token = f"eyJhbGciOiAibm9uZSJ9.{claims}.token-{self._count}-that-nobody-may-see"
         self.tokens.add(token)
         return Reply(200, {"access_token": token, "expires_on": str(int(time.time()) + 3600), "token_type": "Bearer",
                            "resource": request.query.get("resource", "")})  # fmt: skip
