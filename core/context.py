@@ -52,7 +52,8 @@ class JobContext:
     output_dir: an empty folder; what the job makes goes there. checkpoint_dir: belongs to the step key and survives
     retries and kills; a long step resumes from it. seed: for every random choice. allow: consents of the user
     ("remote-code", "user-scripts", "pickle"). report: facts about the work (accounting, forecasts, curves) that travel
-    with the result and into the manifest, but never into the model.
+    with the result and into the manifest, but never into the model. rank, world_size: which of how many processes of a
+    launched job this is; only rank 0's outputs and result are taken.
     """
 
     output_dir: Path
@@ -67,6 +68,8 @@ class JobContext:
     data_source: DataSource | None = None
     on_progress: Callable[[Mapping[str, Any]], None] | None = None
     is_cancelled: Callable[[], bool] | None = None
+    rank: int = 0
+    world_size: int = 1
     model_sessions: Callable[[], Session] | None = None
     """In a measuring job: opens a fresh session of the model, for metrics that watch the opening itself."""
     population: Sequence[Sample] = ()

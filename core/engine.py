@@ -245,7 +245,7 @@ class Engine:
             resources=resources,
             **self.common(entry, *self.data_providers(names)),
         )
-        return job, JobOptions(resources=resources, launcher=spec.launcher)
+        return job, JobOptions(resources=resources, launcher=spec.launcher, launched_from=spec.launched_from)
 
     def data_providers(self, names: Iterable[str]) -> list[Registered]:
         """Return the containers behind data configs."""

@@ -42,13 +42,14 @@ class HostDescription:
 @dataclass(frozen=True)
 class JobOptions:
     """How to run a job. timeout in seconds; exclusive: a timed job, alone on its machine (or device); launcher: None,
-    "accelerate" or "torchrun"."""
+    "accelerate" or "torchrun", put before a job of at least `launched_from` processes."""
 
     resources: Resources = field(default_factory=Resources)
     env: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     exclusive: bool = False
     launcher: str | None = None
+    launched_from: int = 1
 
 
 class HostConfig(PluginConfig):

@@ -153,6 +153,7 @@ class PassSpec(Spec):
     its output is for (empty: any). providers: execution providers (empty: any). precisions: what its output may have.
     key_packages: distributions whose version can change the result. accelerator_matters: the accelerator is part of the
     step key. resources: defaults for cpus, gpus, memory. launcher: None, "accelerate" or "torchrun".
+    launched_from: with fewer processes than this the pass runs without its launcher.
     """
 
     accepts: frozenset[str] = frozenset()
@@ -163,6 +164,7 @@ class PassSpec(Spec):
     key_packages: tuple[str, ...] = ()
     resources: Mapping[str, Any] = field(default_factory=dict, hash=False)
     launcher: str | None = None
+    launched_from: int = 1
     accelerator_matters: bool = False
 
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"launcher": (None, "accelerate", "torchrun")}

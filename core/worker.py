@@ -29,7 +29,7 @@ from drupe.core.job import SCHEMA, Job, write_json
 from drupe.core.job_limits import limit_threads, memory_limit, peak_memory, reset_peak_memory
 from drupe.core.machine import machine_lock
 
-__all__ = ["HOST_FAULT", "LAUNCHED", "main", "rank", "run_job"]
+__all__ = ["HOST_FAULT", "LAUNCHED", "main", "rank", "run_job", "world_size"]
 
 Events = Callable[[Mapping[str, Any]], None]
 
@@ -45,6 +45,11 @@ _EXIT = {"done": 0, "failed": 1, "interrupted": 130}
 def rank() -> int:
     """Return this process's rank in a launched job, 0 where there is no launcher."""
     return int(os.environ.get("RANK", "0")) if os.environ.get(LAUNCHED) else 0
+
+
+def world_size() -> int:
+    """Return how many processes a launched job has, 1 where there is no launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if os.environ.get(LAUNCHED) else 1
 
 
 def run_job(
@@ -157,6 +162,8 @@ def _context(
         workflow_dir=Path(job.workflow_dir) if job.workflow_dir else None,
         on_progress=on_progress,
         is_cancelled=cancelled,
+        rank=rank(),
+        world_size=world_size(),
     )
 
 
