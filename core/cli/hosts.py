@@ -74,7 +74,8 @@ def _system(workflow: Workflow, registry: Registry, name: str) -> dict[str, Any]
         row["faults"] = [str(fault) for fault in host.check()]
         description = host.describe()
     except DrupeError as error:
-        row["faults"].append(str(error))
+        # What `check` found is why.
+        row["faults"] = row["faults"] or [str(error)]
         return row
     finally:
         engine.close()

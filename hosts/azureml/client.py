@@ -243,8 +243,8 @@ def _quiet() -> None:
     logging.getLogger("azure").propagate = False
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if name.startswith("azure.") and isinstance(logger, logging.Logger):
-            for handler in [handler for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]:
-                logger.removeHandler(handler)
+            # Without any handler a logger that does not propagate would write to stderr as well.
+            logger.handlers = [logging.NullHandler()]
 
 
 def _status(error: Exception) -> int | None:

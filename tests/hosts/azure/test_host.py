@@ -218,6 +218,24 @@ def test_a_file_that_was_damaged_up_there_is_sent_again(
     assert (again / "outputs" / "text.txt").read_text() == "ac"
 
 
+def test_the_hubs_token_reaches_the_job_and_is_struck_out_of_its_log(
+    azure: Cloud, make: Callable[..., Host], jobs: JobFolders, site: Path
+) -> None:
+    passes = site / "drupe_contract" / "passes.py"
+    told = passes.read_text().replace('"about to fail"', '"about to fail with %s", os.environ["HF_TOKEN"]')
+    passes.write_text(told.replace('"this pass always fails"', 'os.environ["HF_TOKEN"]'))
+    azure.secrets["hf-token"] = "hf_that_nobody_may_see"
+    host = make(azureml_client={**azure.client, "keyvault_name": "lab-vault"}, hf_token=True)
+    job = jobs.stage("ContractFail")
+    result = run(host, job)
+    assert result["error"]["message"] == "ValueError: [secret]"
+    assert "about to fail with [secret]" in (job / "log.txt").read_text()
+    assert all(b"hf_that_nobody" not in path.read_bytes() for path in azure.container.rglob("*") if path.is_file())
+    assert "hf_that_nobody" not in str(azure.submitted)
+    azure.secrets.clear()
+    fails(host, jobs.stage("ContractFail", name="other"), "secret hf-token of the key vault lab-vault", retry=False)
+
+
 def test_kubernetes_compute_takes_an_instance_type(azure: Cloud, make: Callable[..., Host], jobs: JobFolders) -> None:
     arc = make(aml_compute="arc", instance_type="gpu", namespace="ml")
     assert arc.check() == []

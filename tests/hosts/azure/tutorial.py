@@ -63,7 +63,13 @@ def local(azure: Cloud, model: Path, folder: Path) -> Path:
     """Write the same workflow on this machine's files."""
     path = tutorial(azure, folder)
     document = json.loads(path.read_text())
-    system = {"type": "LocalSystem", "accelerators": ["cpu"], "threads": 1, "resources": {"cpus": 1}}
+    system = {
+        "type": "LocalSystem",
+        "accelerators": ["cpu"],
+        "threads": 1,
+        "resources": {"cpus": 1},
+        "in_process": True,
+    }
     document["systems"] = {"aml": system}
     document["input_model"]["config"]["model_path"] = str(model)
     document["data_configs"][0]["params_config"]["data_files"] = "rows.jsonl"
