@@ -39,6 +39,7 @@ class AzureML(Host):
     """A compute of an Azure ML workspace."""
 
     Config = AzureMLConfig
+    one_machine = False
 
     def __init__(self, spec: Any, config: AzureMLConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)

@@ -14,7 +14,7 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
-from drupe.plugins.huggingface.files import copy_file, copy_tree
+from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_tree
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
 from drupe.plugins.huggingface.loading import auto_class_name, infer_task, load_model, read_config
 from drupe.plugins.huggingface.mlflow import MlflowModel, read_mlflow
@@ -203,7 +203,7 @@ class HfKind(ModelKind):
 
         def wanted(path: Path) -> bool:
             name = path.name
-            if len(path.parts) > 1 and (path.parts[0].startswith("checkpoint-") or path.parts[0] in _OTHER_FOLDERS):
+            if len(path.parts) > 1 and (path.parts[0].startswith("checkpoint-") or path.parts[0] in OTHER_FORMS):
                 return False
             if name.endswith(".py"):
                 return config.remote_code
@@ -239,9 +239,6 @@ def _with_task(source: Path, config: HfConfig) -> HfConfig:
     except ConfigError:
         return config
     return config.model_copy(update={"task": mlflow.task})
-
-
-_OTHER_FOLDERS = ("onnx", "openvino", "coreml", "original", "flax", "tf", "runs")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
