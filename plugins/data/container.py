@@ -54,13 +54,16 @@ class HuggingfaceContainer(DataContainer):
 
     def files(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> Sequence[Path]:
         """See DataContainer.files: scripts, and the files that the rows are in."""
-        from drupe.plugins.data.dataset import is_hub_name, local_files
+        from drupe.plugins.data.dataset import is_hub_name, local_files, reference_files
 
         found = list(super().files(config, workflow_dir))
         options = config.load_dataset_config
         if config.reads_rows and not is_hub_name(options, workflow_dir):
             items = [item for files in local_files(options, workflow_dir).values() for item in files]
             found += [Path(item) for item in items if isinstance(item, str) and "://" not in item]
+            for item in items:
+                if not isinstance(item, str):
+                    found += reference_files(item, workflow_dir)
         return found
 
     def count(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> int | None:

@@ -13,11 +13,11 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, HostError
 from drupe.core.sources import ModelSource, find_source
 from drupe.core.stat_cache import path_identity
-from drupe.plugins.data.image_folders import BUILDER, class_names, image_rows, image_splits
+from drupe.plugins.data.image_folders import BUILDER, class_names, has_images, image_rows, image_splits
 from drupe.plugins.data.options import LoadDataset
 from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
 
-__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "split_names"]
+__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "reference_files", "split_names"]
 
 _SPLIT = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
 _BUILDERS = {
@@ -103,13 +103,17 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
         for item in _of_split(config, folder, name):
             path = _fetched(item, folder, context)
             origins.append(path.name)
-            if path.is_dir() and (path / "state.json").is_file():
+            if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
                 return _saved_table(path, config)
-            if path.is_dir():
+            if path.is_dir() and (config.data_name == BUILDER or has_images(path)):
                 found, label_names = image_rows(path)
                 part += found
                 continue
-            part += read_file(path, _kind(config, path), field=config.field, delimiter=config.delimiter)
+            files = _data_files(path, config) if path.is_dir() else [path]
+            if not files:
+                return _saved_table(path, config)
+            for file in files:
+                part += read_file(file, _kind(config, file), field=config.field, delimiter=config.delimiter)
         rows += part[_bound(start, len(part), 0) : _bound(stop, len(part), len(part))]
     return Table(rows, label_names, ", ".join(origins))
 
@@ -202,6 +206,11 @@ def _source(item: str | Mapping[str, Any], folder: Path) -> ModelSource:
     return find_source(get_registry(), item, folder)
 
 
+def reference_files(item: Mapping[str, Any], folder: Path) -> Sequence[Path]:
+    """Return the files of this machine that are needed to fetch what a typed reference names."""
+    return _source(item, folder).files(item, folder)
+
+
 def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -> Path:
     if isinstance(item, str) and "://" not in item:
         path = Path(item)
@@ -211,6 +220,17 @@ def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -
     into = context.checkpoint_dir / "data"
     into.mkdir(parents=True, exist_ok=True)
     return _source(item, folder).fetch(item, {}, into, context)
+
+
+def _data_files(folder: Path, config: LoadDataset) -> list[Path]:
+    """Return the files of rows in a folder that was fetched; none where it is a data set that was saved whole."""
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return []
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith((".", "README"))]
+    named = [path for path in found if format_of(path) is not None]
+    # Files whose names tell no format are of the one that data_name tells.
+    known = (config.data_name or "").lower() in _BUILDERS
+    return named or (found if known else [])
 
 
 def _bound(text: str | None, size: int, default: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from drupe.core.errors import ConfigError
 from drupe.plugins.data.rows import Row, read_file
 
-__all__ = ["BUILDER", "IMAGE_SUFFIXES", "class_names", "image_rows", "image_splits"]
+__all__ = ["BUILDER", "IMAGE_SUFFIXES", "class_names", "has_images", "image_rows", "image_splits"]
 
 BUILDER = "imagefolder"
 """The data_name that reads a folder this way, as in Hugging Face's datasets."""
@@ -37,6 +37,11 @@ def class_names(folder: Path) -> list[str]:
     if folder.name.lower() in _SPLITS:
         parents = [path for path in _folders(folder.parent) if path.name.lower() in _SPLITS]
     return sorted({path.name for parent in parents for path in _folders(parent)})
+
+
+def has_images(folder: Path) -> bool:
+    """Whether a folder, or one below it, holds an image file."""
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
 
 
 def image_rows(folder: Path) -> tuple[list[Row], dict[str, Sequence[str]]]:
