@@ -152,7 +152,9 @@ class PassSpec(Spec):
     accepts: model kinds it takes. produces: the kind it makes (None: the kind it was given). accelerators: devices that
     its output is for (empty: any). providers: execution providers (empty: any). precisions: what its output may have.
     key_packages: distributions whose version can change the result. accelerator_matters: the accelerator is part of the
-    step key. resources: defaults for cpus, gpus, memory. launcher: None, "accelerate" or "torchrun".
+    step key. resources: defaults for cpus, gpus, memory. launcher: None, "accelerate" or "torchrun". deterministic:
+    equal work gives equal files; False where the tool behind the pass can't do that, so that two runs without a shared
+    store differ from there on.
     """
 
     accepts: frozenset[str] = frozenset()
@@ -164,6 +166,7 @@ class PassSpec(Spec):
     resources: Mapping[str, Any] = field(default_factory=dict, hash=False)
     launcher: str | None = None
     accelerator_matters: bool = False
+    deterministic: bool = True
 
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"launcher": (None, "accelerate", "torchrun")}
 

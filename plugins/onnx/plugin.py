@@ -124,6 +124,8 @@ def drupe_passes() -> list[PassSpec]:
             "Find the session options with which a graph runs fastest here",
             requires=("onnx>=1.17", "onnxruntime>=1.22", "optuna>=5.0"),
             accelerator_matters=True,
+            # What is fastest is measured, and may differ from one run to the next.
+            deterministic=False,
         ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
         _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
