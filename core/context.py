@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -52,7 +53,8 @@ class JobContext:
     output_dir: an empty folder; what the job makes goes there. checkpoint_dir: belongs to the step key and survives
     retries and kills; a long step resumes from it. seed: for every random choice. allow: consents of the user
     ("remote-code", "user-scripts", "pickle"). report: facts about the work (accounting, forecasts, curves) that travel
-    with the result and into the manifest, but never into the model.
+    with the result and into the manifest, but never into the model. rank, world_size: which of how many processes of a
+    launched job this is; only rank 0's outputs and result are taken.
     """
 
     output_dir: Path
@@ -67,6 +69,8 @@ class JobContext:
     data_source: DataSource | None = None
     on_progress: Callable[[Mapping[str, Any]], None] | None = None
     is_cancelled: Callable[[], bool] | None = None
+    rank: int = 0
+    world_size: int = 1
     model_sessions: Callable[[], Session] | None = None
     """In a measuring job: opens a fresh session of the model, for metrics that watch the opening itself."""
     population: Sequence[Sample] = ()
@@ -75,6 +79,9 @@ class JobContext:
     """In a measuring job with a relative goal: the baseline's session; timed metrics interleave the two."""
     reference_session: Session | None = None
     """For a metric that needs a reference: the source model's session."""
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext
+    """In a timed job: `with context.alone():` holds the machine; the engine does so around a timed metric's `measure`,
+    so that models and data are loaded beside others."""
 
     def data(self, name: str, *, model: Model | None = None, part: str | None = "train") -> Sequence[Sample]:
         """Return the samples of the data config `name`.

@@ -71,6 +71,10 @@ class DataContainer:
 
         return referred_files(config, workflow_dir)
 
+    def count(self, config: Any, workflow_dir: Path) -> int | None:
+        """Return about how many samples there are, or None where that takes loading them. Light."""
+        return None
+
     def prompting(self, config: Any) -> Mapping[str, Any]:
         """Say how a user's text becomes a prompt: {"prompt_template": str with one {field}, "stop": [str]}, or {}."""
         return {}

@@ -42,13 +42,14 @@ class HostDescription:
 @dataclass(frozen=True)
 class JobOptions:
     """How to run a job. timeout in seconds; exclusive: a timed job, alone on its machine (or device); launcher: None,
-    "accelerate" or "torchrun"."""
+    "accelerate" or "torchrun", put before a job of at least `launched_from` processes."""
 
     resources: Resources = field(default_factory=Resources)
     env: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
     exclusive: bool = False
     launcher: str | None = None
+    launched_from: int = 1
 
 
 class HostConfig(PluginConfig):
@@ -59,6 +60,10 @@ class Host:
     """A place where jobs run. Safe to call from several threads, up to `describe().slots` jobs at once."""
 
     Config: ClassVar[type[HostConfig]] = HostConfig
+    one_machine: ClassVar[bool] = True
+    """Whether all jobs share one machine's cores, as opposed to a cluster, which gives each job its own."""
+    light: ClassVar[bool] = False
+    """Whether `describe` takes no connection and no time, so that a plan may ask."""
 
     def __init__(self, spec: HostSpec, config: Any, *, state_dir: Path) -> None:
         """state_dir: a folder of this machine where the host may keep what outlives a run (environments, ids)."""

@@ -24,7 +24,17 @@ from typing import Any
 
 from drupe.core.errors import ConfigError, Fault
 
-__all__ = ["ADMIN_FILE", "BUILT_IN", "Item", "Policy", "Rules", "check_rules", "normalised", "workflow_rules"]
+__all__ = [
+    "ADMIN_FILE",
+    "BUILT_IN",
+    "Item",
+    "Policy",
+    "Rules",
+    "check_rules",
+    "normalised",
+    "output_rules",
+    "workflow_rules",
+]
 
 ADMIN_FILE = Path("/etc/drupe/policy.yaml")
 BUILT_IN = "drupe"
@@ -168,6 +178,20 @@ def check_rules(data: Any, path: str = "plugins") -> list[Fault]:
         elif value is not None:
             faults += _list_faults(value, where)
     return faults
+
+
+def output_rules(output: Path) -> Mapping[str, Any]:
+    """Return the plugin rules of the workflow that made an output folder; none where its manifest names no workflow."""
+    import json
+
+    from drupe.core.results import MANIFEST
+
+    try:
+        named = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["workflow_file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    workflow = output / str(named)
+    return workflow_rules(workflow) if workflow.is_file() else {}
 
 
 def workflow_rules(path: Path) -> Mapping[str, Any]:

@@ -152,9 +152,9 @@ class PassSpec(Spec):
     accepts: model kinds it takes. produces: the kind it makes (None: the kind it was given). accelerators: devices that
     its output is for (empty: any). providers: execution providers (empty: any). precisions: what its output may have.
     key_packages: distributions whose version can change the result. accelerator_matters: the accelerator is part of the
-    step key. resources: defaults for cpus, gpus, memory. launcher: None, "accelerate" or "torchrun". deterministic:
-    equal work gives equal files; False where the tool behind the pass can't do that, so that two runs without a shared
-    store differ from there on.
+    step key. resources: defaults for cpus, gpus, memory. launcher: None, "accelerate" or "torchrun".
+    launched_from: with fewer processes than this the pass runs without its launcher. deterministic: equal work gives
+    equal files; False where the tool behind the pass can't do that: two runs without a shared store then differ.
     """
 
     accepts: frozenset[str] = frozenset()
@@ -165,6 +165,7 @@ class PassSpec(Spec):
     key_packages: tuple[str, ...] = ()
     resources: Mapping[str, Any] = field(default_factory=dict, hash=False)
     launcher: str | None = None
+    launched_from: int = 1
     accelerator_matters: bool = False
     deterministic: bool = True
 

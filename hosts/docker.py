@@ -28,7 +28,7 @@ from drupe.core.machine import devices, fingerprint, gpu_names, lock_folder
 from drupe.core.worker import LAUNCHED
 from drupe.hosts.config import WorkerConfig, with_config
 from drupe.hosts.interpreter import QUESTION
-from drupe.hosts.launch import worker_command
+from drupe.hosts.launch import launched, worker_command
 from drupe.hosts.oneshot import result_of
 from drupe.hosts.remote import remote_faults
 from drupe.hosts.slots import Gpus, Slots
@@ -220,7 +220,7 @@ class Docker(Host):
                 mounts.setdefault(str(path), "ro")
         created = self._options({path: mode for path, mode in mounts.items() if Path(path).exists()}, gpus)
         created["environment"] |= {**options.env, "DRUPE_LOCKS": str(lock_folder())}
-        if options.launcher is not None:
+        if launched(options, self.config.launcher_processes):
             created["environment"][LAUNCHED] = "1"
         if options.resources.memory:
             created["mem_limit"] = options.resources.memory

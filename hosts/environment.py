@@ -29,7 +29,7 @@ from drupe.core.locks import file_lock
 from drupe.core.machine import devices, fingerprint, gpu_names
 from drupe.hosts.config import WorkerConfig, with_config
 from drupe.hosts.interpreter import find_interpreter, interpreter_facts
-from drupe.hosts.launch import worker_command
+from drupe.hosts.launch import launched, worker_command
 from drupe.hosts.local import launched_environment
 from drupe.hosts.oneshot import run_command
 from drupe.hosts.pool import WorkerPool
@@ -106,7 +106,7 @@ class PythonEnvironment(Host):
             self._pool = WorkerPool([str(self._interpreter())], self._environment())
         options = with_config(options, self.config)
         with self._slots.take(cancelled), self._gpus.take(options.resources.gpus, cancelled) as gpus:
-            if options.launcher is None:
+            if not launched(options, self.config.launcher_processes):
                 return self._pool.run(job, options, events, cancelled, gpus=gpus)
             python = [str(self._interpreter())]
             command = worker_command(python, job, options, processes=self.config.launcher_processes)

@@ -7,7 +7,12 @@ from pathlib import Path
 
 from drupe.core.hosts import JobOptions
 
-__all__ = ["worker_command"]
+__all__ = ["launched", "worker_command"]
+
+
+def launched(options: JobOptions, processes: int) -> bool:
+    """Whether a job goes through its launcher. processes: how many there are without GPUs; with them one a GPU."""
+    return options.launcher is not None and (int(options.resources.gpus) or processes) >= options.launched_from
 
 
 def worker_command(
@@ -31,7 +36,7 @@ def worker_command(
     worker += [f"--{tie}"]
     gpus = int(options.resources.gpus)
     ranks = gpus or processes
-    match options.launcher:
+    match options.launcher if launched(options, processes) else None:
         case "torchrun":
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
         case "accelerate":

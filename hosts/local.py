@@ -18,7 +18,7 @@ from drupe.core.errors import Fault, HostError
 from drupe.core.hosts import Events, Host, HostDescription, JobOptions
 from drupe.core.machine import devices, fingerprint, gpu_names, machine_lock
 from drupe.hosts.config import WorkerConfig, with_config
-from drupe.hosts.launch import worker_command
+from drupe.hosts.launch import launched, worker_command
 from drupe.hosts.oneshot import run_command
 from drupe.hosts.pool import WorkerPool
 from drupe.hosts.slots import Gpus, Slots
@@ -47,6 +47,7 @@ class LocalSystem(Host):
     """This machine."""
 
     Config = LocalConfig
+    light = True
 
     def __init__(self, spec: Any, config: LocalConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)
@@ -79,7 +80,7 @@ class LocalSystem(Host):
         with self._slots.take(cancelled), self._gpus.take(options.resources.gpus, cancelled) as gpus:
             if self.config.sandbox is not None:
                 return self._sandboxed(job, options, events, cancelled)
-            if options.launcher is not None:
+            if launched(options, self.config.launcher_processes):
                 command = worker_command([sys.executable], job, options, processes=self.config.launcher_processes)
                 env = launched_environment({**self.config.environment, **options.env}, gpus)
                 return run_command(command, job, events, cancelled, timeout=options.timeout, env=env)

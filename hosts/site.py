@@ -27,7 +27,7 @@ from drupe.core.model import Model
 from drupe.core.registry import get_registry
 from drupe.core.specs import ModelKindSpec
 from drupe.core.store import Store
-from drupe.hosts.launch import worker_command
+from drupe.hosts.launch import launched, worker_command
 from drupe.hosts.local import launched_environment
 from drupe.hosts.oneshot import run_command
 from drupe.hosts.pool import WorkerPool
@@ -61,6 +61,7 @@ def options_to_json(options: JobOptions, env: Mapping[str, str], processes: int 
         "env": {**env, **options.env},
         "exclusive": options.exclusive,
         "launcher": options.launcher,
+        "launched_from": options.launched_from,
         "processes": processes,
     }
 
@@ -68,7 +69,7 @@ def options_to_json(options: JobOptions, env: Mapping[str, str], processes: int 
 def options_from_json(data: Mapping[str, Any]) -> JobOptions:
     """Return the options that `options_to_json` was given, less the time-out, which the driver watches."""
     resources = Resources(**data["resources"], threads=data["threads"])
-    return JobOptions(resources, data["env"], None, data["exclusive"], data["launcher"])
+    return JobOptions(resources, data["env"], None, data["exclusive"], data["launcher"], data["launched_from"])
 
 
 class Site:
@@ -128,7 +129,7 @@ class Site:
         """Run a prepared job and return its result. Raises HostError, StoreError, Interrupted."""
         wanted = options_from_json(options)
         with self._gpus.take(wanted.resources.gpus, cancelled) as gpus:
-            if wanted.launcher is None:
+            if not launched(wanted, options["processes"]):
                 return self._pool.run(folder, wanted, events, cancelled, gpus=gpus)
             command = worker_command([sys.executable], folder, wanted, processes=options["processes"])
             env = launched_environment(wanted.env, gpus)

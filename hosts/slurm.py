@@ -27,7 +27,7 @@ from drupe.core.hosts import Events, Host, HostDescription, JobOptions
 from drupe.core.job import Job, read_result
 from drupe.hosts.config import WorkerConfig, with_config
 from drupe.hosts.interpreter import interpreter_facts
-from drupe.hosts.launch import worker_command
+from drupe.hosts.launch import launched, worker_command
 from drupe.hosts.local import launched_environment
 from drupe.hosts.oneshot import result_of
 from drupe.hosts.slots import Slots
@@ -60,6 +60,7 @@ class Slurm(Host):
     """A Slurm cluster."""
 
     Config = SlurmConfig
+    one_machine = False
 
     def __init__(self, spec: Any, config: SlurmConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)
@@ -131,7 +132,7 @@ class Slurm(Host):
 
         script = f"#!/bin/sh\nexec {shlex.join(worker)}\n"
         env = {**os.environ, **config.environment, **options.env}
-        if options.launcher is not None:
+        if launched(options, config.launcher_processes):
             env = launched_environment({**config.environment, **options.env}, ())
         return _ask(*command, *config.sbatch_options, script=script, env=env).strip().split(";")[0]
 

@@ -60,6 +60,17 @@ class HuggingfaceContainer(DataContainer):
             found += [Path(item) for item in items if isinstance(item, str) and "://" not in item]
         return found
 
+    def count(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> int | None:
+        """See DataContainer.count: the rows of files on this machine, where a row is a sample."""
+        from drupe.plugins.data.dataset import count_rows, is_hub_name
+
+        options = config.pre_process_data_config
+        one_each = (options.strategy or "line-by-line") == "line-by-line"
+        if config.functions or not one_each or is_hub_name(config.load_dataset_config, workflow_dir):
+            return None
+        rows = count_rows(config.load_dataset_config, workflow_dir)
+        return rows if rows is None or options.max_samples is None else min(rows, options.max_samples)
+
     def prompting(self, config: HuggingfaceDataConfig) -> Mapping[str, Any]:
         """See DataContainer.prompting: of a prompt_template with one column."""
         options = config.pre_process_data_config

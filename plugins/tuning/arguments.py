@@ -107,6 +107,7 @@ class TrainingArgs(PluginConfig):
     train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = Field(
         "random", description="Order of rows; group_by_length puts rows of like length into one step."
     )
+    fsdp: bool = Field(False, description="Each process holds a share of the base only (full_shard); for several GPUs.")
     use_cpu: bool = Field(False, description="Train on the CPU even where there is a GPU.")
 
     @model_validator(mode="before")
@@ -133,6 +134,18 @@ class TrainingArgs(PluginConfig):
                 raise ValueError(f"{name} is no training argument of the installed transformers{hint}")
         _tell(info, notices)
         return kept
+
+    @field_validator("fsdp", mode="before")
+    @classmethod
+    def _sharding(cls, value: Any) -> Any:
+        """Read transformers' options: full_shard, with auto_wrap or not; a text, or a list of them."""
+        if isinstance(value, bool):
+            return value
+        words = value.split() if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        others = [word for word in words if word not in ("full_shard", "auto_wrap")]
+        if others:
+            raise ValueError(f"fsdp {others[0]!r} is not offered; expected full_shard, or to leave it out")
+        return "full_shard" in words
 
     @field_validator("optim")
     @classmethod

@@ -60,16 +60,28 @@ class _Reached(Exception):
     """Raised to leave a forward pass at its first layer."""
 
 
-def measure(network: Network, layers: Layers, layout: Layout, budget: int, longest: int, state_bytes: int) -> Costs:
+def measure(
+    network: Network,
+    layers: Layers,
+    layout: Layout,
+    budget: int,
+    longest: int,
+    state_bytes: int,
+    *,
+    sharded: bool = False,
+) -> Costs:
     """Measure on one layout of the size that will be trained.
 
-    state_bytes: gradients and optimizer state that are not allocated yet.
+    state_bytes: gradients and optimizer state that are not allocated yet. sharded: this process holds a share of each
+    layer and fetches the rest, which takes time as well; all processes must measure together.
     """
-    with side_stream() if network.device.type == "cuda" else nullcontext():
-        return _measured(network, layers, layout, budget, longest, state_bytes)
+    with side_stream() if network.device.type == "cuda" and not sharded else nullcontext():
+        return _measured(network, layers, layout, budget, longest, state_bytes, sharded)
 
 
-def _measured(network: Network, layers: Layers, layout: Layout, budget: int, longest: int, state_bytes: int) -> Costs:
+def _measured(
+    network: Network, layers: Layers, layout: Layout, budget: int, longest: int, state_bytes: int, sharded: bool
+) -> Costs:
     import torch
 
     size = size_for(layout, budget, longest)
@@ -94,9 +106,12 @@ def _measured(network: Network, layers: Layers, layout: Layout, budget: int, lon
     spike = _peak(network.device, through, kept)
     tokens = hidden.numel() // hidden.shape[-1]
     with torch.no_grad():
-        forward_seconds = _timed(network.device, forward)
+        forward_seconds = _timed(network.device, forward, capture=not sharded)
     head, head_seconds = _head_costs(network, hidden, inputs, size)
-    layer_seconds = _timed(network.device, through)
+    layer_seconds = _timed(network.device, through, capture=not sharded)
+    if sharded:
+        # One layer is whole while it computes, and the next one while it comes.
+        state_bytes += 2 * sum(p.numel() * p.element_size() for p in layer.parameters())
     return Costs(
         layers=len(layers.layers),
         tokens=tokens,
@@ -142,7 +157,7 @@ def _kept(forward: Callable[[], Any], layer: Any, arguments: Sequence[Any], keyw
     from torch.utils._pytree import tree_leaves
 
     given = [t for t in tree_leaves((list(arguments[1:]), keywords)) if isinstance(t, torch.Tensor)]
-    known = {t.untyped_storage().data_ptr() for t in [*layer.parameters(), *layer.buffers(), *given]}
+    known = {t.untyped_storage().data_ptr() for t in [*layer.buffers(), *given]}
     for module in layer.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
@@ -151,7 +166,9 @@ def _kept(forward: Callable[[], Any], layer: Any, arguments: Sequence[Any], keyw
 
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
+        # Where a share of the layer is held, the whole weights exist only now.
+        weights = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+        if storage.data_ptr() not in known | weights:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -213,8 +230,8 @@ def _static(network: Network) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _timed(device: Any, work: Callable[[], Any], repeats: int = 3) -> float:
-    """Return the median seconds of `work`; on a GPU those of the kernels alone, since graphs launch them."""
+def _timed(device: Any, work: Callable[[], Any], repeats: int = 3, *, capture: bool = True) -> float:
+    """Return the median seconds of `work`; on a GPU those of the kernels alone where graphs launch them (capture)."""
     import torch
 
     if device.type != "cuda":
@@ -224,9 +241,11 @@ def _timed(device: Any, work: Callable[[], Any], repeats: int = 3) -> float:
             work()
             spans.append(time.perf_counter() - begun)
         return sorted(spans)[len(spans) // 2]
-    with side_stream():
-        work()
-    graph, why = captured(lambda: work() and None)
+    graph, why = None, "not asked for"
+    if capture:
+        with side_stream():
+            work()
+        graph, why = captured(lambda: work() and None)
     if graph is None:
         logging.getLogger("drupe.job").debug("timed without a graph: %s", why)
     replay: Callable[[], Any] = graph.replay if graph is not None else work

@@ -16,6 +16,7 @@ from drupe.plugins.tuning.checkpoints import Checkpoints
 from drupe.plugins.tuning.curves import Curves
 from drupe.plugins.tuning.network import Network, evaluating
 from drupe.plugins.tuning.optimizers import make_optimizer, make_scheduler, optimized
+from drupe.plugins.tuning.parallel import Alone
 from drupe.plugins.tuning.rows import Row
 
 __all__ = ["Accumulator", "Outcome", "Trainer"]
@@ -64,7 +65,9 @@ class Trainer:
         patience: int | None = None,
         threshold: float = 0.0,
         memory: Callable[[], int] | None = None,
+        team: Alone | None = None,
     ) -> None:
+        self.team = team or Alone()
         self.network = network
         self.rows = rows
         self.eval_rows = eval_rows
@@ -79,7 +82,7 @@ class Trainer:
         data_seed = seed if args.data_seed is None else args.data_seed
         self.order = Order(
             tuple(row.length for row in rows),
-            args.per_device_train_batch_size,
+            args.per_device_train_batch_size * self.team.size,
             args.gradient_accumulation_steps,
             data_seed,
             args.train_sampling_strategy,
@@ -90,6 +93,7 @@ class Trainer:
             args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.order.steps_per_epoch)
         )
         self.optimizer, self.notices = make_optimizer(network.model, args, network.device)
+        self.team.copy(optimized(self.optimizer))
         self.scheduler = make_scheduler(self.optimizer, args, self.total_steps)
         self.curves = Curves()
         self._named = {n: p for n, p in network.model.named_parameters() if p.requires_grad}
@@ -147,14 +151,23 @@ class Trainer:
         if self.network.ranks is not None:
             rows = self.network.ranks.assign(rows, number)
         parameters = optimized(self.optimizer)
+        answers = sum(int(row.targets.size) for row in rows)
+        mine = self.team.share(rows)
         while True:
+            fault: torch.OutOfMemoryError | None = None
             try:
-                total = self._gradients(rows)
-                break
-            except torch.OutOfMemoryError:
-                torch._foreach_zero_([p.grad for p in parameters])
-                if not self.when_out_of_memory():
+                total = self._gradients(mine, answers)
+            except torch.OutOfMemoryError as error:
+                if self.team.sharded:
+                    # The others wait in the middle of the pass for this one's share.
                     raise
+                fault = error
+            if not any(self.team.any(fault is not None)):
+                break
+            torch._foreach_zero_([p.grad for p in parameters])
+            if not self.when_out_of_memory():
+                raise fault or PassError("memory ran out in another process of this job")
+        self.team.sum([*(p.grad for p in parameters), total])
         limit = self.args.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
         rate = self.scheduler.get_last_lr()[0]
@@ -170,14 +183,23 @@ class Trainer:
         if every and number % every == 0 and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _gradients(self, rows: Sequence[Row]) -> Any:
-        """Add up the gradients of a step's rows; return its loss."""
-        answers = sum(int(row.targets.size) for row in rows)
-        total: Any = None
-        for layout in layouts(rows, self.budget, packing=self.network.packed, pad_id=self.network.pad_id):
-            loss = self.accumulate(layout, 1.0 / answers)
-            total = loss if total is None else total + loss
+    def _gradients(self, rows: Sequence[Row], answers: int) -> Any:
+        """Add up the gradients of this process's rows of a step that has `answers` answer tokens; return their loss."""
+        import torch
+
+        total = torch.zeros((), device=self.network.device)
+        for layout, counts in self._in_step(self._layouts(rows)):
+            total = total + self.accumulate(layout, counts / answers)
         return total
+
+    def _layouts(self, rows: Sequence[Row]) -> list[Layout]:
+        return layouts(rows, self.budget, packing=self.network.packed, pad_id=self.network.pad_id)
+
+    def _in_step(self, mine: list[Layout]) -> list[tuple[Layout, float]]:
+        """Return layouts and what each counts; where layers are fetched together, all processes take as many passes."""
+        missing = self.team.most(len(mine)) - len(mine) if self.team.sharded else 0
+        filler = (mine or self._layouts(self.rows[:1]))[0] if missing else None
+        return [*((layout, 1.0) for layout in mine), *((filler, 0.0) for _ in range(missing) if filler is not None)]
 
     def _settle(self, keep: int = 0) -> None:
         """Read the losses of all steps but the newest `keep`, and check them."""
@@ -209,15 +231,17 @@ class Trainer:
 
         self._settle()
         begun = time.monotonic()
-        batch, total, answers = self.args.per_device_eval_batch_size, 0.0, 0
-        ordered = sorted(self.eval_rows, key=lambda row: -row.length)
-        budget = batch * ordered[0].length
+        answers = sum(int(row.targets.size) for row in self.eval_rows)
+        ordered = sorted(self.team.share(self.eval_rows), key=lambda row: -row.length)
+        budget = self.args.per_device_eval_batch_size * max(row.length for row in self.eval_rows)
+        mine = layouts(ordered, budget, packing=self.network.packed, pad_id=self.network.pad_id)
+        summed = torch.zeros((), dtype=torch.float64, device=self.network.device)
         with torch.no_grad(), evaluating(self.network.model):
-            for layout in layouts(ordered, budget, packing=self.network.packed, pad_id=self.network.pad_id):
-                total += float(self.network.loss(layout))
-                answers += layout.targets.size
+            for layout, counts in self._in_step(mine):
+                summed += counts * self.network.loss(layout)
                 self.context.raise_if_cancelled()
-        loss = total / answers
+        self.team.sum([summed])
+        loss = float(summed) / answers
         self.curves.evaluations.append({"step": number, "loss": loss, "seconds": time.monotonic() - begun})
         self.context.log.info("step %d: evaluation loss %.4f", number, loss)
         if self._best is None or loss < self._best[0] - self.threshold:
@@ -286,6 +310,8 @@ class Trainer:
         import torch
 
         self._settle()
+        if self.team.rank:
+            return
         state = {
             "adapter": self.adapter_state(),
             "optimizer": self.optimizer.state_dict(),

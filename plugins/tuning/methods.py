@@ -92,23 +92,22 @@ class QLoRA(AdapterPass):
         if str(init).startswith(("pissa", "olora", "loftq")):
             raise ConfigError(f"QLoRA: init_lora_weights {init} changes the base, which is packed; use LoftQ or LoRA")
 
-    def load(self, model: Model, config: TuningConfig, device: Any) -> Any:
+    def load(self, model: Model, config: TuningConfig, device: Any, dtype: str) -> Any:
         """Load the base in four bits."""
         from transformers import BitsAndBytesConfig
 
         from drupe.plugins.huggingface.loading import load_model, torch_dtype
 
         assert isinstance(config, QLoRAConfig)
-        name = self.dtype(config, device)
         return load_model(
             model,
-            dtype=name,
+            dtype=dtype,
             device=str(device),
             with_adapter=False,
             quantization_config=BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type=config.quant_type,
                 bnb_4bit_use_double_quant=config.double_quant,
-                bnb_4bit_compute_dtype=torch_dtype(name),
+                bnb_4bit_compute_dtype=torch_dtype(dtype),
             ),
         )

@@ -20,6 +20,8 @@ def _tuning(name: str, summary: str, requires: tuple[str, ...] = (), packages: t
         produces="hf",
         requires=(*_REQUIRES, *requires),
         key_packages=(*_PACKAGES, *packages),
+        launcher="torchrun",
+        launched_from=2,
     )
 
 

@@ -19,6 +19,7 @@ from drupe.plugins.tuning.graphs import GraphAccumulator
 from drupe.plugins.tuning.layers import Layers
 from drupe.plugins.tuning.loop import Outcome, Trainer
 from drupe.plugins.tuning.network import Network
+from drupe.plugins.tuning.parallel import Alone, shard
 from drupe.plugins.tuning.plan import Plan, choose, plans
 from drupe.plugins.tuning.rows import Row
 from drupe.plugins.tuning.static import size_for
@@ -42,8 +43,12 @@ class Session:
         *,
         device: Any,
         seed: int,
+        team: Alone | None = None,
     ) -> None:
+        """team: the processes that train together; with shares of the base, the model may still lie on the CPU."""
         args = config.training_args
+        self.team = team or Alone()
+        context = self.team.agreed(context)
         self.config, self.context, self.device = config, context, device
         self.begun = time.monotonic()
         self.gpu = device.type == "cuda"
@@ -60,6 +65,8 @@ class Session:
             )
         if args.neftune_noise_alpha:
             _add_noise(peft_model, args.neftune_noise_alpha)
+        if self.team.sharded:
+            shard(peft_model, device)
         self.layers = Layers(peft_model, random=_draws_random_numbers(peft_model))
         self.longest = max(row.length for row in rows)
         self.network = Network.of(
@@ -76,9 +83,12 @@ class Session:
             patience=config.early_stopping_patience,
             threshold=config.early_stopping_threshold,
             memory=self.memory,
+            team=self.team,
         )
         self.chain: list[Plan] = []
         self.notes = [*self.network.notes, *self.trainer.notices]
+        if args.fsdp and not self.team.sharded:
+            self.notes.append("training_args.fsdp has no effect: one process trains")
         self.graphs: GraphAccumulator | None = None
         self.forecast: dict[str, Any] = {}
         self._prepare()
@@ -95,7 +105,9 @@ class Session:
                 "steps": outcome.steps,
                 "planned_steps": outcome.total,
                 "trained_parameters": sum(p.numel() for p in self.network.model.parameters() if p.requires_grad),
+                "held_parameters": sum(_here(p).numel() for p in self.network.model.parameters()),
                 "device": str(self.device),
+                "processes": self.team.size,
                 "packed": self.network.packed,
                 "notes": [*self.notes, *(self.graphs.notes if self.graphs else ())],
                 "tokens": tokens,
@@ -137,7 +149,7 @@ class Session:
         """Return the layouts of the first steps, as a picture of all."""
         return [
             layouts(
-                [self.trainer.rows[index] for index in chosen],
+                self.team.share([self.trainer.rows[index] for index in chosen]) or self.trainer.rows[:1],
                 self.trainer.budget,
                 packing=self.network.packed,
                 pad_id=self.network.pad_id,
@@ -175,10 +187,14 @@ class Session:
             trainer.budget,
             self.longest,
             self._optimizer_bytes(),
+            sharded=self.team.sharded,
         )
         largest = max(self._tokens(layout) for step in sample for layout in step)
         found = plans(costs, largest, max(steps), grow=self.gpu, recompute=recompute)
-        self.chain = self._chain(found)
+        # Measured times differ a little between processes; the plan must not.
+        self.chain = self.team.same(self._chain(found))
+        if self.team.sharded:
+            self.context.log.info("with fsdp a process that runs out of memory ends the job: there is no smaller plan")
         self._take(self.chain.pop(0))
         self._tell_forecast(costs, steps)
 
@@ -205,7 +221,7 @@ class Session:
         self.plan = plan
         self.layers.recompute(plan.recompute)
         self.trainer.budget = max(plan.budget, self.longest)
-        if self.gpu:
+        if self.gpu and not self.team.sharded:
             self.graphs = GraphAccumulator(self.network, self.trainer.budget, self.longest)
             self.trainer.accumulate = self.graphs
         self.trainer.when_out_of_memory = self._smaller
@@ -247,6 +263,11 @@ class Session:
             *(self.plan.memory / 2**30, step * self.trainer.total_steps, self.trainer.total_steps),
             *(self.plan.budget, self.plan.recompute, costs.layers),
         )
+
+
+def _here(parameter: Any) -> Any:
+    """Return what of a parameter lies in this process."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def _draws_random_numbers(model: Any) -> bool:

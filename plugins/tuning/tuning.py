@@ -51,6 +51,11 @@ class AdapterPass(Pass):
         wanted = [f"training_args.optim {args.optim}"] if args.optim in GPU_ONLY else []
         wanted += ["training_args.use_liger_kernel"] if args.use_liger_kernel else []
         wanted += ["ephemeral_gpu_offload"] if getattr(config, "ephemeral_gpu_offload", False) else []
+        if args.fsdp and getattr(config, "quant_type", None) is not None:
+            raise ConfigError(
+                f"{self.spec.name}: training_args.fsdp can't hold shares of a four-bit base; leave it out (then each "
+                "process holds the whole base, a quarter of its size), or use LoRA"
+            )
         if wanted and (args.use_cpu or not _has_gpu()):
             why = "training_args.use_cpu is true" if args.use_cpu else "no GPU is visible to torch"
             raise ConfigError(
@@ -58,17 +63,11 @@ class AdapterPass(Pass):
                 "leave it out (adamw_torch_fused works everywhere), or choose a host with a GPU"
             )
 
-    def device(self, config: TuningConfig) -> Any:
-        """Return the torch device to train on: the GPU where there is one, unless use_cpu."""
-        import torch
-
-        return torch.device("cuda" if not config.training_args.use_cpu and torch.cuda.is_available() else "cpu")
-
-    def load(self, model: Model, config: TuningConfig, device: Any) -> Any:
-        """Load the base, frozen, in the compute type."""
+    def load(self, model: Model, config: TuningConfig, device: Any, dtype: str) -> Any:
+        """Load the base, frozen, in the compute type `dtype`."""
         from drupe.plugins.huggingface.loading import load_model
 
-        return load_model(model, dtype=self.dtype(config, device), device=str(device), with_adapter=False)
+        return load_model(model, dtype=dtype, device=str(device), with_adapter=False)
 
     def dtype(self, config: TuningConfig, device: Any) -> str:
         """Return the name of the compute type: on a CPU float32, since early steps of bfloat16 learn markedly less."""
@@ -94,6 +93,7 @@ class AdapterPass(Pass):
         import torch
 
         from drupe.plugins.tuning import adapters
+        from drupe.plugins.tuning.parallel import join
         from drupe.plugins.tuning.session import Session
 
         for name in ("transformers", "peft"):
@@ -101,16 +101,16 @@ class AdapterPass(Pass):
         torch.set_num_threads(context.resources.thread_count)
         args = config.training_args
         seed = context.seed if args.seed is None else args.seed
-        device = self.device(config)
+        team, device = join(context, cpu=args.use_cpu, sharded=args.fsdp)
         if device.type == "cuda" and args.tf32 is not False:
             torch.backends.cuda.matmul.allow_tf32 = bool(args.tf32 or config.allow_tf32)
         torch.use_deterministic_algorithms(args.full_determinism)
-        base = self.load(model, config, device)
+        base = self.load(model, config, torch.device("cpu") if team.sharded else device, self.dtype(config, device))
         rows, eval_rows = self.data(model, config, context, _context_length(model), seed)
         peft_model = adapters.attach(base, config, seed)
         self.initialise(peft_model, config, seed)
         initial = adapters_state(peft_model) if adapters.mutates_base(config) else None
-        session = Session(peft_model, rows, eval_rows, config, context, device=device, seed=seed)
+        session = Session(peft_model, rows, eval_rows, config, context, device=device, seed=seed, team=team)
         outcome = session.train()
         session.load(outcome.state)
         self.finish(peft_model, config)

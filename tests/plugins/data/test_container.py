@@ -82,6 +82,22 @@ def test_prompting_is_told_for_a_template_of_one_column() -> None:
 # Checks before loading
 
 
+def test_rows_are_counted_where_that_needs_no_loading(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"a": str(number)} for number in range(10)])
+
+    def count(split: str = "train", files: str = "rows.jsonl", **prepared: Any) -> int | None:
+        loading = {"data_name": "json", "data_files": files, "split": split}
+        config = parsed(load_dataset_config=loading, pre_process_data_config={"text_template": "{a}", **prepared})
+        return CONTAINER.count(config, tmp_path)
+
+    assert count() == 10
+    assert count("train[:40%]") == 4
+    assert count(max_samples=3) == 3
+    assert count(strategy="join") is None
+    assert count(files="absent.jsonl") is None
+    assert CONTAINER.count(parsed(load_dataset_config={"data_name": "someone/rows"}), tmp_path) is None
+
+
 def test_an_absent_file_is_a_need(tmp_path: Path) -> None:
     (fault,) = checked(tmp_path, load_dataset_config=FILES)
     assert fault.kind == "needs"
