@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from drupe.core import pictures
 from drupe.core.executor import StepResult
 from drupe.core.job import write_json
 from drupe.core.metrics import Measurement
@@ -132,7 +133,7 @@ def chain_json(steps: Sequence[StepResult], configs: Sequence[Mapping[str, Any]]
             "seconds": round(step.seconds, 3),
             "peak_memory": step.peak_memory,
             "versions": dict(step.versions),
-            "report": dict(step.report),
+            "report": pictures.shown(step),
         }
         for step, config in zip(steps, configs, strict=True)
     ]

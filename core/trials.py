@@ -13,6 +13,7 @@ from drupe.core.executor import StepResult
 from drupe.core.measuring import Measurer
 from drupe.core.metrics import Measurement
 from drupe.core.model import Model
+from drupe.core.pictures import write_pictures
 from drupe.core.plan import Plan
 from drupe.core.racing import Raced, Racer
 from drupe.core.results import Candidate, chain_json
@@ -154,6 +155,8 @@ class TrialRunner:
     ) -> Candidate:
         """Return a trial as the manifest shows it."""
         configs = [step.config for step in self.plan.chain(trial.point, self.target)] if chain else []
+        if chain:
+            write_pictures(self.engine.workflow.output_dir, chain.steps)
         return Candidate(
             number=trial.number,
             point=dict(trial.point),
