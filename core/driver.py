@@ -28,6 +28,7 @@ from drupe.core.results import Candidate, RunResult, TargetResult, write_candida
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.trials import TrialRunner, racing_runner
+from drupe.core.warm_start import Findings
 from drupe.core.workflow.model import Evaluator, Workflow
 
 __all__ = ["Driver", "part_that_selects", "with_certification_split"]
@@ -72,6 +73,7 @@ class Driver:
             "workflow_file": os.path.relpath(workflow.path, workflow.output_dir),
         }
         self._write_lock = threading.Lock()
+        self._findings = Findings(events)
 
     def run(self) -> RunResult:
         """Run to the end. Raises ConfigError, HostError, StoreError, Interrupted; the manifest is written even then."""
@@ -117,13 +119,16 @@ class Driver:
         self._measure_input(runner, result)
         decider = Decider(self.store, self.workflow, self.registry, self._events)
         study = self._open_study(target, plan, runner, searching)
-        runner = racing_runner(runner, study, self.workflow.search if searching else None)
+        settings = self.workflow.search if searching else None
+        runner = racing_runner(runner, study, settings)
         try:
+            result.started_from = self._findings.give(study, target)
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
             self._search(study, runner, result)
             if runner.racer is not None:
                 result.sample_evaluations = runner.racer.counts(runner, result.candidates)
+            self._findings.take(study, target, settings)
             decider.decide(study, runner, result, certify=certify)
         finally:
             study.close()

@@ -328,15 +328,16 @@ class OptunaStudy:
         the next target's study may be given to start from."""
         return [dict(trial.point) for trial in leading(self.finished(), self.objectives)[:count]]
 
-    def warm_start(self, first: Sequence[Point]) -> None:
+    def warm_start(self, first: Sequence[Point]) -> int:
         """Have these points tried first, in this order, by a study that has no trial yet; others are left as they are.
 
-        Points that do not fit the space are passed over.
+        Points that do not fit the space are passed over. Returns how many points the study starts from.
         """
-        with self._mutex, self._home.lock.held():
+        with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
             fitting = [dict(p) for p in first if self._encode(p) is not None]
             if fitting and not self._storage.get_n_trials(self._study_id):
                 self._storage.set_study_user_attr(self._study_id, "first", canonical_json(fitting))
+            return len(self._first_points())
 
     def close(self) -> None:
         """See Study.close."""
