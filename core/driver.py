@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -19,7 +19,8 @@ from drupe.core.data_checks import Checks
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
 from drupe.core.engine import Engine
-from drupe.core.errors import ConfigError, DrupeError, Interrupted
+from drupe.core.errors import ConfigError, DrupeError
+from drupe.core.joining import check_same, offer
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
 from drupe.core.plan import Plan, build_plan
@@ -27,6 +28,7 @@ from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
+from drupe.core.trial_workers import TrialWorkers, timed_search
 from drupe.core.trials import TrialRunner, racing_runner
 from drupe.core.warm_start import Findings
 from drupe.core.workflow.model import Evaluator, Workflow
@@ -74,6 +76,7 @@ class Driver:
         }
         self._write_lock = threading.Lock()
         self._findings = Findings(events)
+        self._assisting = False
 
     def run(self) -> RunResult:
         """Run to the end. Raises ConfigError, HostError, StoreError, Interrupted; the manifest is written even then."""
@@ -102,27 +105,18 @@ class Driver:
     def _run_target(self, target: str, plan: Plan, source: Model) -> None:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
         searching = bool(plan.space.dimensions) and self.workflow.search is not None
-        part = part_that_selects(plan)
-        certify = part == _SELECTION
-        runner = TrialRunner(
-            self.engine,
-            self.measurer,
-            plan,
-            target,
-            evaluator,
-            source,
-            part=part,
-            checks=Checks(self.registry, self._events),
-        )
+        certify = part_that_selects(plan) == _SELECTION
+        runner = self._runner(target, plan, source)
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)
         self._measure_input(runner, result)
         decider = Decider(self.store, self.workflow, self.registry, self._events)
         study = self._open_study(target, plan, runner, searching)
         settings = self.workflow.search if searching else None
+        result.started_from = self._findings.give(study, target)
+        offer(study, self.workflow, runner)
         runner = racing_runner(runner, study, settings)
         try:
-            result.started_from = self._findings.give(study, target)
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
             self._search(study, runner, result)
@@ -133,6 +127,39 @@ class Driver:
         finally:
             study.close()
         self._write()
+
+    def _runner(self, target: str, plan: Plan, source: Model) -> TrialRunner:
+        evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
+        return TrialRunner(
+            self.engine,
+            self.measurer,
+            plan,
+            target,
+            evaluator,
+            source,
+            part=part_that_selects(plan),
+            checks=Checks(self.registry, self._events),
+        )
+
+    def assist(self, target: str, source: Model, name: str) -> list[Candidate]:
+        """Run trials of the study `name`, which another process drives, until it is complete; return them.
+
+        source: the input model, as that process has imported it. Verdict, hand-over and manifest stay with the other.
+        Raises ConfigError also where this machine would run another study than that one.
+        """
+        self._assisting = True
+        plan = build_plan(self.workflow, self.registry)
+        runner = self._runner(target, plan, source)
+        check_same(name, self._study_name(target, runner))
+        result = TargetResult(target)
+        study = self._open_study(target, plan, runner, True)
+        runner = racing_runner(runner, study, self.workflow.search)
+        try:
+            self._trial_workers(study, runner, result, workers=1, aside=True).work()
+        finally:
+            study.close()
+            self.engine.close()
+        return result.candidates
 
     def _open_study(self, target: str, plan: Plan, runner: TrialRunner, searching: bool) -> Study:
         evaluator = runner.evaluator
@@ -149,10 +176,10 @@ class Driver:
         folder = self.workflow.output_dir / "study"
         folder.mkdir(parents=True, exist_ok=True)
         space = plan.space if searching else replace(plan.space, dimensions=())
-        study.open(f"{target}-{self._study_digest(target, runner)[:16]}", space, goals, objectives, settings, folder)
+        study.open(self._study_name(target, runner), space, goals, objectives, settings, folder)
         return study
 
-    def _study_digest(self, target: str, runner: TrialRunner) -> str:
+    def _study_name(self, target: str, runner: TrialRunner) -> str:
         """Name what the study's results depend on: another workflow is another study, and shares steps by the store."""
         document = {
             key: value
@@ -160,7 +187,7 @@ class Driver:
             if key not in ("output_dir", "cache_dir", "search_strategy", "plugins", "log_severity_level")
         }
         search = self.workflow.search
-        return digest_of(
+        digest = digest_of(
             {
                 "document": document,
                 "input": runner.input_model.digest,
@@ -172,42 +199,37 @@ class Driver:
                 "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
             }
         )
+        return f"{target}-{digest[:16]}"
 
-    def _earlier(self, study: Study, runner: TrialRunner) -> Iterator[Candidate]:
-        """Yield the trials that an earlier run finished, completed from the store where it still has the steps."""
+    def _earlier(self, study: Study, runner: TrialRunner, *, besides: Collection[int] = ()) -> Iterator[Candidate]:
+        """Yield the trials that another run finished, completed from the store where it still has the steps."""
         for trial, outcome in study.finished():
+            if trial.number in besides:
+                continue
             chain = runner.stored_chain(trial) if outcome.candidate is not None else None
             yield runner.describe(trial, outcome, chain, {})
 
+    def _trial_workers(
+        self, study: Study, runner: TrialRunner, result: TargetResult, *, workers: int, aside: bool
+    ) -> TrialWorkers:
+        return TrialWorkers(
+            study,
+            runner,
+            lambda trial, lock: self._run_trial(study, runner, result, trial, lock),
+            workers=workers,
+            aside=aside,
+            cancelled=self._cancelled,
+            stop=self._stop.set,
+        )
+
     def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
-        workers = self.workflow.search.workers if self.workflow.search else 1
-        ask_lock = threading.Lock()
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            while not failures and not self._cancelled():
-                try:
-                    with ask_lock:
-                        trial = study.ask()
-                    if trial is None:
-                        return
-                    self._run_trial(study, runner, result, trial, ask_lock)
-                except BaseException as error:
-                    failures.append(error)
-                    self._stop.set()
-                    return
-
-        threads = [threading.Thread(target=work, name=f"trial-{n}", daemon=True) for n in range(1, workers)]
-        for thread in threads:
-            thread.start()
-        work()
-        for thread in threads:
-            thread.join()
-        if failures:
-            first = next((f for f in failures if not isinstance(f, Interrupted)), failures[0])
-            raise first
-        if self._cancelled():
-            raise Interrupted("stopped by the user; the same command goes on from here")
+        count = self.workflow.search.workers if self.workflow.search else 1
+        with timed_search(self.measurer, result, self.workflow.search):
+            self._trial_workers(study, runner, result, workers=count, aside=count > 1).work()
+        # What workers in other processes have told meanwhile.
+        mine = {candidate.number for candidate in result.candidates}
+        others = self._earlier(study, runner, besides=mine)
+        result.candidates = sorted([*result.candidates, *others], key=lambda c: c.number)
 
     def _run_trial(
         self, study: Study, runner: TrialRunner, result: TargetResult, trial: Trial, lock: threading.Lock
@@ -253,6 +275,8 @@ class Driver:
         return {}
 
     def _write(self) -> None:
+        if self._assisting:
+            return
         with self._write_lock:
             write_manifest(self.result, document=self.workflow.document, facts=self._facts)
             write_candidates(self.result)

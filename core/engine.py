@@ -224,7 +224,7 @@ class Engine:
             file=self.file_identity,
             folder=self.workflow.folder,
         )
-        resources = self.resources(plan.host, spec)
+        resources = self.resources(plan.host, spec, alone=False)
         key = step_key(
             "pass",
             entry,
@@ -272,17 +272,26 @@ class Engine:
             "options": {"rehearse": True} if self._rehearsal else {},
         }
 
-    def resources(self, host: str, spec: PassSpec | None = None) -> Resources:
-        """Return what a job may use on a host: the system's `resources` over the pass's own over all cores."""
+    def resources(self, host: str, spec: PassSpec | None = None, *, alone: bool = True) -> Resources:
+        """Return what a job may use on a host: the system's `resources` over the pass's own over all cores.
+
+        alone: no other trial's job runs beside it; otherwise what is not set is shared among the search's workers.
+        """
         config = self.workflow.systems[host].config
         wanted = {**(dict(spec.resources) if spec else {}), **dict(config.get("resources") or {})}
-        cpus = int(wanted.get("cpus") or _cpus(self.host(host)))
+        cpus = int(wanted.get("cpus") or self._share(host, alone=alone))
         return Resources(
             cpus=cpus,
             gpus=float(wanted.get("gpus", 0)),
             memory=wanted.get("memory"),
             threads=wanted.get("threads") or config.get("threads"),
         )
+
+    def _share(self, name: str, *, alone: bool) -> int:
+        """Return the cores of a host, or those of one worker where several share it."""
+        host = self.host(name)
+        workers = self.workflow.search.workers if self.workflow.search is not None else 1
+        return _cpus(host) if alone or not host.one_machine else max(1, _cpus(host) // workers)
 
 
 def _references(config: Any) -> Mapping[str, str]:

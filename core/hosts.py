@@ -60,6 +60,8 @@ class Host:
     """A place where jobs run. Safe to call from several threads, up to `describe().slots` jobs at once."""
 
     Config: ClassVar[type[HostConfig]] = HostConfig
+    one_machine: ClassVar[bool] = True
+    """Whether all jobs share one machine's cores, as opposed to a cluster, which gives each job its own."""
     light: ClassVar[bool] = False
     """Whether `describe` takes no connection and no time, so that a plan may ask."""
 

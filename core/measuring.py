@@ -47,6 +47,12 @@ class Measurer:
         self.registry = engine.registry
         self.store = engine.store
         self.workflow = engine.workflow
+        self._exclusive: list[float] = []
+
+    @property
+    def exclusive_seconds(self) -> float:
+        """How long timed metrics have had their machines alone, in this run."""
+        return sum(self._exclusive)
 
     def measure(
         self,
@@ -268,7 +274,7 @@ class Measurer:
         names = sorted({m.data for m in group if m.data})
         roles = set().union(*(self._roles(m) for m in group))
         inputs = {"model": model} | {role: m for role, m in request.beside.items() if role in roles}
-        resources = self._engine.resources(system.name)
+        resources = self._engine.resources(system.name, alone=exclusive)
         job = Job(
             "measure",
             keys[group[0].name],
@@ -320,6 +326,8 @@ class Measurer:
                 record |= {"key": keys[m.name], "measurement": measured, "model": None}
                 self.store.put(keys[m.name], record)
                 found[m.name] = measured
+                if exclusive:
+                    self._exclusive.append(measured["seconds"])
                 steps.append(self._executor.result(record, cached=False))
         for step in steps:
             self._executor.tell("finished", step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,8 @@ class TargetResult:
     """Multi-fidelity: how many were taken, and how many measuring everything would have taken."""
     artifact: Mapping[str, Any] | None = None
     """Kind, files by digest and attributes of the model that was handed over."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """What the trials of this run took: workers, seconds, and how many of these timed metrics had a machine alone."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -100,6 +103,7 @@ class TargetResult:
             "baseline": {name: m.to_json() for name, m in self.baseline.items()},
             "generate": dict(self.generate),
             **({"started_from": dict(self.started_from)} if self.started_from else {}),
+            "search": dict(self.search),
             "warnings": list(self.warnings),
             **({"explanation": dict(self.explanation)} if self.explanation else {}),
             **({"sample_evaluations": dict(self.sample_evaluations)} if self.sample_evaluations else {}),
@@ -151,11 +155,20 @@ def write_manifest(result: RunResult, *, document: Mapping[str, Any], facts: Map
             "exit_code": result.exit_code,
             "seconds": round(result.seconds, 3),
             **facts,
-            "workflow": document,
+            "workflow": _without_password(document),
             "targets": {name: target.to_json() for name, target in result.targets.items()},
         },
     )
     return path
+
+
+def _without_password(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a workflow whose study storage shows no password."""
+    strategy = document.get("search_strategy")
+    if not isinstance(strategy, Mapping) or not isinstance(strategy.get("storage"), str):
+        return dict(document)
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", strategy["storage"])
+    return {**document, "search_strategy": {**strategy, "storage": shown}}
 
 
 def write_candidates(result: RunResult) -> Path:

@@ -2,7 +2,8 @@
 
 The driver calls `ask` for a trial until it gives None, runs the trial's point, and calls `tell` once with the outcome;
 `ask` may be called again before `tell` where several workers run. After the last trial the driver calls `select` once
-per finalist. A study never runs a pass, and a pass never sees a study.
+per finalist. Where several processes share a study, a trial that `ask` gave to one that died is given again. A study
+never runs a pass, and a pass never sees a study.
 """
 
 from __future__ import annotations
@@ -173,6 +174,11 @@ class Study(Protocol):
         """Record a trial's outcome, once, durably."""
         ...
 
+    def waiting(self) -> bool:
+        """Whether trials of other, living processes still run: once they end, or their process does, `ask` may give a
+        trial again. A study that knows of no other processes may lack this method."""
+        ...
+
     def finished(self) -> Sequence[tuple[Trial, Outcome]]:
         """Return every trial that was told, earlier runs' included, in order of number."""
         ...
@@ -217,6 +223,10 @@ class OnePointStudy:
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See Study.tell."""
         self._told.append((trial, outcome))
+
+    def waiting(self) -> bool:
+        """See Study.waiting."""
+        return False
 
     def finished(self) -> Sequence[tuple[Trial, Outcome]]:
         """See Study.finished."""

@@ -111,9 +111,10 @@ def _measure_one(
     context.reference_session = None
     if metric.needs_reference and "reference" in others:
         context.reference_session = sessions.get("reference", others["reference"], needs)
-    started = time.perf_counter()
-    rows = metric.measure(model, session, samples, config, context)
-    seconds = time.perf_counter() - started
+    with context.alone():
+        started = time.perf_counter()
+        rows = metric.measure(model, session, samples, config, context)
+        seconds = time.perf_counter() - started
     if not rows:
         raise EvaluationError(f"metric {request['name']} gave no rows; its data config may be empty")
     measured: dict[str, Any] = {"rows": {key: [float(x) for x in row] for key, row in rows.items()}, "seconds": seconds}

@@ -56,6 +56,7 @@ class Ray(Host):
     """A Ray cluster."""
 
     Config = RayConfig
+    one_machine = False
 
     def __init__(self, spec: Any, config: RayConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)

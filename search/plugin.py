@@ -67,5 +67,8 @@ def drupe_samplers() -> Sequence[SamplerSpec]:
 
 @hookimpl
 def drupe_commands() -> Sequence[CommandSpec]:
-    """Contribute `drupe search`."""
-    return [CommandSpec(name="search", target="drupe.search.cli:search", summary="Look into a study.")]
+    """Contribute `drupe search` and `drupe worker`."""
+    return [
+        CommandSpec(name="search", target="drupe.search.cli:search", summary="Look into a study."),
+        CommandSpec(name="worker", target="drupe.search.joining:worker", summary="Help with a study from here."),
+    ]

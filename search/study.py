@@ -339,6 +339,13 @@ class OptunaStudy:
                 self._storage.set_study_user_attr(self._study_id, "first", canonical_json(fitting))
             return len(self._first_points())
 
+    def keep_work(self, work: Mapping[str, Any]) -> None:
+        """Keep what a process that joins needs to know; see drupe.core.joining."""
+        text = canonical_json(work)
+        with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
+            if self._storage.get_study_user_attrs(self._study_id).get("work") != text:
+                self._storage.set_study_user_attr(self._study_id, "work", text)
+
     def close(self) -> None:
         """See Study.close."""
         with self._mutex:
@@ -367,7 +374,8 @@ class OptunaStudy:
     def _present(self) -> Presence:
         """Return this worker's sign of life, from the first trial on: a study that is only read needs none."""
         if self._presence is None:
-            self._presence = Presence(self.folder, self._storage, self._study_id, local=self._home.local)
+            folder = self._home.folder or self.folder
+            self._presence = Presence(folder, self._storage, self._study_id, local=self._home.local)
             self._closing.callback(self._presence.close)
         return self._presence
 

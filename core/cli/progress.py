@@ -178,8 +178,17 @@ def final_table(result: RunResult, stream: TextIO | None = None) -> None:
         console.print(table)
         for line in _verdict_lines(target):
             console.print(line, markup=False, soft_wrap=True)
+        if target.search.get("workers", 1) > 1:
+            console.print(_workers_line(target.search), markup=False, soft_wrap=True)
         if target.model_dir:
             console.print(f"Model: {result.output_dir / target.model_dir}", markup=False, soft_wrap=True)
+
+
+def _workers_line(search: Mapping[str, Any]) -> str:
+    return (
+        f"{search['workers']} workers, {search['seconds']:.1f} s; for {search['exclusive_share']:.1%} of that a timed "
+        "metric had its machine alone"
+    )
 
 
 def _verdict_lines(target: TargetResult) -> list[str]:

@@ -82,14 +82,17 @@ def read_workflow(
     registry: Registry,
     allow: frozenset[str] = frozenset(),
     overrides: Mapping[str, Any] | None = None,
+    *,
+    document: Mapping[str, Any] | None = None,
 ) -> Workflow:
     """Return the workflow in a file.
 
     allow: the user's consents ("remote-code", "user-scripts", "pickle"). overrides: top-level keys that the command
-    line sets. Absent files and consents not given come back as `needs`. Raises ConfigError with every fault, and with
-    everything that no installed plugin provides.
+    line sets. document: what to read in place of the file, which then only names a folder. Absent files and consents
+    not given come back as `needs`. Raises ConfigError with every fault, and with everything that no installed plugin
+    provides.
     """
-    found = examine(path, registry, allow, overrides)
+    found = examine(path, registry, allow, overrides, document=document)
     if found.workflow is None or found.of_kind("fault") or found.of_kind("missing"):
         raise ConfigError(faults=[*found.of_kind("fault"), *found.of_kind("missing"), *found.of_kind("needs")])
     return found.workflow
@@ -100,11 +103,13 @@ def examine(
     registry: Registry,
     allow: frozenset[str] = frozenset(),
     overrides: Mapping[str, Any] | None = None,
+    *,
+    document: Mapping[str, Any] | None = None,
 ) -> Examination:
     """Read a workflow file and return everything that was found; never raises for what stands in the file."""
     path = Path(path)
     try:
-        parsed = {**read_document(path), **(overrides or {})}
+        parsed = {**(read_document(path) if document is None else document), **(overrides or {})}
     except ConfigError as error:
         return Examination(None, faults=error.faults)
     findings = Findings()

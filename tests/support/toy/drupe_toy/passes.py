@@ -88,7 +88,10 @@ class Raises(Pass):
 class Dies(Pass):
     def run(self, model, config, context):
         note("Dies")
-        os.kill(os.getpid(), 9)
+        if not os.path.exists(os.environ.get("DRUPE_TOY_SPACE", "")):  # noqa: PTH110
+            os.kill(os.getpid(), 9)
+        (context.output_dir / "text.txt").write_text((model.folder / "text.txt").read_text() + "d")
+        return Model.from_dir("text", context.output_dir)
 
 
 class ChangesInput(Pass):

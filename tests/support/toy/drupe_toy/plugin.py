@@ -44,5 +44,6 @@ def drupe_metrics():
     return [
         MetricSpec(name="toy_accuracy", target="drupe_toy.measuring:ToyAccuracy", needs="forward"),
         MetricSpec(name="toy_length", target="drupe_toy.measuring:ToyLength"),
+        MetricSpec(name="toy_seconds", target="drupe_toy.measuring:ToySeconds", needs="forward", timed=True),
         MetricSpec(name="toy_broken", target="drupe_toy.measuring:ToyBroken"),
     ]
