@@ -32,6 +32,7 @@ from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
 from drupe.core.target_space import LeftOut, target_space
 from drupe.core.trial_workers import TrialWorkers, timed_search
 from drupe.core.trials import TrialRunner, racing_runner
+from drupe.core.warm_start import Findings
 from drupe.core.workflow.model import Evaluator, Workflow
 
 __all__ = ["Driver", "part_that_selects", "with_certification_split"]
@@ -78,6 +79,7 @@ class Driver:
             "workflow_file": os.path.relpath(workflow.path, workflow.output_dir),
         }
         self._write_lock = threading.Lock()
+        self._findings = Findings(events)
         self._assisting = False
         self._next_write = 0.0
 
@@ -116,14 +118,17 @@ class Driver:
         self._measure_input(runner, result)
         decider = Decider(self.store, self.workflow, self.registry, self._events)
         study = self._open_study(target, plan, runner, searching)
+        settings = self.workflow.search if searching else None
+        result.started_from = self._findings.give(study, target)
         offer(study, self.workflow, runner)
-        runner = racing_runner(runner, study, self.workflow.search if searching else None)
+        runner = racing_runner(runner, study, settings)
         try:
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
             self._search(study, runner, result)
             if runner.racer is not None:
                 result.sample_evaluations = runner.racer.counts(runner, result.candidates)
+            self._findings.take(study, target, settings)
             decider.decide(study, runner, result, certify=certify)
         finally:
             study.close()

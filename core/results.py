@@ -79,6 +79,8 @@ class TargetResult:
     baseline: Mapping[str, Measurement] = field(default_factory=dict)
     message: str = ""
     generate: Mapping[str, Any] = field(default_factory=dict)
+    started_from: Mapping[str, Any] = field(default_factory=dict)
+    """The target whose best points were tried first, and how many."""
     warnings: list[str] = field(default_factory=list)
     """Shared data, and results that are hard to believe."""
     explanation: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class TargetResult:
             "certification": {name: m.to_json(rows=True) for name, m in self.certified.items()},
             "baseline": {name: m.to_json() for name, m in self.baseline.items()},
             "generate": dict(self.generate),
+            **({"started_from": dict(self.started_from)} if self.started_from else {}),
             "search": dict(self.search),
             "warnings": list(self.warnings),
             **({"explanation": dict(self.explanation)} if self.explanation else {}),

@@ -238,8 +238,7 @@ class OptunaStudy:
         return find_sampler(choose(self.space, self.settings, len(self.objectives), costs))
 
     def learns_from_pruned(self) -> bool:
-        """Whether the sampler can do with trials that were cut short before their objectives were measured. One that
-        can't gets them as finished ones, with what was seen on a part of the samples; they can still not win."""
+        """Whether the sampler can do with trials that were cut short; others are given them as finished ones."""
         return bool(getattr(self._sampler_now().entry.spec, "pruned", False))
 
     def _sampler_options(self, chosen: Chosen) -> Mapping[str, Any]:
@@ -319,24 +318,21 @@ class OptunaStudy:
         return best(self.finished(), self.objectives, exclude)
 
     def explain(self) -> dict[str, Any]:
-        """Say why the search came out as it did, as JSON data: the front's numbers, the goal that binds, the nearest
-        relaxations, and how much each parameter mattered for each metric."""
+        """Say why the search came out as it did, as JSON data; see explain.summary."""
         return summary(self.finished(), self.goals, self.objectives)
 
     def leading(self, count: int) -> list[Point]:
-        """Return the points of the best trials so far, feasible ones first, the others by how little they miss: what
-        the next target's study may be given to start from."""
+        """Return the points of the best trials so far, feasible ones first, the others by how little they miss."""
         return [dict(trial.point) for trial in leading(self.finished(), self.objectives)[:count]]
 
-    def warm_start(self, first: Sequence[Point]) -> None:
-        """Have these points tried first, in this order, by a study that has no trial yet; others are left as they are.
-
-        Points that do not fit the space are passed over.
-        """
-        with self._mutex, self._home.lock.held():
+    def warm_start(self, first: Sequence[Point]) -> int:
+        """Have a study without trials try these points first, those that fit its space. Returns how many it starts
+        from."""
+        with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
             fitting = [dict(p) for p in first if self._encode(p) is not None]
             if fitting and not self._storage.get_n_trials(self._study_id):
                 self._storage.set_study_user_attr(self._study_id, "first", canonical_json(fitting))
+            return len(self._first_points())
 
     def keep_work(self, work: Mapping[str, Any]) -> None:
         """Keep what a process that joins needs to know; see drupe.core.joining."""

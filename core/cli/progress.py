@@ -50,6 +50,8 @@ def _line(event: Mapping[str, Any]) -> str | None:
             return f"  host {event['host']} failed (attempt {event['attempt']}): {event['error']}"
         case "trial finished":
             return "  " + _candidate_line(event["candidate"])
+        case "warm start":
+            return f"{event['target']}: the search starts from the {event['points']} best points of {event['origin']}"
         case "certifying":
             return f"candidate {event['number']}: measuring on data that nothing was selected on"
         case "notice":

@@ -132,3 +132,13 @@ def test_a_metric_that_fails_never_wins_a_race(tmp_path: Path) -> None:
     done = run(tmp_path, workflow)
     assert done["code"] == 3
     assert all("the toy metric can't measure this" in c["metric_errors"]["odd"] for c in done["candidates"])
+
+
+def test_two_workers_race_to_the_same_winner(tmp_path: Path) -> None:
+    done = run(tmp_path, document(tmp_path, longest=8, multi_fidelity=True, workers=2))
+    assert done["code"] == 0, done["said"]
+    winner = next(c for c in done["candidates"] if c["number"] == done["winner"])
+    assert winner["point"]["append.times"] == 12
+    assert [c["number"] for c in done["candidates"]] == list(range(16))
+    assert done["sample_evaluations"]["measured"] == evaluations(tmp_path) - SAMPLES
+    assert {c["state"] for c in done["candidates"] if c["point"]["append.times"] < 6} == {"pruned"}

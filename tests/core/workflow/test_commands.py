@@ -99,6 +99,7 @@ def test_the_plan_shows_chain_search_and_trials(tmp_path: Path) -> None:
         "search  build.precision: int4, int8",
         "points  4",
         "trials  3",
+        "power   accuracy-accuracy_score: how many items there are is known after loading only",
         "time    nothing is known yet: no step of this workflow has run in this store",
     ]
 
