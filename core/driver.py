@@ -10,7 +10,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -28,6 +28,7 @@ from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
+from drupe.core.target_space import LeftOut, target_space
 from drupe.core.trial_workers import TrialWorkers, timed_search
 from drupe.core.trials import TrialRunner, racing_runner
 from drupe.core.workflow.model import Evaluator, Workflow
@@ -145,7 +146,7 @@ class Driver:
         self._assisting = True
         plan = build_plan(self.workflow, self.registry)
         runner = self._runner(target, plan, source)
-        check_same(name, self._study_name(target, runner))
+        check_same(name, self._study_name(target, runner, target_space(plan, target)[1]))
         result = TargetResult(target)
         study = self._open_study(target, plan, runner, True)
         runner = racing_runner(runner, study, self.workflow.search)
@@ -170,11 +171,14 @@ class Driver:
         settings = self.workflow.search if searching and self.workflow.search else StudySettings()
         folder = self.workflow.output_dir / "study"
         folder.mkdir(parents=True, exist_ok=True)
-        space = plan.space if searching else replace(plan.space, dimensions=())
-        study.open(self._study_name(target, runner), space, goals, objectives, settings, folder)
+        space, left_out = target_space(plan, target) if searching else (replace(plan.space, dimensions=()), ())
+        for left in left_out:
+            self._facts["notices"].append(str(left))
+            self._events({"event": "notice", "message": str(left)})
+        study.open(self._study_name(target, runner, left_out), space, goals, objectives, settings, folder)
         return study
 
-    def _study_name(self, target: str, runner: TrialRunner) -> str:
+    def _study_name(self, target: str, runner: TrialRunner, left_out: Sequence[LeftOut]) -> str:
         """Name what the study's results depend on: another workflow is another study, and shares steps by the store."""
         document = {
             key: value
@@ -192,6 +196,8 @@ class Driver:
                 # Trials that were cut short are no use to a search that wants all in full.
                 **({"racing": asdict(search.multi_fidelity)} if search and search.multi_fidelity else {}),
                 "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
+                # What can be served changes with what is installed; the space changes with it.
+                **({"left out": [[one.dimension, one.value] for one in left_out]} if left_out else {}),
             }
         )
         return f"{target}-{digest[:16]}"

@@ -5,9 +5,9 @@ Rules come from up to four places, and each can only narrow what the others leav
 DRUPE_PLUGINS_ALLOW, DRUPE_PLUGINS_BLOCK), and the workflow's `plugins` section. All say the same things:
 
     autoload: false                   # nothing but what `allow` or `require` names; default true
-    allow: ["acme-drupe==1.2.*"]      # nothing but these
+    allow: ["their-drupe==1.2.*"]     # nothing but these
     block: ["other-*", "drupe:genai"] # never these
-    require: ["acme-drupe>=1.2"]      # the run needs these
+    require: ["their-drupe>=1.2"]     # the run needs these
 
 An item is DISTRIBUTION, DISTRIBUTION:PLUGIN (the entry point's name), either with version specifiers behind it; `*`
 stands for any text. What Drupe itself brings is always allowed unless it is blocked by name.
@@ -59,7 +59,7 @@ class Item:
         """Read an item. Raises ValueError that says what is wrong with it."""
         match = _ITEM.match(text)
         if match is None:
-            raise ValueError(f"{text!r} is no distribution name with version specifiers, like 'acme-drupe==1.2.*'")
+            raise ValueError(f"{text!r} is no distribution name with version specifiers, like 'their-drupe==1.2.*'")
         name, plugin, specifiers = match.groups()
         if specifiers:
             from packaging.specifiers import InvalidSpecifier, SpecifierSet

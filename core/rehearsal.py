@@ -22,6 +22,7 @@ from drupe.core.plan import build_plan
 from drupe.core.registry import Registry
 from drupe.core.store import Store
 from drupe.core.study import Point, Space
+from drupe.core.target_space import target_space
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Workflow
 
@@ -103,7 +104,7 @@ def rehearse(
             for target in workflow.targets:
                 evaluator = workflow.evaluators[workflow.evaluator] if workflow.evaluator else None
                 runner = TrialRunner(engine, measurer, plan, target, evaluator, source, part="evaluation")
-                outcome.extend(_one(runner, point) for point in covering_points(plan.space))
+                outcome.extend(_one(runner, point) for point in covering_points(target_space(plan, target)[0]))
         finally:
             engine.close()
     return outcome

@@ -57,6 +57,7 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
 
 def _describe(built: Plan) -> dict[str, Any]:
     from drupe.core.space import space_size
+    from drupe.core.target_space import target_space
 
     workflow = built.workflow
     space = built.space
@@ -82,6 +83,7 @@ def _describe(built: Plan) -> dict[str, Any]:
             for d in space.dimensions
         ],
         "points": space_size(space),
+        "left_out": [str(left) for name in workflow.targets if searching for left in target_space(built, name)[1]],
         "trials": _trials(built) if searching else 1,
         "unmarked": list(workflow.unmarked),
     }
@@ -138,6 +140,8 @@ def _print(shown: dict[str, Any]) -> None:
     for dimension in shown["dimensions"]:
         when = "".join(f", where {k} is {' or '.join(map(str, v))}" for k, v in dimension["when"].items())
         click.echo(f"search  {dimension['name']}: {_in_words(dimension['values'])}{when}")
+    for left in shown["left_out"]:
+        click.echo(f"notice  {left}")
     points = shown["points"]
     if shown["dimensions"]:
         click.echo(f"points  {points if points is not None else 'not countable'}")

@@ -22,10 +22,10 @@ class Reporter(Protocol):
 
 
 def make_reporter(stream: TextIO | None = None, *, quiet: bool = False) -> Reporter:
-    """Return the reporter for a stream: bars for a terminal, lines otherwise, nothing but warnings when quiet."""
+    """Return the reporter for a stream: bars for a terminal, lines otherwise, only notices and warnings if quiet."""
     stream = stream or sys.stdout
     if quiet:
-        return _Lines(stream, only=("warning", "host failed"))
+        return _Lines(stream, only=("notice", "warning", "host failed"))
     return _Bars(stream) if stream.isatty() else _Lines(stream)
 
 
@@ -52,6 +52,8 @@ def _line(event: Mapping[str, Any]) -> str | None:
             return "  " + _candidate_line(event["candidate"])
         case "certifying":
             return f"candidate {event['number']}: measuring on data that nothing was selected on"
+        case "notice":
+            return f"notice: {event['message']}"
         case "warning":
             return f"warning: {event['message']}"
     return None

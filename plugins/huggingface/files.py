@@ -14,7 +14,10 @@ from pathlib import Path
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 
-__all__ = ["copy_file", "copy_tree", "plain_files"]
+__all__ = ["OTHER_FORMS", "copy_file", "copy_tree", "plain_files"]
+
+OTHER_FORMS = ("onnx", "openvino", "coreml", "original", "flax", "tf", "runs")
+"""Folders in which hub repositories keep a model once more, for other frameworks."""
 
 _FICLONE = 0x40049409
 

@@ -14,7 +14,7 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
-from drupe.plugins.huggingface.files import copy_file, copy_tree
+from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_tree
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
 from drupe.plugins.huggingface.loading import auto_class_name, infer_task, load_model, read_config
 from drupe.plugins.huggingface.scrub import scrub_folder
@@ -200,7 +200,7 @@ class HfKind(ModelKind):
 
         def wanted(path: Path) -> bool:
             name = path.name
-            if len(path.parts) > 1 and (path.parts[0].startswith("checkpoint-") or path.parts[0] in _OTHER_FOLDERS):
+            if len(path.parts) > 1 and (path.parts[0].startswith("checkpoint-") or path.parts[0] in OTHER_FORMS):
                 return False
             if name.endswith(".py"):
                 return config.remote_code
@@ -210,9 +210,6 @@ class HfKind(ModelKind):
         if not safe and pickled:
             context.require_consent("pickle", f"reading the pickled weights {', '.join(sorted(pickled)[:3])}")
             _unpickle(source, out, config, context)
-
-
-_OTHER_FOLDERS = ("onnx", "openvino", "coreml", "original", "flax", "tf", "runs")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
