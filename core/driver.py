@@ -199,6 +199,8 @@ class Driver:
         digest = digest_of(
             {
                 "document": document,
+                # A digest does not see the order of passes in a document.
+                "flows": [list(flow) for flow in self.workflow.flows],
                 "input": runner.input_model.digest,
                 "target": target,
                 "part": runner.part,

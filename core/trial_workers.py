@@ -2,7 +2,7 @@
 
 A trial whose next step another worker is at, of this process or of another one, would only wait for it. With several
 workers such a trial is put aside and another one is taken meanwhile; it is run, under its own number, as soon as that
-step is done. No more are put aside than there are workers, so that a sampler is not asked long before it has learnt.
+step is done. As many are put aside as there are workers (at least two): a sampler is best asked when it has learnt.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class TrialWorkers:
         self._workers = workers
         self._cancelled = cancelled
         self._stop = stop
-        self._may_wait = workers if aside else 0
+        # Even a single worker, of several processes, is to get another trial in place of one that waits.
+        self._may_wait = max(2, workers) if aside else 0
         self._lock = threading.Lock()
         self._aside: list[Trial] = []
         self._claimed: dict[int, str] = {}

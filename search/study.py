@@ -336,7 +336,8 @@ class OptunaStudy:
 
     def keep_work(self, work: Mapping[str, Any]) -> None:
         """Keep what a process that joins needs to know; see drupe.core.joining."""
-        text = canonical_json(work)
+        # In the order as written: that of the passes is the order of their chain.
+        text = json.dumps(work, ensure_ascii=False, allow_nan=False)
         with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
             if self._storage.get_study_user_attrs(self._study_id).get("work") != text:
                 self._storage.set_study_user_attr(self._study_id, "work", text)

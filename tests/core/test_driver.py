@@ -114,6 +114,19 @@ def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
     assert all(c["chain"] for c in second["targets"]["here"]["candidates"])
 
 
+def test_the_same_passes_in_another_order_are_another_study(tmp_path: Path) -> None:
+    append = {"type": "Append", "times": {"search": [3, 12], "ordered": True}}
+    document = toy_document(tmp_path, passes={"append": append, "exclaim": {"type": "Append", "text": "?"}})
+    assert drupe("run", write_workflow(tmp_path, document), folder=tmp_path).returncode == 0
+    assert (tmp_path / "out/here/model/text.txt").read_text() == "ab" + "!" * 12 + "?"
+    document["passes"] = dict(reversed(document["passes"].items()))
+    assert drupe("run", write_workflow(tmp_path, document), folder=tmp_path).returncode == 0
+    assert (tmp_path / "out/here/model/text.txt").read_text() == "ab?" + "!" * 12
+    candidates = manifest(tmp_path)["targets"]["here"]["candidates"]
+    assert [step["pass"] for step in candidates[0]["chain"]] == ["exclaim", "append"]
+    assert len([line for line in runs(tmp_path) if line.startswith("Append")]) == 7
+
+
 def test_a_failing_pass_is_a_failed_trial_and_the_others_go_on(tmp_path: Path) -> None:
     passes = {"risky": {"type": "Raises", "fail": {"search": [True, False]}}}
     document = toy_document(tmp_path, passes=passes, search_strategy={"max_trials": 2, "seed": 3})

@@ -6,17 +6,22 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from drupe.core import trial_workers
 from drupe.core.engine import Engine
 from drupe.core.hosts import Host, HostDescription
 from drupe.core.store import Store
+from drupe.core.study import Trial
 from drupe.core.workflow.read import read_workflow
 from tests.core.workflow.plugins import base_document, make_registry
 from tests.support.workflows import drupe, manifest, runs, start_drupe, toy_document, write_workflow
@@ -187,3 +192,35 @@ def test_workers_on_one_machine_share_its_cores_unless_told_otherwise(
     engine._hosts["here"] = host(None, None, state_dir=tmp_path)  # type: ignore[arg-type]
     assert engine.resources("here", alone=False).thread_count == beside
     assert engine.resources("here").thread_count == alone
+
+
+class Two:
+    """A study of two trials, the first of which another process is at."""
+
+    def __init__(self, keys: tuple[str, str]) -> None:
+        self._left = [Trial(number, {"key": key}) for number, key in enumerate(keys)]
+
+    def ask(self) -> Trial | None:
+        return self._left.pop(0) if self._left else None
+
+
+def test_a_single_worker_of_several_processes_takes_another_trial_than_one_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "cache")
+    monkeypatch.setattr(trial_workers, "next_step", lambda runner, point: point["key"])
+    runner: Any = SimpleNamespace(engine=SimpleNamespace(store=store))
+    order: list[int] = []
+    with ExitStack() as elsewhere:
+        elsewhere.enter_context(store.lock("a" * 64))
+
+        def run(trial: Trial, lock: threading.Lock) -> None:
+            order.append(trial.number)
+            elsewhere.close()
+
+        study: Any = Two(("a" * 64, "b" * 64))
+        workers = trial_workers.TrialWorkers(
+            study, runner, run, workers=1, cancelled=lambda: False, stop=lambda: None, aside=True
+        )
+        workers.work()
+    assert order == [1, 0]

@@ -18,7 +18,8 @@ def write(folder: Path, storage: str | None = None, **changes: Any) -> Path:
     """Write a search of eight trials, each of which naps, and return its path."""
     passes = {
         "append": {"type": "Append", "times": {"search": list(range(1, TRIALS + 1)), "ordered": True}},
-        "nap": {"type": "Sleepy", "steps": NAPS, "seconds": 0.2},
+        # By its name it would come first.
+        "a nap": {"type": "Sleepy", "steps": NAPS, "seconds": 0.2},
     }
     strategy = {"max_trials": TRIALS, "seed": 1, **({"storage": storage} if storage else {})}
     systems = {"here": {"type": "LocalSystem"}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.search.joined import TRIALS, begun, check, finish, join, write
-from tests.support.workflows import drupe, start_drupe
+from tests.support.workflows import drupe, runs, start_drupe
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
@@ -21,6 +21,20 @@ def test_two_processes_run_one_study(tmp_path: Path, kind: str) -> None:
     check(tmp_path)
     helped = int(said.removeprefix(f"{view.name} is complete; ").split()[0])
     assert 1 <= helped < TRIALS
+
+
+def test_a_worker_with_a_home_of_its_own_shares_a_store_below_a_url(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = write(tmp_path, cache_dir=f"file://{tmp_path}/shared")
+    driver = start_drupe("run", path, folder=tmp_path)
+    view = begun(str(tmp_path / "out"), driver)
+    said = finish(join(tmp_path / "elsewhere", str(tmp_path / "out"), view.name)).splitlines()[-1]
+    finish(driver)
+    assert 1 <= int(said.removeprefix(f"{view.name} is complete; ").split()[0]) < TRIALS
+    # Each has noted its own work; the check is on what both did.
+    with (tmp_path / "toy.log").open("a") as log:
+        log.write("\n".join(runs(tmp_path / "elsewhere")) + "\n")
+    check(tmp_path)
 
 
 def test_when_the_driver_is_killed_the_other_one_goes_on_to_the_end(tmp_path: Path) -> None:
