@@ -7,19 +7,19 @@ The knowledge is data that plugins ship: an entry point in the group `drupe.cata
 [defaults]                       # what an entry without a type is
 systems = "LocalSystem"
 
-[provides."vendor: Acme's plugin"]
-passes = ["AcmeCompile"]         # also systems, data, metrics, models, accelerators
+[provides."vendor: Theirs"]
+passes = ["CompileProgram"]      # also systems, data, metrics, models, accelerators
 
 [renamed.passes]                 # older type → today's
-AcmeBuild = "AcmeCompile"
+BuildProgram = "CompileProgram"
 
 [components]                     # functions that data configs may name without a script
 post_process_data_config = ["skip_post_process"]
 
 [[parameters.passes]]            # how older parameters of some types read today
-types = ["AcmeCompile"]
+types = ["CompileProgram"]
 renamed = {"opts.lvl" = "options.level"}
-means = {AcmeQuantize = ["bits"]}   # a parameter that says another type was meant
+means = {QuantizeProgram = ["bits"]}   # a parameter that says another type was meant
 dropped = {"verbose" = "the log always holds everything"}
 noted = {"share" = "a share of the training data that is held out"}
 unprovided = {"opts.exotic" = "what nothing provides yet"}

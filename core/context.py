@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,6 +79,9 @@ class JobContext:
     """In a measuring job with a relative goal: the baseline's session; timed metrics interleave the two."""
     reference_session: Session | None = None
     """For a metric that needs a reference: the source model's session."""
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext
+    """In a timed job: `with context.alone():` holds the machine; the engine does so around a timed metric's `measure`,
+    so that models and data are loaded beside others."""
 
     def data(self, name: str, *, model: Model | None = None, part: str | None = "train") -> Sequence[Sample]:
         """Return the samples of the data config `name`.

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from drupe.core.engine import ChainResult
+from drupe.core.executor import StepResult
 from drupe.core.measuring import full_name
 from drupe.core.metrics import Measurement
 from drupe.core.model import Model
@@ -19,7 +21,7 @@ from drupe.core.results import Candidate, TargetResult
 from drupe.core.specs import MetricSpec
 from drupe.core.statistics.verdicts import Verdict, judge
 from drupe.core.store import Store
-from drupe.core.study import Goal, Study
+from drupe.core.study import Goal, Study, Trial
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Evaluator, MetricEntry, Workflow
 
@@ -65,6 +67,9 @@ class Decider:
 
         certify: the search used the selection split, so the verdict is taken on the certification split.
         """
+        explain = getattr(study, "explain", None)
+        if explain is not None:
+            result.explanation = explain()
         if all(c.state == "failed" for c in result.candidates):
             result.status = "failed"
             first = next((c.error for c in result.candidates if c.error), "no trial was run")
@@ -102,7 +107,10 @@ class Decider:
         part = "certification" if certify else runner.part
         if certify:
             self._events({"event": "certifying", "number": number, "target": runner.target, "part": part})
-        found, compared, errors, _ = runner.measure(chain, part)
+        found, compared, errors, steps = runner.measure(chain, part)
+        # A trial of an earlier run was not looked at in this one.
+        selecting = runner.measure(chain, runner.part)[3] if certify else []
+        self._check(runner, result, trial, chain, [*steps, *selecting], found, compared)
         for name, error in errors.items():
             self._events({"event": "warning", "message": f"metric {name} of candidate {number}: {error}"})
 
@@ -110,6 +118,24 @@ class Decider:
             return [self._judge(goal, runner.evaluator, found, compared, share) for goal in runner.goals]
 
         return _Judged(number, chain.model, found, compared, verdicts)
+
+    def _check(
+        self,
+        runner: TrialRunner,
+        result: TargetResult,
+        trial: Trial,
+        chain: ChainResult,
+        steps: Sequence[StepResult],
+        found: Mapping[str, Measurement],
+        compared: Mapping[str, Measurement],
+    ) -> None:
+        """Look at a finalist's data and results; what is noticed is told by the run and in the manifest."""
+        if runner.checks is None:
+            return
+        runner.check(trial, chain, steps)
+        plans = runner.plan.chain(trial.point, runner.target)
+        runner.checks.judge(plans, runner.evaluator, found, {**result.baseline, **compared})
+        result.warnings = list(runner.checks.warnings)
 
     def _conclude(self, judged: _Judged, runner: TrialRunner, result: TargetResult) -> None:
         number = judged.number
@@ -191,10 +217,17 @@ def _how_met(verdicts: Sequence[Verdict]) -> str:
 
 def nearest(candidates: Sequence[Candidate], goals: Sequence[Goal]) -> str:
     """Say which candidate came nearest to the goals, and which goal blocked it."""
-    complete = [c for c in candidates if c.state == "complete"]
-    if not complete:
+    # What was cut short was seen on a part of the samples; of a goal that it was not measured for, nothing is known.
+    measured_ones = [c for c in candidates if c.state != "failed" and (c.state == "complete" or c.violations)]
+    if not measured_ones:
         return "no trial was completed"
-    best = min(complete, key=lambda c: sum(max(v, 0.0) for v in c.violations.values()))
+    best = min(
+        measured_ones,
+        key=lambda c: (
+            sum(max(v, 0.0) for v in c.violations.values()),
+            sum(f"{goal.metric} {goal.kind}" not in c.violations for goal in goals),
+        ),
+    )
     if not best.violations:
         return "no trial could be selected"
     name, slack = max(best.violations.items(), key=lambda item: item[1])
@@ -204,9 +237,10 @@ def nearest(candidates: Sequence[Candidate], goals: Sequence[Goal]) -> str:
     if measured is None:
         reason = best.metric_errors.get(metric.rpartition("-")[0], "it was not measured")
         return f"nearest: candidate {best.number}, whose {metric} is missing: {reason}"
+    seen = f" (on {measured.n} of {measured.of} samples)" if measured.of else ""
     return (
         f"nearest: candidate {best.number} with {metric} = {measured.value:.6g} {measured.unit}".rstrip()
-        + f"; the goal {kind} {goal.value:g} blocks it ({slack:.1%} off the limit)"
+        + f"{seen}; the goal {kind} {goal.value:g} blocks it ({slack:.1%} off the limit)"
     )
 
 
@@ -219,6 +253,8 @@ def _why_lost(candidates: Sequence[Candidate], winner: int, passed_over: Collect
             reason = "was a finalist, and its goals could not be certified"
         elif c.state == "failed":
             reason = f"failed: {c.error}"
+        elif c.state == "pruned":
+            reason = f"cut short: {c.error}"
         elif not c.feasible:
             reason = "breaks " + ", ".join(name for name, slack in c.violations.items() if slack > 0)
         else:

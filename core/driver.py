@@ -10,15 +10,17 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from drupe.core.data_checks import Checks
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
-from drupe.core.engine import ChainResult, Engine
-from drupe.core.errors import ConfigError, DrupeError, Interrupted
+from drupe.core.engine import Engine
+from drupe.core.errors import ConfigError, DrupeError
+from drupe.core.joining import check_same, offer
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
 from drupe.core.plan import Plan, build_plan
@@ -27,13 +29,16 @@ from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
-from drupe.core.trials import TrialRunner
+from drupe.core.target_space import LeftOut, target_space
+from drupe.core.trial_workers import TrialWorkers, timed_search
+from drupe.core.trials import TrialRunner, racing_runner
 from drupe.core.workflow.model import Evaluator, Workflow
 
-__all__ = ["Driver", "with_certification_split"]
+__all__ = ["Driver", "part_that_selects", "with_certification_split"]
 
 Events = Callable[[Mapping[str, Any]], None]
 _EVERYTHING_HELD_OUT = "evaluation"
+_SELECTION = "selection"
 _WRITES_APART = 20
 """How many times as long as writing the manifest took passes before it is written for another trial."""
 
@@ -73,6 +78,7 @@ class Driver:
             "workflow_file": os.path.relpath(workflow.path, workflow.output_dir),
         }
         self._write_lock = threading.Lock()
+        self._assisting = False
         self._next_write = 0.0
 
     def run(self) -> RunResult:
@@ -103,29 +109,58 @@ class Driver:
     def _run_target(self, target: str, plan: Plan, source: Model) -> None:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
         searching = bool(plan.space.dimensions) and self.workflow.search is not None
-        certify = searching and _wants_confidence(evaluator)
-        runner = TrialRunner(
+        certify = part_that_selects(plan) == _SELECTION
+        runner = self._runner(target, plan, source)
+        result = self.result.targets[target]
+        result.generate = self._generate_hint(evaluator)
+        self._measure_input(runner, result)
+        decider = Decider(self.store, self.workflow, self.registry, self._events)
+        study = self._open_study(target, plan, runner, searching)
+        offer(study, self.workflow, runner)
+        runner = racing_runner(runner, study, self.workflow.search if searching else None)
+        try:
+            known = {c.number: c for c in self._earlier(study, runner)}
+            result.candidates = [known[n] for n in sorted(known)]
+            self._search(study, runner, result)
+            if runner.racer is not None:
+                result.sample_evaluations = runner.racer.counts(runner, result.candidates)
+            decider.decide(study, runner, result, certify=certify)
+        finally:
+            study.close()
+        self._write()
+
+    def _runner(self, target: str, plan: Plan, source: Model) -> TrialRunner:
+        evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
+        return TrialRunner(
             self.engine,
             self.measurer,
             plan,
             target,
             evaluator,
             source,
-            part="selection" if certify else _EVERYTHING_HELD_OUT,
+            part=part_that_selects(plan),
+            checks=Checks(self.registry, self._events),
         )
-        result = self.result.targets[target]
-        result.generate = self._generate_hint(evaluator)
-        self._measure_input(runner, result)
-        decider = Decider(self.store, self.workflow, self.registry, self._events)
-        study = self._open_study(target, plan, runner, searching)
+
+    def assist(self, target: str, source: Model, name: str) -> list[Candidate]:
+        """Run trials of the study `name`, which another process drives, until it is complete; return them.
+
+        source: the input model, as that process has imported it. Verdict, hand-over and manifest stay with the other.
+        Raises ConfigError also where this machine would run another study than that one.
+        """
+        self._assisting = True
+        plan = build_plan(self.workflow, self.registry)
+        runner = self._runner(target, plan, source)
+        check_same(name, self._study_name(target, runner, target_space(plan, target)[1]))
+        result = TargetResult(target)
+        study = self._open_study(target, plan, runner, True)
+        runner = racing_runner(runner, study, self.workflow.search)
         try:
-            known = {c.number: c for c in self._earlier(study, runner)}
-            result.candidates = [known[n] for n in sorted(known)]
-            self._search(study, runner, result)
-            decider.decide(study, runner, result, certify=certify)
+            self._trial_workers(study, runner, result, workers=1, aside=True).work()
         finally:
             study.close()
-        self._write()
+            self.engine.close()
+        return result.candidates
 
     def _open_study(self, target: str, plan: Plan, runner: TrialRunner, searching: bool) -> Study:
         evaluator = runner.evaluator
@@ -141,11 +176,14 @@ class Driver:
         settings = self.workflow.search if searching and self.workflow.search else StudySettings()
         folder = self.workflow.output_dir / "study"
         folder.mkdir(parents=True, exist_ok=True)
-        space = plan.space if searching else replace(plan.space, dimensions=())
-        study.open(f"{target}-{self._study_digest(target, runner)[:16]}", space, goals, objectives, settings, folder)
+        space, left_out = target_space(plan, target) if searching else (replace(plan.space, dimensions=()), ())
+        for left in left_out:
+            self._facts["notices"].append(str(left))
+            self._events({"event": "notice", "message": str(left)})
+        study.open(self._study_name(target, runner, left_out), space, goals, objectives, settings, folder)
         return study
 
-    def _study_digest(self, target: str, runner: TrialRunner) -> str:
+    def _study_name(self, target: str, runner: TrialRunner, left_out: Sequence[LeftOut]) -> str:
         """Name what the study's results depend on: another workflow is another study, and shares steps by the store."""
         document = {
             key: value
@@ -153,64 +191,51 @@ class Driver:
             if key not in ("output_dir", "cache_dir", "search_strategy", "plugins", "log_severity_level")
         }
         search = self.workflow.search
-        return digest_of(
+        digest = digest_of(
             {
                 "document": document,
                 "input": runner.input_model.digest,
                 "target": target,
                 "part": runner.part,
                 "sampler": [search.sampler, search.seed] if search else None,
+                # Trials that were cut short are no use to a search that wants all in full.
+                **({"racing": asdict(search.multi_fidelity)} if search and search.multi_fidelity else {}),
                 "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
+                # What can be served changes with what is installed; the space changes with it.
+                **({"left out": [[one.dimension, one.value] for one in left_out]} if left_out else {}),
             }
         )
+        return f"{target}-{digest[:16]}"
 
-    def _earlier(self, study: Study, runner: TrialRunner) -> Iterator[Candidate]:
-        """Yield the trials that an earlier run finished, completed from the store where it still has the steps."""
+    def _earlier(self, study: Study, runner: TrialRunner, *, besides: Collection[int] = ()) -> Iterator[Candidate]:
+        """Yield the trials that another run finished, completed from the store where it still has the steps."""
         for trial, outcome in study.finished():
-            chain = self._stored_chain(runner, trial) if outcome.state == "complete" else None
+            if trial.number in besides:
+                continue
+            chain = runner.stored_chain(trial) if outcome.candidate is not None else None
             yield runner.describe(trial, outcome, chain, {})
 
-    def _stored_chain(self, runner: TrialRunner, trial: Trial) -> ChainResult | None:
-        model = runner.input_model
-        steps = []
-        accelerator = self.workflow.systems[runner.target].accelerators[0]
-        for plan in runner.plan.chain(trial.point, runner.target):
-            step = self.engine.stored_pass(plan, model, accelerator)
-            if step is None or step.model is None:
-                return None
-            steps.append(step)
-            model = step.model
-        return ChainResult(model, tuple(steps))
+    def _trial_workers(
+        self, study: Study, runner: TrialRunner, result: TargetResult, *, workers: int, aside: bool
+    ) -> TrialWorkers:
+        return TrialWorkers(
+            study,
+            runner,
+            lambda trial, lock: self._run_trial(study, runner, result, trial, lock),
+            workers=workers,
+            aside=aside,
+            cancelled=self._cancelled,
+            stop=self._stop.set,
+        )
 
     def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
-        workers = self.workflow.search.workers if self.workflow.search else 1
-        ask_lock = threading.Lock()
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            while not failures and not self._cancelled():
-                try:
-                    with ask_lock:
-                        trial = study.ask()
-                    if trial is None:
-                        return
-                    self._run_trial(study, runner, result, trial, ask_lock)
-                except BaseException as error:
-                    failures.append(error)
-                    self._stop.set()
-                    return
-
-        threads = [threading.Thread(target=work, name=f"trial-{n}", daemon=True) for n in range(1, workers)]
-        for thread in threads:
-            thread.start()
-        work()
-        for thread in threads:
-            thread.join()
-        if failures:
-            first = next((f for f in failures if not isinstance(f, Interrupted)), failures[0])
-            raise first
-        if self._cancelled():
-            raise Interrupted("stopped by the user; the same command goes on from here")
+        count = self.workflow.search.workers if self.workflow.search else 1
+        with timed_search(self.measurer, result, self.workflow.search):
+            self._trial_workers(study, runner, result, workers=count, aside=count > 1).work()
+        # What workers in other processes have told meanwhile.
+        mine = {candidate.number for candidate in result.candidates}
+        others = self._earlier(study, runner, besides=mine)
+        result.candidates = sorted([*result.candidates, *others], key=lambda c: c.number)
 
     def _run_trial(
         self, study: Study, runner: TrialRunner, result: TargetResult, trial: Trial, lock: threading.Lock
@@ -268,6 +293,8 @@ class Driver:
             self._write_now()
 
     def _write_now(self) -> None:
+        if self._assisting:
+            return
         started = time.monotonic()
         write_manifest(self.result, document=self.workflow.document, facts=self._facts)
         write_candidates(self.result)
@@ -314,6 +341,14 @@ def with_certification_split(workflow: Workflow) -> Workflow:
         for name, entry in workflow.data.items()
     }
     return replace(workflow, data=data)
+
+
+def part_that_selects(plan: Plan) -> str:
+    """Return the split that candidates are chosen on: everything held out, unless some of it must certify."""
+    workflow = plan.workflow
+    searching = bool(plan.space.dimensions) and workflow.search is not None
+    certify = searching and _wants_confidence(workflow.evaluators.get(workflow.evaluator or ""))
+    return _SELECTION if certify else _EVERYTHING_HELD_OUT
 
 
 def _wants_confidence(evaluator: Evaluator | None) -> bool:

@@ -88,12 +88,15 @@ class Engine:
 
     def _with_absolute_paths(self, kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return a host's config with the paths that are relative to the workflow's folder made absolute."""
-        from drupe.core.config import references
+        from drupe.core.config import inner_configs, references
 
         found = dict(values)
         for name, what in references(kind).items():
             if what == "file" and isinstance(found.get(name), str):
                 found[name] = str((self.workflow.folder / Path(found[name]).expanduser()).absolute())
+        for name, inner in inner_configs(kind).items():
+            if isinstance(found.get(name), Mapping):
+                found[name] = self._with_absolute_paths(inner, found[name])
         return found
 
     def close(self) -> None:
@@ -143,6 +146,16 @@ class Engine:
 
     def import_model(self) -> StepResult:
         """Make the input model a stored Model."""
+        job = self._import_job()
+        host = self.workflow.host
+        return self.executor.step(job, host, JobOptions(resources=self.resources(host)))
+
+    def stored_import(self) -> StepResult | None:
+        """Return the input model's import when the store has it."""
+        record = self.store.get(self._import_job().key)
+        return self.executor.result(record, cached=True) if record else None
+
+    def _import_job(self) -> Job:
         from drupe.core.sources import find_source
 
         entry = self.registry.get("drupe_model_kinds", self.workflow.model_kind)
@@ -177,8 +190,7 @@ class Engine:
             seed=0,
             extra={"rehearse": True} if self._rehearsal else None,
         )
-        job = Job("import", key, "input model", self.registry.reference(entry), values, **self.common(*used))
-        return self.executor.step(job, host, JobOptions(resources=self.resources(host)))
+        return Job("import", key, "input model", self.registry.reference(entry), values, **self.common(*used))
 
     def run_chain(self, chain: Sequence[StepPlan], model: Model, accelerator: Accelerator) -> ChainResult:
         """Run the steps of a chain one after the other. Raises PassError, HostError, ConfigError, Interrupted."""
@@ -215,7 +227,7 @@ class Engine:
             file=self.file_identity,
             folder=self.workflow.folder,
         )
-        resources = self.resources(plan.host, spec)
+        resources = self.resources(plan.host, spec, alone=False)
         key = step_key(
             "pass",
             entry,
@@ -263,17 +275,26 @@ class Engine:
             "options": {"rehearse": True} if self._rehearsal else {},
         }
 
-    def resources(self, host: str, spec: PassSpec | None = None) -> Resources:
-        """Return what a job may use on a host: the system's `resources` over the pass's own over all cores."""
+    def resources(self, host: str, spec: PassSpec | None = None, *, alone: bool = True) -> Resources:
+        """Return what a job may use on a host: the system's `resources` over the pass's own over all cores.
+
+        alone: no other trial's job runs beside it; otherwise what is not set is shared among the search's workers.
+        """
         config = self.workflow.systems[host].config
         wanted = {**(dict(spec.resources) if spec else {}), **dict(config.get("resources") or {})}
-        cpus = int(wanted.get("cpus") or _cpus(self.host(host)))
+        cpus = int(wanted.get("cpus") or self._share(host, alone=alone))
         return Resources(
             cpus=cpus,
             gpus=float(wanted.get("gpus", 0)),
             memory=wanted.get("memory"),
             threads=wanted.get("threads") or config.get("threads"),
         )
+
+    def _share(self, name: str, *, alone: bool) -> int:
+        """Return the cores of a host, or those of one worker where several share it."""
+        host = self.host(name)
+        workers = self.workflow.search.workers if self.workflow.search is not None else 1
+        return _cpus(host) if alone or not host.one_machine else max(1, _cpus(host) // workers)
 
 
 def _references(config: Any) -> Mapping[str, str]:

@@ -157,6 +157,20 @@ class Executor:
         step = {"key": job.key, "kind": job.kind, "name": job.name, "type": job.subject, "host": host}
         self._events({"event": "step started", **step})
         self.registry.notify("drupe_step_started", step=step)
+        try:
+            result = self._tried(job, host, options, folder, step)
+        except BaseException as error:
+            # Whatever ends a step that started, observers hear of its end, once.
+            self.registry.notify("drupe_step_finished", step=step, record=None, error=str(error) or repr(error))
+            if not isinstance(error, Interrupted):
+                self._events({"event": "step failed", "error": str(error), **step})
+            raise
+        self.registry.notify("drupe_step_finished", step=step, record=result, error=None)
+        return result
+
+    def _tried(
+        self, job: Job, host: str, options: JobOptions, folder: Path, step: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         delay = _FIRST_DELAY
         for attempt in range(1, _ATTEMPTS + 1):
             try:
@@ -166,7 +180,6 @@ class Executor:
                 self._events({"event": "host failed", "attempt": attempt, "error": str(error), **step})
                 _log.warning("%s failed on %s (attempt %d of %d): %s", job.name, host, attempt, _ATTEMPTS, error)
                 if attempt == _ATTEMPTS or not error.retry:
-                    self.registry.notify("drupe_step_finished", step=step, record=None, error=str(error))
                     raise
                 self._sleep(delay)
                 delay *= 2
@@ -177,10 +190,7 @@ class Executor:
             message = f"{_who(job)} failed on {host}: {failure['message']}"
             _log.error("%s\n%s", message, failure.get("traceback", ""))
             self._failed[job.key] = message
-            self.registry.notify("drupe_step_finished", step=step, record=None, error=message)
-            self._events({"event": "step failed", "error": message, **step})
             raise PassError(message)
-        self.registry.notify("drupe_step_finished", step=step, record=result, error=None)
         return result
 
     def _attempt(self, job: Job, host: str, options: JobOptions, folder: Path) -> Mapping[str, Any]:

@@ -100,7 +100,7 @@ def drupe_accelerators() -> Sequence[specs.AcceleratorSpec]:
 
     @hookimpl
     def drupe_accelerators():
-        return [AcceleratorSpec(name="acme_npu", target="examplelib.npu:AcmeNpu", providers=("AcmeExecutionProvider",))]
+        return [AcceleratorSpec(name="npu_x", target="examplelib.npu:NpuX", providers=("NpuXExecutionProvider",))]
     ```
     """
     raise NotImplementedError
@@ -117,10 +117,10 @@ def drupe_runtimes() -> Sequence[specs.RuntimeSpec]:
     def drupe_runtimes():
         return [
             RuntimeSpec(
-                name="acme",
-                target="examplelib.runtime:AcmeRuntime",
-                kinds={"acme"},
-                accelerators={"acme_npu"},
+                name="npu_x",
+                target="examplelib.runtime:NpuXRuntime",
+                kinds={"program"},
+                accelerators={"npu_x"},
                 capabilities={"forward"},
             ),
         ]
@@ -153,7 +153,7 @@ def drupe_model_kinds() -> Sequence[specs.ModelKindSpec]:
 
     @hookimpl
     def drupe_model_kinds():
-        return [ModelKindSpec(name="acme", target="examplelib.model:AcmeModel", aliases=("AcmeModel",))]
+        return [ModelKindSpec(name="program", target="examplelib.model:Program", aliases=("ProgramModel",))]
     ```
     """
     raise NotImplementedError

@@ -60,6 +60,10 @@ class Host:
     """A place where jobs run. Safe to call from several threads, up to `describe().slots` jobs at once."""
 
     Config: ClassVar[type[HostConfig]] = HostConfig
+    one_machine: ClassVar[bool] = True
+    """Whether all jobs share one machine's cores, as opposed to a cluster, which gives each job its own."""
+    light: ClassVar[bool] = False
+    """Whether `describe` takes no connection and no time, so that a plan may ask."""
 
     def __init__(self, spec: HostSpec, config: Any, *, state_dir: Path) -> None:
         """state_dir: a folder of this machine where the host may keep what outlives a run (environments, ids)."""

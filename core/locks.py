@@ -13,7 +13,7 @@ from pathlib import Path
 from drupe.core.disk import store_errors
 from drupe.core.errors import Interrupted, StoreError
 
-__all__ = ["file_lock", "gated_lock", "remove_if_free"]
+__all__ = ["file_lock", "gated_lock", "is_held", "is_wanted", "remove_if_free"]
 
 _FIRST_POLL = 0.005
 _LAST_POLL = 0.1
@@ -50,6 +50,26 @@ def gated_lock(
             with file_lock(folder / "gate", what, cancelled, shared=True):
                 held.enter_context(file_lock(folder / "held", what, cancelled, shared=True))
             yield
+
+
+def is_wanted(folder: Path) -> bool:
+    """Whether somebody has, or waits for, the `gated_lock` of `folder` alone."""
+    return is_held(folder / "gate")
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock file `path` alone."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    finally:
+        os.close(handle)
+    return False
 
 
 def remove_if_free(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Ordinary jobs share the machine; a timed job has it alone. The lock is flock on two files that every driver and user of
 this machine finds at the same place, and it ends with the process. A waiting timed job holds the gate, so that no new
-ordinary job starts before it.
+ordinary job starts before it, and jobs that can be paused let it go first.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from drupe.core.digests import digest_of
-from drupe.core.locks import gated_lock
+from drupe.core.locks import gated_lock, is_wanted
 
-__all__ = ["cpu_count", "devices", "fingerprint", "gpu_names", "lock_folder", "machine_lock"]
+__all__ = ["MachineShare", "cpu_count", "devices", "fingerprint", "gpu_names", "lock_folder", "machine_lock"]
 
 
 @contextmanager
@@ -27,6 +27,46 @@ def machine_lock(exclusive: bool, cancelled: Callable[[], bool] = lambda: False)
     """Hold the machine, alone or shared. Raises Interrupted when `cancelled` says so while waiting."""
     with gated_lock(lock_folder(), "this machine", cancelled, exclusive=exclusive):
         yield
+
+
+class MachineShare:
+    """What one job holds of the machine: a share of it, all of it, or nothing for a while. Not for several threads."""
+
+    def __init__(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        self._cancelled = cancelled
+        self._held = ExitStack()
+        self._shared = False
+
+    def __enter__(self) -> MachineShare:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.give_up()
+
+    def take(self, *, exclusive: bool = False, until: Callable[[], bool] = lambda: False) -> None:
+        """Give up what is held and wait for a share, or for the whole. Raises Interrupted when cancelled meanwhile, or
+        when `until` says that it has waited long enough."""
+        self.give_up()
+        self._held.enter_context(machine_lock(exclusive, lambda: self._cancelled() or until()))
+        self._shared = not exclusive
+
+    def give_up(self) -> None:
+        """Hold nothing."""
+        self._shared = False
+        self._held.close()
+
+    def wanted(self) -> bool:
+        """Whether a share is held while a timed job waits to have the machine alone."""
+        return self._shared and is_wanted(lock_folder())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the whole machine for a while, and a share of it again afterwards."""
+        self.take(exclusive=True)
+        try:
+            yield
+        finally:
+            self.take()
 
 
 def lock_folder() -> Path:

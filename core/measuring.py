@@ -6,6 +6,7 @@ Timed metrics run in a job of their own that holds the machine alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from drupe.core.accelerators import Accelerator
@@ -14,7 +15,7 @@ from drupe.core.executor import StepResult
 from drupe.core.hosts import JobOptions
 from drupe.core.job import Job
 from drupe.core.keys import config_identity, step_key
-from drupe.core.metrics import Measurement
+from drupe.core.metrics import Measurement, Metric
 from drupe.core.model import Model
 from drupe.core.registry import Registered
 from drupe.core.serving import find_runtime
@@ -22,6 +23,19 @@ from drupe.core.specs import DataSpec, MetricSpec, RuntimeSpec
 from drupe.core.workflow.model import Evaluator, MetricEntry, System
 
 __all__ = ["Measurer", "full_name"]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be measured. beside: the models that take part as baseline and reference."""
+
+    model: Model
+    system: System
+    accelerator: Accelerator
+    part: str | None
+    beside: Mapping[str, Model]
+    limit: int | None = None
+    piece: tuple[int, int] | None = None
 
 
 class Measurer:
@@ -33,6 +47,12 @@ class Measurer:
         self.registry = engine.registry
         self.store = engine.store
         self.workflow = engine.workflow
+        self._exclusive: list[float] = []
+
+    @property
+    def exclusive_seconds(self) -> float:
+        """How long timed metrics have had their machines alone, in this run."""
+        return sum(self._exclusive)
 
     def measure(
         self,
@@ -53,10 +73,104 @@ class Measurer:
         of the samples only, chosen by their ids.
         """
         entries = [m for m in evaluator.metrics if metrics is None or m.name in metrics]
+        request = self._request(model, target, part, baseline, reference, limit=limit)
+        found, errors, steps = self._take(entries, request)
+        measurements: dict[str, Measurement] = {}
+        for entry in entries:
+            if entry.name in found:
+                measurements |= _read(entry, found[entry.name], part)
+        return measurements, errors, steps
+
+    def stored(
+        self,
+        model: Model,
+        entry: MetricEntry,
+        target: str,
+        *,
+        part: str | None,
+        baseline: Model | None = None,
+        reference: Model | None = None,
+    ) -> dict[str, Measurement] | None:
+        """Return what a metric gave for a model on the whole part, where the store has it."""
+        request = self._request(model, target, part, baseline, reference)
+        record = self.store.get(self._metric_key(entry, request))
+        return None if record is None else _read(entry, record["measurement"], part)
+
+    def measure_piece(
+        self,
+        model: Model,
+        entry: MetricEntry,
+        target: str,
+        piece: tuple[int, int],
+        *,
+        part: str | None,
+        reference: Model | None = None,
+    ) -> tuple[Mapping[str, Any] | None, str | None, list[StepResult]]:
+        """Measure only the samples from piece[0] up to piece[1], in the order of their ids' digests: (what was found,
+        error, steps).
+
+        What was found holds `rows`, the `positions` of the measured samples in the part, its `total`, and `per_sample`:
+        whether the rows are named after samples, so that pieces can be put together.
+        """
+        found, errors, steps = self._take([entry], self._request(model, target, part, None, reference, piece=piece))
+        return found.get(entry.name), errors.get(entry.name), steps
+
+    def keep_whole(
+        self,
+        model: Model,
+        entry: MetricEntry,
+        target: str,
+        measured: Mapping[str, Any],
+        last: StepResult,
+        *,
+        part: str | None,
+        reference: Model | None = None,
+    ) -> dict[str, Measurement]:
+        """Store pieces that were put together as if the metric had been measured at once, and return its values.
+
+        last: the step of the last piece, whose record tells host and versions.
+        """
+        key = self._metric_key(entry, self._request(model, target, part, None, reference))
+        record = {**(self.store.get(last.key) or {}), "key": key, "measurement": dict(measured), "model": None}
+        self.store.put(key, {**record, "seconds": measured["seconds"]})
+        return _read(entry, measured, part)
+
+    def metric(self, entry: MetricEntry) -> tuple[Metric, Any]:
+        """Return the metric of an evaluator's entry and its config."""
+        registered = self.registry.get("drupe_metrics", entry.type)
+        metric = self.registry.resolve(registered)(registered.spec)
+        return metric, metric.Config.model_validate(dict(entry.config))
+
+    def grows(self, entry: MetricEntry) -> bool:
+        """Whether a metric is taken on samples one by one, so that a part of them tells something of all."""
+        spec = cast(MetricSpec, self.registry.get("drupe_metrics", entry.type).spec)
+        return entry.data is not None and spec.needs is not None and not spec.timed
+
+    def cost(self, entry: MetricEntry) -> int:
+        """Rank how dear a metric is: 0 reads files, 1 runs the model, 2 needs the machine alone."""
+        spec = cast(MetricSpec, self.registry.get("drupe_metrics", entry.type).spec)
+        return 2 if spec.timed else int(spec.needs is not None)
+
+    def _request(
+        self,
+        model: Model,
+        target: str,
+        part: str | None,
+        baseline: Model | None,
+        reference: Model | None,
+        *,
+        limit: int | None = None,
+        piece: tuple[int, int] | None = None,
+    ) -> _Request:
         system = self.workflow.systems[target]
-        accelerator = system.accelerators[0]
         beside = {role: m for role, m in (("baseline", baseline), ("reference", reference)) if m is not None}
-        keys = {m.name: self._metric_key(m, model, system, accelerator, part, beside, limit) for m in entries}
+        return _Request(model, system, system.accelerators[0], part, beside, limit, piece)
+
+    def _take(
+        self, entries: Sequence[MetricEntry], request: _Request
+    ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str], list[StepResult]]:
+        """Look measurements up, and run what is missing."""
+        keys = {m.name: self._metric_key(m, request) for m in entries}
         steps: list[StepResult] = []
         found: dict[str, Mapping[str, Any]] = {}
         for entry in entries:
@@ -70,22 +184,11 @@ class Measurer:
         for timed in (False, True):
             group = [m for m in missing if self._timed(m) is timed]
             if group:
-                got, failed, done = self._measure_group(
-                    group, keys, model, system, accelerator, part, beside, limit, exclusive=timed
-                )
+                got, failed, done = self._measure_group(group, keys, request, exclusive=timed)
                 found.update(got)
                 errors.update(failed)
                 steps.extend(done)
-        measurements: dict[str, Measurement] = {}
-        for entry in entries:
-            if entry.name not in found:
-                continue
-            record = found[entry.name]
-            rows = record.get("rows", {})
-            for sub_type, value in record["values"].items():
-                name = full_name(entry, sub_type)
-                measurements[name] = Measurement.from_json({**value, "metric": name, "rows": rows, "split": part})
-        return measurements, errors, steps
+        return found, errors, steps
 
     def _timed(self, entry: MetricEntry) -> bool:
         return cast(MetricSpec, self.registry.get("drupe_metrics", entry.type).spec).timed
@@ -96,19 +199,10 @@ class Measurer:
         roles = {"baseline"} if self._timed(entry) else set()
         return roles | ({"reference"} if self.registry.resolve(registered).needs_reference else set())
 
-    def _metric_key(
-        self,
-        entry: MetricEntry,
-        model: Model,
-        system: System,
-        accelerator: Accelerator,
-        part: str | None,
-        beside: Mapping[str, Model],
-        limit: int | None,
-    ) -> str:
+    def _metric_key(self, entry: MetricEntry, request: _Request) -> str:
+        model, system, accelerator, part = request.model, request.system, request.accelerator, request.part
         registered = self.registry.get("drupe_metrics", entry.type)
-        metric = self.registry.resolve(registered)(registered.spec)
-        config = metric.Config.model_validate(dict(entry.config))
+        metric, config = self.metric(entry)
         values, found = config_identity(
             config,
             data=self._engine.data_identity,
@@ -140,9 +234,11 @@ class Measurer:
             packages |= self._engine.packages(system.name, cast(DataSpec, data.spec).key_packages)
             extra["data"] = self._engine.data_identity(entry.data)
             extra["part"] = part if self.workflow.data[entry.data].split else None
-            extra["limit"] = limit
+            extra["limit"] = request.limit
+            if request.piece is not None:
+                extra["piece"] = list(request.piece)
         roles = self._roles(entry)
-        inputs = {"model": model.digest} | {role: m.digest for role, m in beside.items() if role in roles}
+        inputs = {"model": model.digest} | {role: m.digest for role, m in request.beside.items() if role in roles}
         return step_key(
             "measure",
             registered,
@@ -170,19 +266,15 @@ class Measurer:
         self,
         group: Sequence[MetricEntry],
         keys: Mapping[str, str],
-        model: Model,
-        system: System,
-        accelerator: Accelerator,
-        part: str | None,
-        beside: Mapping[str, Model],
-        limit: int | None,
+        request: _Request,
         *,
         exclusive: bool,
     ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str], list[StepResult]]:
+        model, system, accelerator = request.model, request.system, request.accelerator
         names = sorted({m.data for m in group if m.data})
         roles = set().union(*(self._roles(m) for m in group))
-        inputs = {"model": model} | {role: m for role, m in beside.items() if role in roles}
-        resources = self._engine.resources(system.name)
+        inputs = {"model": model} | {role: m for role, m in request.beside.items() if role in roles}
+        resources = self._engine.resources(system.name, alone=exclusive)
         job = Job(
             "measure",
             keys[group[0].name],
@@ -198,8 +290,9 @@ class Measurer:
                 "options": {
                     "runtime": system.runtime,
                     "runtime_options": dict(system.runtime_options),
-                    "part": part,
-                    "limit": limit,
+                    "part": request.part,
+                    "limit": request.limit,
+                    "piece": list(request.piece) if request.piece else None,
                     "metrics": [
                         {
                             "name": m.name,
@@ -233,6 +326,8 @@ class Measurer:
                 record |= {"key": keys[m.name], "measurement": measured, "model": None}
                 self.store.put(keys[m.name], record)
                 found[m.name] = measured
+                if exclusive:
+                    self._exclusive.append(measured["seconds"])
                 steps.append(self._executor.result(record, cached=False))
         for step in steps:
             self._executor.tell("finished", step)
@@ -242,3 +337,13 @@ class Measurer:
 def full_name(entry: MetricEntry, sub_type: str) -> str:
     """Return the name of a measurement as goals spell it: "name-sub_type"."""
     return f"{entry.name}-{sub_type}"
+
+
+def _read(entry: MetricEntry, record: Mapping[str, Any], part: str | None) -> dict[str, Measurement]:
+    """Return a metric's stored values by full name."""
+    rows = record.get("rows", {})
+    found = {}
+    for sub_type, value in record["values"].items():
+        name = full_name(entry, sub_type)
+        found[name] = Measurement.from_json({**value, "metric": name, "rows": rows, "split": part})
+    return found

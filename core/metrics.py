@@ -39,7 +39,10 @@ class SubType:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A value and the evidence behind it. metric reads "name" or "name-sub_type"; interval at `confidence`."""
+    """A value and the evidence behind it. metric reads "name" or "name-sub_type"; interval at `confidence`.
+
+    of: how many samples there are, where only `n` of them were measured; None: all were.
+    """
 
     metric: str
     value: float
@@ -51,6 +54,7 @@ class Measurement:
     rows: Rows = field(default_factory=dict, compare=False)
     proportion: bool = False
     split: str | None = None
+    of: int | None = None
 
     def to_json(self, *, rows: bool = False) -> dict[str, Any]:
         """Return JSON data, with the per-sample rows where asked for."""
@@ -65,6 +69,8 @@ class Measurement:
             "proportion": self.proportion,
             "split": self.split,
         }
+        if self.of is not None:
+            data["of"] = self.of
         if rows:
             data["rows"] = {key: list(value) for key, value in self.rows.items()}
         return data
@@ -84,6 +90,7 @@ class Measurement:
             rows={key: tuple(value) for key, value in data.get("rows", {}).items()},
             proportion=data.get("proportion", False),
             split=data.get("split"),
+            of=data.get("of"),
         )
 
 

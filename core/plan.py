@@ -21,11 +21,11 @@ from drupe.core.study import Dimension, Point, Space
 from drupe.core.workflow.markers import replaced
 from drupe.core.workflow.model import PassAlternative, Workflow
 
-__all__ = ["Plan", "StepPlan", "build_plan"]
+__all__ = ["MOST_CHECKS", "MOST_TRIES", "Plan", "StepPlan", "all_points", "build_plan", "check_points", "in_words"]
 
-_MOST_CHECKS = 512
+MOST_CHECKS = 512
 """Points that are checked per target before work starts; others of a larger plan are checked when they are tried."""
-_MOST_TRIES = 128
+MOST_TRIES = 128
 """Points that are tried to find one where a value fits that does not fit beside the first values of the others."""
 
 
@@ -133,7 +133,10 @@ class Plan:
                 config = kind.Config.model_validate(values)
             except ValidationError as error:
                 raise ConfigError(faults=_faults_of(error, "input_model")) from error
-            self._start = kind.info(config, self.workflow.folder)
+            try:
+                self._start = kind.info(config, self.workflow.folder)
+            except ConfigError as error:
+                raise ConfigError(faults=error.faults or [Fault("input_model", str(error))]) from error
         return self._start
 
 
@@ -174,7 +177,7 @@ def _check(plan: Plan) -> None:
     for target in plan.workflow.targets:
         errors: list[ConfigError] = []
         found = False
-        for point in itertools.islice(_points(plan.space), _MOST_CHECKS):
+        for point in itertools.islice(check_points(plan.space), MOST_CHECKS):
             try:
                 plan.chain(point, target)
             except ConfigError as error:
@@ -186,13 +189,13 @@ def _check(plan: Plan) -> None:
             else:
                 found = True
                 fits.update(_id(d, point[d.name]) for d in plan.space.dimensions if d.name in point)
-        if not found and not any(_fits(plan, p, target) for p in itertools.islice(_all(plan.space), _MOST_TRIES)):
+        if not found and not any(_fits(plan, p, target) for p in itertools.islice(all_points(plan.space), MOST_TRIES)):
             faults.extend(fault for reason in errors[:1] for fault in reason.faults)
     if not faults:
         for key, (dimension, value, reason) in failed.items():
             if key not in fits and not _fits_somewhere(plan, dimension, value):
                 first = reason.faults[0] if reason.faults else Fault("", str(reason))
-                text = f"{_words(plan, dimension, value)} fits nowhere: {first.found}"
+                text = f"{in_words(plan, dimension, value)} fits nowhere: {first.found}"
                 faults.append(Fault(_where(plan, dimension), text, first.expected, first.hint))
     if faults:
         raise ConfigError(faults=list(dict.fromkeys(faults)))
@@ -202,18 +205,19 @@ def _id(dimension: Dimension, value: Any) -> tuple[str, str]:
     return dimension.name, canonical_json(value)
 
 
-def _points(space: Space) -> Iterator[dict[str, Any]]:
+def check_points(space: Space, fixed: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Points for a check: every choice of flow and alternatives with the first value of each parameter, and each
-    further value once beside them."""
+    further value once beside them. fixed: dimensions that have one value in all of them."""
     structure = {d.name for d in space.dimensions if d.name == FLOW or "." not in d.name}
-    bases = list(itertools.islice(_walk(space, structure, {}), _MOST_CHECKS))
+    kept = dict(fixed or {})
+    bases = list(itertools.islice(_walk(space, structure, kept), MOST_CHECKS))
     yield from bases
     for dimension in space.dimensions:
-        if dimension.name not in structure:
+        if dimension.name not in structure and dimension.name not in kept:
             for base in bases:
                 if dimension.name in base:
                     for value in first_values(dimension)[1:]:
-                        yield next(_walk(space, set(), {**_only(base, structure), dimension.name: value}))
+                        yield next(_walk(space, set(), {**kept, **_only(base, structure), dimension.name: value}))
 
 
 def _only(point: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
@@ -240,7 +244,8 @@ def _walk(space: Space, free: set[str], fixed: Mapping[str, Any], at: int = 0) -
         points.extend((index + 1, {**point, dimension.name: value}) for value in reversed(values))
 
 
-def _all(space: Space, fixed: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+def all_points(space: Space, fixed: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    """Every point over the listed values and the ends of ranges. fixed: dimensions that have one value in all."""
     return _walk(space, {dimension.name for dimension in space.dimensions}, fixed or {})
 
 
@@ -254,7 +259,7 @@ def _fits(plan: Plan, point: Point, target: str) -> bool:
 
 def _fits_somewhere(plan: Plan, dimension: Dimension, value: Any) -> bool:
     points = [
-        p for p in itertools.islice(_all(plan.space, {dimension.name: value}), _MOST_TRIES) if dimension.name in p
+        p for p in itertools.islice(all_points(plan.space, {dimension.name: value}), MOST_TRIES) if dimension.name in p
     ]
     return any(_fits(plan, point, target) for point in points for target in plan.workflow.targets)
 
@@ -266,7 +271,8 @@ def _where(plan: Plan, dimension: Dimension) -> str:
     return places[0] if places else f"passes.{dimension.name}"
 
 
-def _words(plan: Plan, dimension: Dimension, value: Any) -> str:
+def in_words(plan: Plan, dimension: Dimension, value: Any) -> str:
+    """Return what a value of a dimension stands for, as a message names it."""
     if dimension.name == FLOW:
         return f"the flow {' → '.join(plan.workflow.flows[value])}"
     if dimension.name in plan.workflow.passes and isinstance(value, int):

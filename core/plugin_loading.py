@@ -27,7 +27,7 @@ from drupe.core.specs import API_VERSION, OLDEST_API_VERSION, SPEC_TYPES, Spec
 __all__ = ["HEAVY", "PluginLoader", "unknown_hooks"]
 
 HEAVY = frozenset(
-    {"datasets", "jax", "onnx", "onnxruntime", "onnxruntime_genai", "openvino", "optuna", "peft", "tensorflow", "torch"}
+    {"datasets", "jax", "onnx", "onnxruntime", "onnxruntime_genai", "optuna", "peft", "tensorflow", "torch"}
     | {"transformers"}
 )
 """Libraries that cost seconds to import; a plugin module imports none of them."""

@@ -5,9 +5,9 @@ Rules come from up to four places, and each can only narrow what the others leav
 DRUPE_PLUGINS_ALLOW, DRUPE_PLUGINS_BLOCK), and the workflow's `plugins` section. All say the same things:
 
     autoload: false                   # nothing but what `allow` or `require` names; default true
-    allow: ["acme-drupe==1.2.*"]      # nothing but these
+    allow: ["their-drupe==1.2.*"]     # nothing but these
     block: ["other-*", "drupe:genai"] # never these
-    require: ["acme-drupe>=1.2"]      # the run needs these
+    require: ["their-drupe>=1.2"]     # the run needs these
 
 An item is DISTRIBUTION, DISTRIBUTION:PLUGIN (the entry point's name), either with version specifiers behind it; `*`
 stands for any text. What Drupe itself brings is always allowed unless it is blocked by name.
@@ -24,7 +24,17 @@ from typing import Any
 
 from drupe.core.errors import ConfigError, Fault
 
-__all__ = ["ADMIN_FILE", "BUILT_IN", "Item", "Policy", "Rules", "check_rules", "normalised", "workflow_rules"]
+__all__ = [
+    "ADMIN_FILE",
+    "BUILT_IN",
+    "Item",
+    "Policy",
+    "Rules",
+    "check_rules",
+    "normalised",
+    "output_rules",
+    "workflow_rules",
+]
 
 ADMIN_FILE = Path("/etc/drupe/policy.yaml")
 BUILT_IN = "drupe"
@@ -49,7 +59,7 @@ class Item:
         """Read an item. Raises ValueError that says what is wrong with it."""
         match = _ITEM.match(text)
         if match is None:
-            raise ValueError(f"{text!r} is no distribution name with version specifiers, like 'acme-drupe==1.2.*'")
+            raise ValueError(f"{text!r} is no distribution name with version specifiers, like 'their-drupe==1.2.*'")
         name, plugin, specifiers = match.groups()
         if specifiers:
             from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -168,6 +178,20 @@ def check_rules(data: Any, path: str = "plugins") -> list[Fault]:
         elif value is not None:
             faults += _list_faults(value, where)
     return faults
+
+
+def output_rules(output: Path) -> Mapping[str, Any]:
+    """Return the plugin rules of the workflow that made an output folder; none where its manifest names no workflow."""
+    import json
+
+    from drupe.core.results import MANIFEST
+
+    try:
+        named = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["workflow_file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    workflow = output / str(named)
+    return workflow_rules(workflow) if workflow.is_file() else {}
 
 
 def workflow_rules(path: Path) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from drupe.core.preflight import check_systems
 from drupe.core.registry import Registry
 from drupe.core.store import Store
 from drupe.core.study import Point, Space
+from drupe.core.target_space import target_space
 from drupe.core.trials import TrialRunner
 from drupe.core.workflow.model import Workflow
 
@@ -105,7 +106,7 @@ def rehearse(
             for target in workflow.targets:
                 evaluator = workflow.evaluators[workflow.evaluator] if workflow.evaluator else None
                 runner = TrialRunner(engine, measurer, plan, target, evaluator, source, part="evaluation")
-                outcome.extend(_one(runner, point) for point in covering_points(plan.space))
+                outcome.extend(_one(runner, point) for point in covering_points(target_space(plan, target)[0]))
         finally:
             engine.close()
     return outcome

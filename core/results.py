@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +78,16 @@ class TargetResult:
     baseline: Mapping[str, Measurement] = field(default_factory=dict)
     message: str = ""
     generate: Mapping[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """Shared data, and results that are hard to believe."""
+    explanation: Mapping[str, Any] = field(default_factory=dict)
+    """What the study says of itself: front, the goal that binds, nearest relaxations, importance of parameters."""
+    sample_evaluations: Mapping[str, Any] = field(default_factory=dict)
+    """Multi-fidelity: how many were taken, and how many measuring everything would have taken."""
     artifact: Mapping[str, Any] | None = None
     """Kind, files by digest and attributes of the model that was handed over."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """What the trials of this run took: workers, seconds, and how many of these timed metrics had a machine alone."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON data."""
@@ -91,6 +100,10 @@ class TargetResult:
             "certification": {name: m.to_json(rows=True) for name, m in self.certified.items()},
             "baseline": {name: m.to_json() for name, m in self.baseline.items()},
             "generate": dict(self.generate),
+            "search": dict(self.search),
+            "warnings": list(self.warnings),
+            **({"explanation": dict(self.explanation)} if self.explanation else {}),
+            **({"sample_evaluations": dict(self.sample_evaluations)} if self.sample_evaluations else {}),
             "artifact": dict(self.artifact) if self.artifact else None,
             "candidates": [candidate.to_json() for candidate in self.candidates],
         }
@@ -139,11 +152,20 @@ def write_manifest(result: RunResult, *, document: Mapping[str, Any], facts: Map
             "exit_code": result.exit_code,
             "seconds": round(result.seconds, 3),
             **facts,
-            "workflow": document,
+            "workflow": _without_password(document),
             "targets": {name: target.to_json() for name, target in result.targets.items()},
         },
     )
     return path
+
+
+def _without_password(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a workflow whose study storage shows no password."""
+    strategy = document.get("search_strategy")
+    if not isinstance(strategy, Mapping) or not isinstance(strategy.get("storage"), str):
+        return dict(document)
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", strategy["storage"])
+    return {**document, "search_strategy": {**strategy, "storage": shown}}
 
 
 def write_candidates(result: RunResult) -> Path:

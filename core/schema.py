@@ -232,6 +232,8 @@ def _search_strategy(registry: Registry) -> Json:
             "seed": {"type": "integer", "minimum": 0},
             "stop_when_goals_met": {"type": "boolean"},
             "workers": {"type": "integer", "minimum": 1},
+            "finalists": {"type": "integer", "minimum": 1, "description": "How many candidates may be certified."},
+            "multi_fidelity": {"anyOf": [{"type": ["boolean", "null"]}, _MULTI_FIDELITY]},
             "storage": {"type": ["string", "null"], "description": "The URL of a storage that several machines share."},
             "options": _MAPPING,
         },
@@ -239,6 +241,30 @@ def _search_strategy(registry: Registry) -> Json:
     }
     return {"anyOf": [{"type": ["boolean", "null"]}, settings]}
 
+
+_MULTI_FIDELITY: Json = {
+    "description": "Measure accuracy on a growing part of the samples, and drop what can't win.",
+    "type": "object",
+    "properties": {
+        "first": {"type": "integer", "minimum": 2, "description": "Samples of the first look."},
+        "growth": {
+            "type": "number",
+            "exclusiveMinimum": 1,
+            "description": "How many times as many each further look has.",
+        },
+        "risk": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "Of dropping the winner.",
+        },
+        "keep": {
+            "enum": ["winner", "front"],
+            "description": "front: only what another candidate beats in everything goes.",
+        },
+    },
+    "additionalProperties": False,
+}
 
 _MARKER: Json = {
     "description": "Values to search over.",

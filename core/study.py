@@ -2,7 +2,8 @@
 
 The driver calls `ask` for a trial until it gives None, runs the trial's point, and calls `tell` once with the outcome;
 `ask` may be called again before `tell` where several workers run. After the last trial the driver calls `select` once
-per finalist. A study never runs a pass, and a pass never sees a study.
+per finalist. Where several processes share a study, a trial that `ask` gave to one that died is given again. A study
+never runs a pass, and a pass never sees a study.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Dimension",
     "Goal",
+    "MultiFidelity",
     "Objective",
     "OnePointStudy",
     "Outcome",
@@ -85,10 +87,26 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class MultiFidelity:
+    """How accuracy is measured on a growing part of the samples.
+
+    first: samples of the first look; growth: by what factor each further look has more. risk: the chance, over all
+    looks at a candidate, to drop one that would have won. keep: "winner" drops what can't be picked any more, "front"
+    only what another candidate beats in every objective.
+    """
+
+    first: int = 16
+    growth: float = 2.0
+    risk: float = 0.1
+    keep: Literal["winner", "front"] = "winner"
+
+
+@dataclass(frozen=True)
 class StudySettings:
     """What the workflow's search_strategy says. max_trials None: until the space is exhausted. max_time in seconds.
 
     finalists: how many candidates may be certified, one after the other, until one holds. They share the risk (Holm).
+    multi_fidelity: None: every candidate is measured on every sample.
     """
 
     sampler: str = "auto"
@@ -98,6 +116,7 @@ class StudySettings:
     stop_when_goals_met: bool = False
     workers: int = 1
     finalists: int = 1
+    multi_fidelity: MultiFidelity | None = None
     storage: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -114,8 +133,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `tell` gets. violations: goal metric → normalised slack (≤ 0: met; missing metric: inf). baseline goals are
-    already resolved to numbers by the driver. cost: seconds really spent; saved: seconds that the store saved."""
+    """What `tell` gets.
+
+    violations: goal metric → normalised slack (≤ 0: met; missing metric: inf); baseline goals are already resolved to
+    numbers by the driver. cost: seconds really spent; saved: seconds that the store saved. pruned: the trial was cut
+    short, since it could not win any more (`error` says why); what was measured is there, perhaps on a part of the
+    samples, and so are the violations of those goals.
+    """
 
     state: State
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
@@ -148,6 +172,11 @@ class Study(Protocol):
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """Record a trial's outcome, once, durably."""
+        ...
+
+    def waiting(self) -> bool:
+        """Whether trials of other, living processes still run: once they end, or their process does, `ask` may give a
+        trial again. A study that knows of no other processes may lack this method."""
         ...
 
     def finished(self) -> Sequence[tuple[Trial, Outcome]]:
@@ -194,6 +223,10 @@ class OnePointStudy:
     def tell(self, trial: Trial, outcome: Outcome) -> None:
         """See Study.tell."""
         self._told.append((trial, outcome))
+
+    def waiting(self) -> bool:
+        """See Study.waiting."""
+        return False
 
     def finished(self) -> Sequence[tuple[Trial, Outcome]]:
         """See Study.finished."""

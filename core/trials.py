@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from drupe.core.data_checks import Checks
 from drupe.core.engine import ChainResult, Engine
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.executor import StepResult
@@ -13,11 +14,12 @@ from drupe.core.measuring import Measurer
 from drupe.core.metrics import Measurement
 from drupe.core.model import Model
 from drupe.core.plan import Plan
+from drupe.core.racing import Raced, Racer
 from drupe.core.results import Candidate, chain_json
-from drupe.core.study import Goal, Outcome, Trial
+from drupe.core.study import Goal, Outcome, Study, StudySettings, Trial
 from drupe.core.workflow.model import Evaluator
 
-__all__ = ["TrialRunner"]
+__all__ = ["TrialRunner", "racing_runner"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class TrialRunner:
     """Runs the trials of one target.
 
     part: the split that candidates are chosen on. baseline: PASS_NAME means the model after that pass of the same
-    chain; None means the input model.
+    chain; None means the input model. racer: cuts trials short that can't win; without one all are measured in full.
+    checks: is shown what data the steps used.
     """
 
     engine: Engine
@@ -35,6 +38,8 @@ class TrialRunner:
     evaluator: Evaluator | None
     input_model: Model
     part: str
+    racer: Racer | None = None
+    checks: Checks | None = None
 
     @property
     def goals(self) -> Sequence[Goal]:
@@ -61,20 +66,38 @@ class TrialRunner:
                 return step.model
         raise ConfigError(f"baseline names the pass {name!r}, which is not in this chain")
 
+    def compare(self, chain: ChainResult, part: str) -> tuple[Model | None, dict[str, Measurement]]:
+        """Return the baseline of a chain and its measurements, where goals are relative."""
+        if self.evaluator is None or not self.relative:
+            return None, {}
+        baseline = self.baseline_model(chain)
+        wanted = {goal.metric.rpartition("-")[0] for goal in self.goals if goal.kind != "threshold"}
+        names = [m.name for m in self.evaluator.metrics if m.name in wanted or not wanted]
+        compared, _, _ = self.measurer.measure(
+            baseline, self.evaluator, self.target, part=part, reference=self.input_model, metrics=names
+        )
+        return baseline, compared
+
+    def stored_chain(self, trial: Trial) -> ChainResult | None:
+        """Return what the chain of a trial made, where the store has all of its steps."""
+        model = self.input_model
+        steps = []
+        accelerator = self.engine.workflow.systems[self.target].accelerators[0]
+        for plan in self.plan.chain(trial.point, self.target):
+            step = self.engine.stored_pass(plan, model, accelerator)
+            if step is None or step.model is None:
+                return None
+            steps.append(step)
+            model = step.model
+        return ChainResult(model, tuple(steps))
+
     def measure(
         self, chain: ChainResult, part: str
     ) -> tuple[dict[str, Measurement], dict[str, Measurement], dict[str, str], list[StepResult]]:
         """Measure a chain's model, and its baseline where goals are relative: (model's, baseline's, errors, steps)."""
         if self.evaluator is None:
             return {}, {}, {}, []
-        baseline = self.baseline_model(chain) if self.relative else None
-        compared: dict[str, Measurement] = {}
-        if baseline is not None:
-            wanted = {goal.metric.rpartition("-")[0] for goal in self.goals if goal.kind != "threshold"}
-            names = [m.name for m in self.evaluator.metrics if m.name in wanted or not wanted]
-            compared, _, _ = self.measurer.measure(
-                baseline, self.evaluator, self.target, part=part, reference=self.input_model, metrics=names
-            )
+        baseline, compared = self.compare(chain, part)
         found, errors, steps = self.measurer.measure(
             chain.model, self.evaluator, self.target, part=part, baseline=baseline, reference=self.input_model
         )
@@ -93,21 +116,38 @@ class TrialRunner:
         """Run a trial. A failed pass or a chain that does not fit is an outcome; a failed host or store raises."""
         try:
             chain = self.run_chain(trial.point)
-            found, compared, errors, steps = self.measure(chain, self.part)
+            raced = self._raced(trial, chain)
+            self.check(trial, chain, raced.steps)
         except (PassError, ConfigError) as error:
             outcome = Outcome("failed", error=str(error))
             return outcome, Candidate(trial.number, trial.point, "failed", error=str(error))
-        cost = chain.cost + sum(s.seconds for s in steps if not s.cached)
-        saved = chain.saved + sum(s.seconds for s in steps if s.cached)
+        violations = self.violations(raced.found, raced.compared)
+        if raced.reason is not None:
+            # What was not measured before the cut is unknown, not broken.
+            failed = {f"{g.metric} {g.kind}" for g in self.goals if g.metric.rpartition("-")[0] in raced.errors}
+            known = {f"{g.metric} {g.kind}" for g in self.goals if g.metric in raced.found} | failed
+            violations = {name: value for name, value in violations.items() if name in known}
         outcome = Outcome(
-            "complete",
-            measurements=found,
-            violations=self.violations(found, compared),
+            "complete" if raced.reason is None else "pruned",
+            measurements=raced.found,
+            violations=violations,
+            error=raced.reason,
             candidate=chain.model.digest,
-            cost=cost,
-            saved=saved,
+            cost=chain.cost + sum(s.seconds for s in raced.steps if not s.cached),
+            saved=chain.saved + sum(s.seconds for s in raced.steps if s.cached),
         )
-        return outcome, self.describe(trial, outcome, chain, errors)
+        return outcome, self.describe(trial, outcome, chain, raced.errors)
+
+    def check(self, trial: Trial, chain: ChainResult, measured: Sequence[StepResult]) -> None:
+        """Have it checked what data a trial's steps used."""
+        if self.checks is not None:
+            self.checks.note(self.plan.chain(trial.point, self.target), chain.steps, self.evaluator, measured)
+
+    def _raced(self, trial: Trial, chain: ChainResult) -> Raced:
+        if self.racer is not None:
+            return self.racer.measure(self, trial, chain)
+        found, compared, errors, steps = self.measure(chain, self.part)
+        return Raced(compared, found, errors, steps)
 
     def describe(
         self, trial: Trial, outcome: Outcome, chain: ChainResult | None, errors: Mapping[str, str]
@@ -127,3 +167,12 @@ class TrialRunner:
             cost=outcome.cost,
             saved=outcome.saved,
         )
+
+
+def racing_runner(runner: TrialRunner, study: Study, settings: StudySettings | None) -> TrialRunner:
+    """Return a runner that cuts the study's trials short, where the settings ask for it; else the same one."""
+    if settings is None or settings.multi_fidelity is None or runner.evaluator is None:
+        return runner
+    early = getattr(study, "learns_from_pruned", lambda: True)
+    racer = Racer(settings.multi_fidelity, study.finished, finalists=settings.finalists, early=early)
+    return replace(runner, racer=racer)

@@ -2,7 +2,9 @@
 
 It reads one JSON object a line from stdin, {"job": folder, "exclusive": bool, "locked": bool, "env": {…}} or
 {"cancel": true}, and writes events a line to stdout, the last one of a job being {"event": "ended"}, with "fault" where
-the machine failed the job. When its input ends it ends too, with whatever it started.
+the machine failed the job. A timed job says {"event": "alone"}, waits for {"go": true}, measures, and says
+{"event": "together"}: the machine's lock is held at the other end, which may stop this process while others measure.
+When its input ends it ends too, with whatever it started.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +29,7 @@ __all__ = ["serve"]
 
 def serve() -> int:
     """Serve jobs until stdin ends."""
+    _wake_when_orphaned()
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
     commands = os.fdopen(os.dup(0), "r", encoding="utf-8")
     # Nothing that user code prints or reads may touch the protocol.
@@ -42,6 +45,7 @@ class _Serving:
         self._lock = threading.Lock()
         self._jobs: queue.Queue[Mapping[str, Any]] = queue.Queue()
         self._cancel = threading.Event()
+        self._go = threading.Event()
         threading.Thread(target=self._listen, args=(commands,), daemon=True).start()
 
     def _listen(self, commands: IO[str]) -> None:
@@ -50,6 +54,8 @@ class _Serving:
                 command = json.loads(line)
                 if command.get("cancel"):
                     self._cancel.set()
+                elif command.get("go"):
+                    self._go.set()
                 else:
                     # Here, and not where the job starts: a cancellation may follow at once.
                     self._cancel.clear()
@@ -64,6 +70,16 @@ class _Serving:
         with self._lock:
             self._protocol.write(json.dumps(event) + "\n")
             self._protocol.flush()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._go.clear()
+        self._say({"event": "alone"})
+        self._go.wait()
+        try:
+            yield
+        finally:
+            self._say({"event": "together"})
 
     def run(self) -> int:
         self._say({"event": "ready", "pid": os.getpid()})
@@ -85,8 +101,9 @@ class _Serving:
                 self._say,
                 self._cancel.is_set,
                 exclusive=command.get("exclusive", False),
-                locked=command.get("locked", False),
+                locked=True,
                 own_process=True,
+                alone=None if command.get("locked", False) else self._alone,
             )
         except Exception as error:
             traceback.print_exc()
@@ -101,3 +118,12 @@ class _Serving:
         sys.stdout.flush()
         sys.stderr.flush()
         self._say(end)
+
+
+def _wake_when_orphaned() -> None:
+    """Have the kernel wake this process when its driver dies: one that was stopped for a timed job would stay so."""
+    import ctypes
+
+    set_death_signal = 1
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_death_signal, int(signal.SIGCONT), 0, 0, 0)

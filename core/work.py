@@ -5,7 +5,6 @@ Every function takes a job, its folder and its context, and returns the fields t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,8 +58,8 @@ def run_pass(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
 def run_measure(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
     """Measure the staged model with every metric of the job; one that fails does not take the others along.
 
-    options: runtime (name or None), runtime_options, part, limit (of samples, or None), metrics:
-    [{"name", "type", "config", "data", "sub_types"}].
+    options: runtime (name or None), runtime_options, part, limit (of samples, or None), piece ([from, to) of the
+    samples in the order of their ids' digests, or None), metrics: [{"name", "type", "config", "data", "sub_types"}].
     """
     registry = get_registry(job.plugins)
     _give_data(job, registry, context)
@@ -110,49 +109,40 @@ def _measure_one(
     sessions: _Sessions,
     context: JobContext,
 ) -> dict[str, Any]:
-    from drupe.core.statistics.intervals import interval_for
+    from drupe.core.values import values_of
 
     metric: Metric = registry.create("drupe_metrics", request["type"])
     config = metric.Config.model_validate(dict(request["config"]))
     needs = metric.needs(config)
     samples = context.data(request["data"], model=model, part=job.options.get("part")) if request["data"] else ()
     context.population = samples
-    if job.options.get("limit") and len(samples) > job.options["limit"]:
+    piece = job.options.get("piece")
+    start, stop = piece or (0, job.options.get("limit") or len(samples))
+    if start > 0 or stop < len(samples):
         # By the ids' digests, so that the choice neither follows the order of the rows nor changes between runs.
-        samples = sorted(samples, key=lambda sample: digest_of(sample.id))[: job.options["limit"]]
+        samples = sorted(samples, key=lambda sample: digest_of(sample.id))[start:stop]
     context.model_sessions = sessions.opener(model)
     session = sessions.get("model", model, needs) if needs else None
     context.baseline_session = sessions.get("baseline", others["baseline"], needs) if "baseline" in others else None
     context.reference_session = None
     if metric.needs_reference and "reference" in others:
         context.reference_session = sessions.get("reference", others["reference"], needs)
-    started = time.perf_counter()
-    rows = metric.measure(model, session, samples, config, context)
-    seconds = time.perf_counter() - started
+    with context.alone():
+        started = time.perf_counter()
+        rows = metric.measure(model, session, samples, config, context)
+        seconds = time.perf_counter() - started
     if not rows:
         raise EvaluationError(f"metric {request['name']} gave no rows; its data config may be empty")
-    vectors = list(rows.values())
-    values: dict[str, Any] = {}
-    for name in request["sub_types"]:
-        sub = metric.sub_type(name, config)
-
-        def aggregate(part: Sequence[tuple[float, ...]], name: str = name) -> float:
-            return metric.aggregate(part, name, config)
-
-        value = float(aggregate(vectors))
-        if not math.isfinite(value):
-            raise EvaluationError(f"{request['name']}-{name} has no value on these {len(vectors)} rows (it is {value})")
-        interval = interval_for(vectors, aggregate, 0.95, proportion=sub.proportion, seed=job.seed)
-        values[name] = {
-            "value": value,
-            "unit": sub.unit,
-            "direction": sub.direction,
-            "n": len(vectors),
-            "interval": list(interval) if interval else None,
-            "confidence": 0.95,
-            "proportion": sub.proportion,
+    measured: dict[str, Any] = {"rows": {key: [float(x) for x in row] for key, row in rows.items()}, "seconds": seconds}
+    if piece is not None:
+        places = {sample.id: position for position, sample in enumerate(context.population)}
+        return measured | {
+            "positions": [places.get(key, -1) for key in rows],
+            "total": len(context.population),
+            "per_sample": all(key in places for key in rows),
         }
-    return {"rows": {key: [float(x) for x in row] for key, row in rows.items()}, "values": values, "seconds": seconds}
+    values = values_of(metric, config, request["name"], request["sub_types"], list(rows.values()), job.seed)
+    return measured | {"values": values}
 
 
 class _Sessions:

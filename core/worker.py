@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from drupe.core.errors import DrupeError, HostError, Interrupted, StoreError
 from drupe.core.host_faults import CANCEL, HEARTBEAT, HEARTBEAT_SECONDS, log_tail, write_fault
 from drupe.core.job import SCHEMA, Job, write_json
 from drupe.core.job_limits import limit_threads, memory_limit, peak_memory, reset_peak_memory
-from drupe.core.machine import machine_lock
+from drupe.core.machine import MachineShare
 
 __all__ = ["HOST_FAULT", "LAUNCHED", "main", "rank", "run_job", "world_size"]
 
@@ -60,11 +60,13 @@ def run_job(
     exclusive: bool = False,
     locked: bool = False,
     own_process: bool = False,
+    alone: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> dict[str, Any]:
     """Do what `folder/job.json` says and return the result, which is also written to `folder/result.json`.
 
-    exclusive: a timed job, alone on this machine. locked: the host holds the machine's lock already. own_process: this
-    process may be ended when the job uses more memory than it may. A failure of the work is a result with status
+    exclusive: a timed job, alone on this machine while it measures. locked: the host holds the machine's lock already.
+    own_process: this process may be ended when the job uses more memory than it may. alone: how a timed job gets the
+    machine alone where the host holds the lock; None: it has it already. A failure of the work is a result with status
     "failed". Raises HostError or StoreError for what is this machine's fault: a full disk, no memory, a distribution
     that the job needs and that is absent.
     """
@@ -80,9 +82,14 @@ def run_job(
         try:
             _check_requirements(job)
             with (
-                nullcontext() if locked or rank() else machine_lock(exclusive, cancelled),
+                MachineShare(cancelled) as share,
                 memory_limit(job.resources.memory if own_process else None, _leaver(job, folder)),
             ):
+                if not locked and not rank():
+                    share.take()
+                    alone = share.alone
+                if exclusive and alone is not None:
+                    context.alone = alone
                 started = time.perf_counter()
                 reset_peak_memory()
                 from drupe.core.work import WORK

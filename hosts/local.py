@@ -47,6 +47,7 @@ class LocalSystem(Host):
     """This machine."""
 
     Config = LocalConfig
+    light = True
 
     def __init__(self, spec: Any, config: LocalConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)

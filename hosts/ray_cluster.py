@@ -1,7 +1,7 @@
 """Ray: jobs on the nodes of a Ray cluster, an existing one by its address or one that is started on this machine.
 
 A job runs in an actor that holds what it asks for: cores, GPUs (or a part of one), custom resources such as
-`acme_npu: 1`. A timed job asks for all cores of a node, so that it is alone there. Nodes need no shared file system.
+`npu: 1`. A timed job asks for all cores of a node, so that it is alone there. Nodes need no shared file system.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Ray(Host):
     """A Ray cluster."""
 
     Config = RayConfig
+    one_machine = False
 
     def __init__(self, spec: Any, config: RayConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)

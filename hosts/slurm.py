@@ -60,6 +60,7 @@ class Slurm(Host):
     """A Slurm cluster."""
 
     Config = SlurmConfig
+    one_machine = False
 
     def __init__(self, spec: Any, config: SlurmConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)

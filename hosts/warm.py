@@ -1,7 +1,7 @@
 """A warm worker process: started once, given jobs one after the other, ended with its driver.
 
 It runs in a process group of its own, so that Ctrl-C reaches the driver only, which then asks the worker to stop at a
-safe point.
+safe point. The machine's lock is held at this end: while a timed job measures, the process of any other job is stopped.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from drupe.core.errors import HostError
+from drupe.core.errors import HostError, Interrupted
 from drupe.core.host_faults import fault_error, forget_attempt, log_tail, read_fault
 from drupe.core.hosts import Events
 from drupe.core.job import read_result
+from drupe.core.machine import MachineShare
 from drupe.hosts.oneshot import ended_how
 from drupe.hosts.watching import Watch
 
@@ -29,6 +31,8 @@ __all__ = ["WarmWorker"]
 _POLL_SECONDS = 0.1
 _START_SECONDS = 120
 _TAIL_LINES = 20
+_LONGEST_PAUSE = 600
+"""Seconds. No timed job takes longer, unless it waits for something that the stopped job holds."""
 
 
 class WarmWorker:
@@ -81,16 +85,31 @@ class WarmWorker:
         After a cancellation the worker has 30 seconds to reach a safe point; after a time-out it is killed.
         """
         forget_attempt(job)
-        self._send({"job": str(job), "exclusive": exclusive, "locked": locked, "env": dict(env or {})})
-        watch = Watch(job, cancelled, timeout)
+        with MachineShare(cancelled) as share:
+            if not locked:
+                share.take()
+            self._send({"job": str(job), "exclusive": exclusive, "locked": locked, "env": dict(env or {})})
+            return self._follow(job, events, Watch(job, cancelled, timeout), share)
+
+    def _follow(self, job: Path, events: Events, watch: Watch, share: MachineShare) -> Mapping[str, Any]:
+        paused = 0.0
         while True:
             watch.look(lambda: self._send({"cancel": True}), self.kill)
+            if share.wanted():
+                paused += self._pause(share, watch)
             try:
                 message = self._messages.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
             if message is None:
                 raise read_fault(job) or HostError(f"the worker died ({self._how_it_ended()})", log_tail(job))
+            if message["event"] == "alone":
+                share.take(exclusive=True)
+                self._send({"go": True})
+                continue
+            if message["event"] == "together":
+                paused += self._pause(share, watch)
+                continue
             if message["event"] != "ended":
                 events(message)
                 continue
@@ -99,12 +118,31 @@ class WarmWorker:
             result = read_result(job)
             if result is None:
                 raise HostError("the worker ended the job without a result", log_tail(job))
-            return result
+            return {**result, "seconds": max(0.0, result["seconds"] - paused)} if "seconds" in result else result
+
+    def _pause(self, share: MachineShare, watch: Watch) -> float:
+        """Stop the process until no timed job has or wants the machine; return for how many seconds."""
+        started = time.monotonic()
+        share.give_up()
+        self._signal(signal.SIGSTOP)
+        try:
+            share.take(until=lambda: time.monotonic() - started > _LONGEST_PAUSE)
+        except Interrupted:
+            # Cancelled, which the next look sees to; or the timed job waits for this one, and is disturbed instead.
+            share.give_up()
+        finally:
+            self._signal(signal.SIGCONT)
+        seconds = time.monotonic() - started
+        watch.extend(seconds)
+        return seconds
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
         """End the process and what it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
 

@@ -40,6 +40,11 @@ class Watch:
             end()
             raise HostError(f"the job ran longer than its {self._timeout:g} s and was ended", log_tail(self._job))
 
+    def extend(self, seconds: float) -> None:
+        """Give the job more time: it was stopped meanwhile."""
+        if self._deadline is not None:
+            self._deadline += seconds
+
     @property
     def stopping(self) -> bool:
         """Whether the job was asked to stop."""

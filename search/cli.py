@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from drupe.core.attributing import Attribution
     from drupe.search.reading import StudyView
 
 __all__ = ["search"]
@@ -126,8 +127,18 @@ def export(where: str, study: str | None, kind: str, output: Path | None) -> Non
 @_WHERE
 @_STUDY
 @_JSON
-def explain(where: str, study: str | None, as_json: bool) -> None:
-    """Say which parameters mattered, which goal binds, what would have to give, and why each trial lost."""
+@click.option("--passes", is_flag=True, help="Measure the models between input and winner: what did each pass cost?")
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(["remote-code", "user-scripts", "pickle"]),
+    help="With --passes: consent to what the workflow asks for.",
+)
+def explain(where: str, study: str | None, as_json: bool, passes: bool, allow: tuple[str, ...]) -> None:
+    """Say which parameters mattered, which goal binds, what would have to give, and why each trial lost.
+
+    With --passes WHERE is an output folder; what it measures goes to the workflow's store.
+    """
     from drupe.search.explain import binding_goal, importances, relaxations, why_lost
     from drupe.search.picking import best as pick
 
@@ -138,6 +149,7 @@ def explain(where: str, study: str | None, as_json: bool) -> None:
     binding = binding_goal(view.finished, view.goals, view.objectives)
     nearest = relaxations(view.finished, view.goals)[:3]
     lost = why_lost(view.finished, view.goals, view.objectives, winner)
+    charged = _attributions(where, allow) if passes else []
     if as_json:
         _print_json(
             {
@@ -147,6 +159,7 @@ def explain(where: str, study: str | None, as_json: bool) -> None:
                 "binding": None if binding is None else [binding.metric, binding.kind, binding.value],
                 "relaxations": [{"number": r.number, "limits": r.limits} for r in nearest],
                 "lost": lost,
+                **({"passes": [_attribution(one) for one in charged]} if passes else {}),
             }
         )
         return
@@ -160,6 +173,27 @@ def explain(where: str, study: str | None, as_json: bool) -> None:
         click.echo(relaxation.text())
     for number, reason in lost.items():
         click.echo(f"candidate {number}: {reason}")
+    for one in charged:
+        click.echo(f"{one.metric} along the chain of candidate {one.candidate} on {one.target}:")
+        for change in one.changes:
+            click.echo(f"  {change.text()}")
+        if one.skipped:
+            click.echo(f"  no runtime here serves what these made, so the next is charged: {', '.join(one.skipped)}")
+
+
+def _attributions(where: str, allow: tuple[str, ...]) -> list[Attribution]:
+    from drupe.core.attributing import attribute
+    from drupe.core.policy import output_rules
+    from drupe.core.registry import get_registry
+
+    output = Path(where).resolve()
+    return attribute(output, get_registry(output_rules(output)), allow=frozenset(allow))
+
+
+def _attribution(one: Attribution) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(one)
 
 
 @search.command()

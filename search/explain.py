@@ -10,9 +10,9 @@ from typing import Any
 from drupe.core.metrics import Measurement
 from drupe.core.statistics.goals import limit_of
 from drupe.core.study import Goal, Objective, Outcome, Trial
-from drupe.search.picking import best, feasible, ranks
+from drupe.search.picking import best, feasible, front, ranks
 
-__all__ = ["Relaxation", "binding_goal", "importances", "relaxations", "why_lost"]
+__all__ = ["Relaxation", "binding_goal", "importances", "relaxations", "summary", "why_lost"]
 
 Finished = Sequence[tuple[Trial, Outcome]]
 _BINS = 4
@@ -23,12 +23,14 @@ class Relaxation:
     """What would have to give for a trial to be feasible.
 
     limits: goal ("metric kind") → (its value in the workflow, the value at which this trial meets it; None where the
-    metric is missing or the baseline unknown). excess: the violations in sum.
+    metric is missing or the baseline unknown). excess: the violations in sum. partly: the trial was cut short, so its
+    values are those of a part of the samples, and there may be goals that it was not measured for.
     """
 
     number: int
     limits: Mapping[str, tuple[float, float | None]]
     excess: float
+    partly: bool = False
 
     def text(self) -> str:
         """Return one line for a person."""
@@ -36,7 +38,8 @@ class Relaxation:
             f"{name} {old:g} → {new:.4g}" if new is not None else f"{name} (not measured)"
             for name, (old, new) in self.limits.items()
         ]
-        return f"candidate {self.number} would be feasible with " + " and ".join(parts)
+        text = f"candidate {self.number} would be feasible with " + " and ".join(parts)
+        return text + (", as far as it was measured" if self.partly else "")
 
 
 def goal_key(goal: Goal) -> str:
@@ -80,7 +83,7 @@ def binding_goal(finished: Finished, goals: Sequence[Goal], objectives: Sequence
         return min(gains, key=lambda pair: pair[0])[1]
     if now is None and goals:
         # No single goal frees the search: the one that stops most trials binds.
-        stopped = {g: sum(o.violations.get(goal_key(g), math.inf) > 0 for _, o in finished) for g in goals}
+        stopped = {g: sum(o.violations.get(goal_key(g), _unknown(o)) > 0 for _, o in finished) for g in goals}
         return max(goals, key=lambda g: stopped[g])
     return None
 
@@ -91,12 +94,13 @@ def relaxations(
     """Return how far each complete but infeasible trial's goals would have to give, the nearest first."""
     found = []
     for trial, outcome in finished:
-        broken = [g for g in goals if outcome.violations.get(goal_key(g), math.inf) > 0]
-        if outcome.state != "complete" or not broken:
+        broken = [g for g in goals if outcome.violations.get(goal_key(g), _unknown(outcome)) > 0]
+        if outcome.state == "failed" or not broken:
             continue
         limits = {goal_key(g): (g.value, _value_that_holds(g, outcome, (baseline or {}).get(g.metric))) for g in broken}
         excess = math.fsum(outcome.violations.get(goal_key(g), math.inf) for g in broken)
-        found.append(Relaxation(trial.number, limits, excess))
+        partly = any(m.of is not None for m in outcome.measurements.values()) or len(outcome.violations) < len(goals)
+        found.append(Relaxation(trial.number, limits, excess, partly))
     return sorted(found, key=lambda r: (r.excess, r.number))
 
 
@@ -113,16 +117,40 @@ def why_lost(
             reasons[trial.number] = f"failed: {(outcome.error or 'unknown').splitlines()[0]}"
             continue
         broken = {name: v for name, v in outcome.violations.items() if v > 0}
-        if broken:
-            reasons[trial.number] = "breaks " + ", ".join(_broken_text(n, v, outcome, goals) for n, v in broken.items())
-        elif outcome.state == "pruned":
+        if outcome.state == "pruned":
             reasons[trial.number] = f"cut short: {outcome.error or 'it could not win any more'}"
+        elif broken:
+            reasons[trial.number] = "breaks " + ", ".join(_broken_text(n, v, outcome, goals) for n, v in broken.items())
         elif winning is None or not feasible(outcome, objectives):
             missing = [o.metric for o in objectives if o.metric not in outcome.measurements]
             reasons[trial.number] = "not measured: " + ", ".join(missing)
         else:
             reasons[trial.number] = _worse_text(outcome, winning, objectives, winner)
     return reasons
+
+
+def summary(finished: Finished, goals: Sequence[Goal], objectives: Sequence[Objective]) -> dict[str, Any]:
+    """Return what a run's manifest keeps of all this, as JSON data."""
+    binding = binding_goal(finished, goals, objectives)
+    nearest = relaxations(finished, goals)[:3]
+    metrics = dict.fromkeys([o.metric for o in objectives] + [g.metric for g in goals])
+    kept = front(finished, objectives) or front(finished, objectives, only_feasible=False)
+    return {
+        "front": kept if objectives else [],
+        "binding": None if binding is None else f"{binding.metric} {binding.kind} {binding.value:g}",
+        "relaxations": [relaxation.text() for relaxation in nearest],
+        "importance": {metric: _rounded(importances(finished, metric)) for metric in metrics},
+    }
+
+
+def _rounded(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in shares.items()}
+
+
+def _unknown(outcome: Outcome) -> float:
+    """Return the violation of a goal that an outcome has none for: a trial that was cut short tells nothing of goals
+    that it was not measured for."""
+    return 0.0 if outcome.state == "pruned" else math.inf
 
 
 def _explained(pairs: Sequence[tuple[Any, float]]) -> float:

@@ -39,6 +39,7 @@ def drupe_samplers() -> Sequence[SamplerSpec]:
             summary="Every point of a finite space, in order, so that neighbours share their first steps.",
             aliases=("grid", "sequential", "exhaustive", "bruteforce", "brute_force"),
             finite=True,
+            pruned=True,
         ),
         SamplerSpec(
             name="tpe",
@@ -58,11 +59,16 @@ def drupe_samplers() -> Sequence[SamplerSpec]:
             summary="Evolution over several objectives, with constraints.",
             aliases=("nsgaii", "nsga-ii"),
         ),
-        SamplerSpec(name="random", target="drupe.search.samplers:random", summary="Points drawn at random."),
+        SamplerSpec(
+            name="random", target="drupe.search.samplers:random", summary="Points drawn at random.", pruned=True
+        ),
     ]
 
 
 @hookimpl
 def drupe_commands() -> Sequence[CommandSpec]:
-    """Contribute `drupe search`."""
-    return [CommandSpec(name="search", target="drupe.search.cli:search", summary="Look into a study.")]
+    """Contribute `drupe search` and `drupe worker`."""
+    return [
+        CommandSpec(name="search", target="drupe.search.cli:search", summary="Look into a study."),
+        CommandSpec(name="worker", target="drupe.search.joining:worker", summary="Help with a study from here."),
+    ]

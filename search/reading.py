@@ -13,7 +13,7 @@ from drupe.core.study import Goal, Objective, Outcome, Trial
 from drupe.search.records import from_record
 from drupe.search.storage import JOURNAL, Home, open_home
 
-__all__ = ["StudyView", "find_home", "read_studies", "read_study"]
+__all__ = ["StudyView", "find_home", "read_studies", "read_study", "read_work"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,16 @@ def read_study(home: Home, name: str | None = None) -> StudyView:
         names = ", ".join(s.study_name for s in ours)
         raise ConfigError(f"{len(exact)} studies are named {name!r}; {home.url} holds: {names}")
     return _read(home, exact[0])
+
+
+def read_work(home: Home, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the whole name of a study and what its driver left for processes that join. Raises ConfigError."""
+    view = read_study(home, name)
+    text = next(s for s in _ours(home) if s.study_name == view.name).user_attrs.get("work")
+    if text is None:
+        raise ConfigError(f"the study {view.name} has no driver that can be joined; start one with `drupe run` first")
+    work: dict[str, Any] = json.loads(text)
+    return view.name, work
 
 
 def _ours(home: Home) -> list[Any]:

@@ -18,7 +18,8 @@ __all__ = ["SamplerContext", "SamplerSpec"]
 class SamplerSpec(Spec):
     """A sampler. Its target is called with a `SamplerContext` and returns an `optuna.samplers.BaseSampler`.
 
-    finite: it walks through the space, which must be finite. pruned: it learns from trials that were cut short.
+    finite: it walks through the space, which must be finite. pruned: trials that were cut short serve it as they are,
+    since it learns from them, or from no trial at all. Others are given such trials as finished ones.
     """
 
     finite: bool = False

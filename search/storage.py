@@ -68,12 +68,16 @@ class FileLock:
 
 @dataclass(frozen=True)
 class Home:
-    """A storage and the lock over asking. local: all its workers are on this machine or share its files."""
+    """A storage and the lock over asking. local: all its workers are on this machine or share its files.
+
+    url: to show; it has no password. folder: where such workers show that they live; None: in the study's.
+    """
 
     storage: BaseStorage
     lock: AbstractLock
     local: bool
     url: str
+    folder: Path | None = None
 
 
 class AbstractLock:
@@ -156,7 +160,7 @@ def _open_journal(path: Path) -> Home:
         lock = _OverFile(path.with_name(path.name + ".ask"))
         with lock.held():
             _mend(path)
-            return Home(JournalStorage(backend), lock, True, f"journal://{path.absolute()}")
+            return Home(JournalStorage(backend), lock, True, f"journal://{path.absolute()}", path.parent)
     except OSError as error:
         raise ConfigError(f"the study file {path} can't be opened: {error.strerror}") from error
     except ValueError as error:
@@ -234,7 +238,9 @@ def _open_database(url: str, folder: Path) -> Home:
             whole = parsed.render_as_string(hide_password=False)
             # SQLite's own patience, 5 seconds, is short where several workers write at once on a busy machine.
             extra = {"connect_args": {"timeout": 120}} if backend == "sqlite" else {}
-            return Home(get_storage(RDBStorage(whole, engine_kwargs=extra)), lock, backend == "sqlite", shown)
+            storage = get_storage(RDBStorage(whole, engine_kwargs=extra))
+            beside = Path(parsed.database).parent if backend == "sqlite" and parsed.database else None
+            return Home(storage, lock, backend == "sqlite", shown, beside)
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the study storage {shown} can't be opened: {reason}") from error

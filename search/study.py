@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from drupe.core.digests import canonical_json
 from drupe.core.errors import ConfigError
 from drupe.core.study import Goal, Objective, Outcome, Point, Space, StudySettings, Trial
+from drupe.search.explain import summary
 from drupe.search.picking import best, feasible, leading
 from drupe.search.presence import Presence
 from drupe.search.records import constraint_value, describe, differences, from_record, to_record
@@ -236,6 +237,11 @@ class OptunaStudy:
         costs = [self._outcomes[n].cost + self._outcomes[n].saved for n in sorted(self._outcomes)]
         return find_sampler(choose(self.space, self.settings, len(self.objectives), costs))
 
+    def learns_from_pruned(self) -> bool:
+        """Whether the sampler can do with trials that were cut short before their objectives were measured. One that
+        can't gets them as finished ones, with what was seen on a part of the samples; they can still not win."""
+        return bool(getattr(self._sampler_now().entry.spec, "pruned", False))
+
     def _sampler_options(self, chosen: Chosen) -> Mapping[str, Any]:
         """Return the options for the sampler. Those given beside "auto" are for whichever it chooses, so they are left
         out for the one that takes none."""
@@ -258,7 +264,7 @@ class OptunaStudy:
             state = TrialState.COMPLETE
             if outcome.state == "failed":
                 state = TrialState.FAIL
-            elif outcome.state == "pruned" or values is None:
+            elif values is None or (outcome.state == "pruned" and self.learns_from_pruned()):
                 state = TrialState.PRUNED
             try:
                 self._constrain(trial_id, outcome, missing=outcome.state == "complete" and values is None)
@@ -286,7 +292,7 @@ class OptunaStudy:
 
     def _objective_values(self, outcome: Outcome) -> list[float] | None:
         """Return what the sampler optimizes, or None where an objective was not measured."""
-        if outcome.state != "complete":
+        if outcome.state == "failed":
             return None
         if not self.objectives:
             return [math.fsum(max(0.0, constraint_value(v)) for v in outcome.violations.values())]
@@ -312,6 +318,11 @@ class OptunaStudy:
         """See Study.select: the best by priority; equals go by the next objective, then to the earlier trial."""
         return best(self.finished(), self.objectives, exclude)
 
+    def explain(self) -> dict[str, Any]:
+        """Say why the search came out as it did, as JSON data: the front's numbers, the goal that binds, the nearest
+        relaxations, and how much each parameter mattered for each metric."""
+        return summary(self.finished(), self.goals, self.objectives)
+
     def leading(self, count: int) -> list[Point]:
         """Return the points of the best trials so far, feasible ones first, the others by how little they miss: what
         the next target's study may be given to start from."""
@@ -326,6 +337,13 @@ class OptunaStudy:
             fitting = [dict(p) for p in first if self._encode(p) is not None]
             if fitting and not self._storage.get_n_trials(self._study_id):
                 self._storage.set_study_user_attr(self._study_id, "first", canonical_json(fitting))
+
+    def keep_work(self, work: Mapping[str, Any]) -> None:
+        """Keep what a process that joins needs to know; see drupe.core.joining."""
+        text = canonical_json(work)
+        with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
+            if self._storage.get_study_user_attrs(self._study_id).get("work") != text:
+                self._storage.set_study_user_attr(self._study_id, "work", text)
 
     def close(self) -> None:
         """See Study.close."""
@@ -355,7 +373,8 @@ class OptunaStudy:
     def _present(self) -> Presence:
         """Return this worker's sign of life, from the first trial on: a study that is only read needs none."""
         if self._presence is None:
-            self._presence = Presence(self.folder, self._storage, self._study_id, local=self._home.local)
+            folder = self._home.folder or self.folder
+            self._presence = Presence(folder, self._storage, self._study_id, local=self._home.local)
             self._closing.callback(self._presence.close)
         return self._presence
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ __all__ = ["plan"]
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
-    """Show the chains of the workflow FILE, the values it searches and on which hosts its steps run.
+    """Show the chains of the workflow FILE, the values it searches, what its goals can show and what it would take.
 
-    Every chain is checked: whether each pass takes what the one before it makes, on every target.
+    Every chain is checked: whether each pass takes what the one before it makes, on every target. The power of a goal
+    is the chance that a model without loss is certified; the time is what the same steps took before in this store.
     """
+    from drupe.core.driver import part_that_selects, with_certification_split
+    from drupe.core.forecast import goal_powers
     from drupe.core.plan import build_plan
     from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
@@ -35,7 +39,12 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
 
     registry = get_registry(workflow_rules(file))
     workflow = read_workflow(file, registry, frozenset(allow))
-    shown = _describe(build_plan(workflow, registry))
+    built = build_plan(workflow, registry)
+    shown = _describe(built)
+    split = with_certification_split(workflow)
+    part = part_that_selects(built)
+    shown["power"] = [{"goal": p.goal, "items": p.items, "text": p.text} for p in goal_powers(split, registry, part)]
+    shown["time"] = _time(replace(built, workflow=split), part)
     if as_json:
         import json
 
@@ -48,6 +57,7 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
 
 def _describe(built: Plan) -> dict[str, Any]:
     from drupe.core.space import space_size
+    from drupe.core.target_space import target_space
 
     workflow = built.workflow
     space = built.space
@@ -73,8 +83,26 @@ def _describe(built: Plan) -> dict[str, Any]:
             for d in space.dimensions
         ],
         "points": space_size(space),
+        "left_out": [str(left) for name in workflow.targets if searching for left in target_space(built, name)[1]],
         "trials": _trials(built) if searching else 1,
         "unmarked": list(workflow.unmarked),
+    }
+
+
+def _time(built: Plan, part: str) -> dict[str, Any]:
+    from drupe.core.forecast import forecast_time
+    from drupe.core.store import open_store
+
+    workflow = built.workflow
+    # A plan makes no store: what a shared one holds beyond this folder is not looked for.
+    store = open_store(workflow.cache_dir) if (workflow.cache_dir / "steps").is_dir() else None
+    found = forecast_time(built, store, part)
+    return {
+        "seconds": round(found.seconds, 1) if found.costs else None,
+        "steps": found.steps,
+        "stored": found.stored,
+        "unknown": list(found.unknown),
+        "text": found.text,
     }
 
 
@@ -112,10 +140,15 @@ def _print(shown: dict[str, Any]) -> None:
     for dimension in shown["dimensions"]:
         when = "".join(f", where {k} is {' or '.join(map(str, v))}" for k, v in dimension["when"].items())
         click.echo(f"search  {dimension['name']}: {_in_words(dimension['values'])}{when}")
+    for left in shown["left_out"]:
+        click.echo(f"notice  {left}")
     points = shown["points"]
     if shown["dimensions"]:
         click.echo(f"points  {points if points is not None else 'not countable'}")
     click.echo(f"trials  {shown['trials'] if shown['trials'] is not None else 'until the time is up'}")
+    for power in shown["power"]:
+        click.echo(f"power   {power['text']}")
+    click.echo(f"time    {shown['time']['text']}")
     if not shown["dimensions"] and shown["unmarked"]:
         click.echo('could be searched, with {"search": […]} or {"search": true}: ' + ", ".join(shown["unmarked"]))
 

@@ -22,10 +22,10 @@ class Reporter(Protocol):
 
 
 def make_reporter(stream: TextIO | None = None, *, quiet: bool = False) -> Reporter:
-    """Return the reporter for a stream: bars for a terminal, lines otherwise, nothing but warnings when quiet."""
+    """Return the reporter for a stream: bars for a terminal, lines otherwise, only notices and warnings if quiet."""
     stream = stream or sys.stdout
     if quiet:
-        return _Lines(stream, only=("warning", "host failed"))
+        return _Lines(stream, only=("notice", "warning", "host failed"))
     return _Bars(stream) if stream.isatty() else _Lines(stream)
 
 
@@ -52,6 +52,8 @@ def _line(event: Mapping[str, Any]) -> str | None:
             return "  " + _candidate_line(event["candidate"])
         case "certifying":
             return f"candidate {event['number']}: measuring on data that nothing was selected on"
+        case "notice":
+            return f"notice: {event['message']}"
         case "warning":
             return f"warning: {event['message']}"
     return None
@@ -61,6 +63,8 @@ def _candidate_line(candidate: Mapping[str, Any]) -> str:
     if candidate["state"] == "failed":
         return f"trial {candidate['number']} failed: {candidate['error']}"
     values = ", ".join(f"{name} {m['value']:.4g} {m['unit']}" for name, m in candidate["measurements"].items())
+    if candidate["state"] == "pruned":
+        return f"trial {candidate['number']}: {values or 'not measured'}; cut short: {candidate['error']}"
     verdict = "meets the goals" if candidate["feasible"] else "breaks a goal"
     return f"trial {candidate['number']}: {values or 'done'}; {verdict}"
 
@@ -146,6 +150,9 @@ class _Bars:
         self._progress.stop()
 
 
+_STATES = {"failed": "failed", "pruned": "cut short"}
+
+
 def final_table(result: RunResult, stream: TextIO | None = None) -> None:
     """Print the outcome: a table of candidates per target, the verdicts, where the model lies."""
     from rich.console import Console
@@ -164,19 +171,33 @@ def final_table(result: RunResult, stream: TextIO | None = None) -> None:
             cells += [str(c.point.get(name, "")) for name in points]
             for name in metrics:
                 m = c.measurements.get(name)
-                cells.append(f"{m.value:.4g} {m.unit}" if m else "–")
-            cells.append("failed" if c.state == "failed" else "met" if c.feasible else "broken")
+                cells.append((f"{m.value:.4g} {m.unit}" + (f" ({m.n} of {m.of})" if m.of else "")) if m else "–")
+            cells.append(_STATES.get(c.state) or ("met" if c.feasible else "broken"))
             cells.append(f"{c.cost:.1f}")
             table.add_row(*cells)
         console.print(table)
         for line in _verdict_lines(target):
             console.print(line, markup=False, soft_wrap=True)
+        if target.search.get("workers", 1) > 1:
+            console.print(_workers_line(target.search), markup=False, soft_wrap=True)
         if target.model_dir:
             console.print(f"Model: {result.output_dir / target.model_dir}", markup=False, soft_wrap=True)
 
 
+def _workers_line(search: Mapping[str, Any]) -> str:
+    return (
+        f"{search['workers']} workers, {search['seconds']:.1f} s; for {search['exclusive_share']:.1%} of that a timed "
+        "metric had its machine alone"
+    )
+
+
 def _verdict_lines(target: TargetResult) -> list[str]:
     lines = [f"  {verdict['text']}" for verdict in target.verdicts]
+    if target.status == "infeasible":
+        lines += [f"  {line}" for line in _explained(target.explanation)]
+    lines += [f"  warning: {text}" for text in target.warnings]
+    if target.sample_evaluations:
+        lines.append(f"  {_saved_text(target.sample_evaluations)}")
     head = {
         "certified": f"Winner for {target.target}: candidate {target.winner}, certified",
         "met": f"Winner for {target.target}: candidate {target.winner}, met, not certified",
@@ -185,3 +206,22 @@ def _verdict_lines(target: TargetResult) -> list[str]:
         "failed": f"No winner for {target.target}: {target.message}",
     }.get(target.status, target.message)
     return [head, *lines]
+
+
+def _explained(explanation: Mapping[str, Any]) -> list[str]:
+    """Say what stood in the way where nothing meets the goals."""
+    lines = []
+    if explanation.get("binding"):
+        lines.append(f"the goal that blocks: {explanation['binding']}")
+    if explanation.get("relaxations"):
+        lines.append(f"nearest relaxation: {explanation['relaxations'][0]}")
+    if explanation.get("front"):
+        lines.append("no other candidate beats: " + ", ".join(map(str, explanation["front"])))
+    return lines
+
+
+def _saved_text(counts: Mapping[str, Any]) -> str:
+    measured, full = counts["measured"], counts["in_full"]
+    text = f"Sample evaluations: {measured:,} instead of {full:,}"
+    times = f" ({full / measured:.1f} times fewer)" if measured else ""
+    return f"{text}{times}; {counts['cut_short']} candidates were cut short"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -24,10 +22,13 @@ def verify(output: Path, samples: int, allow: tuple[str, ...], as_json: bool) ->
 
     Exit codes: 0 everything holds; 1 something does not; 2 OUTPUT is no output folder.
     """
+    from drupe.core.policy import output_rules
     from drupe.core.registry import get_registry
     from drupe.core.verify import verify_output
 
-    findings = verify_output(output.resolve(), get_registry(_rules(output)), samples=samples, allow=frozenset(allow))
+    findings = verify_output(
+        output.resolve(), get_registry(output_rules(output)), samples=samples, allow=frozenset(allow)
+    )
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -35,16 +36,3 @@ def verify(output: Path, samples: int, allow: tuple[str, ...], as_json: bool) ->
             where = f"{finding.target}: " if finding.target else ""
             click.echo(f"{'ok   ' if finding.ok else 'FAIL '} {where}{finding.what}: {finding.text}")
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
-
-
-def _rules(output: Path) -> Mapping[str, Any]:
-    """The plugin rules of the workflow that made an output folder; none where the manifest names no workflow."""
-    from drupe.core.policy import workflow_rules
-    from drupe.core.results import MANIFEST
-
-    try:
-        named = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["workflow_file"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    workflow = output / str(named)
-    return workflow_rules(workflow) if workflow.is_file() else {}

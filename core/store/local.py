@@ -28,7 +28,7 @@ from typing import Any
 from drupe.core.digests import file_digest
 from drupe.core.disk import store_errors
 from drupe.core.errors import DamagedFileError, StoreError
-from drupe.core.locks import file_lock, gated_lock
+from drupe.core.locks import file_lock, gated_lock, is_held
 from drupe.core.model import Model
 from drupe.core.stat_cache import cached_digest
 from drupe.core.store.collect import Collected, blobs_of, collect
@@ -101,6 +101,10 @@ class Store:
     def lock(self, key: str, cancelled: Callable[[], bool] | None = None) -> AbstractContextManager[None]:
         """Hold the lock of a key, waiting for whoever has it. Raises Interrupted when `cancelled` says so meanwhile."""
         return file_lock(self.root / "locks" / key, f"step {key[:12]}", cancelled)
+
+    def locked(self, key: str) -> bool:
+        """Whether somebody holds the lock of a key."""
+        return is_held(self.root / "locks" / key)
 
     # Blobs
 

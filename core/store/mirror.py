@@ -45,6 +45,10 @@ class MirrorStore(Store):
         with super().lock(key, cancelled), self.upstream.lease(key, cancelled):
             yield
 
+    def locked(self, key: str) -> bool:
+        """See Store.locked; a machine that does not renew its lease holds nothing."""
+        return super().locked(key) or self.upstream.leased(key)
+
     def has(self, digest: str) -> bool:
         """Whether a blob is here or upstream."""
         return super().has(digest) or self.upstream.has(digest)

@@ -129,6 +129,11 @@ class Upstream:
                 # The step is done and stored; the lease runs out by itself.
                 _log.warning("the lease of step %s can't be given back: %s", key[:12], error)
 
+    def leased(self, key: str) -> bool:
+        """Whether somebody holds the lease of a key. Raises StoreError."""
+        holder, expires = self._holder(key)
+        return holder is not None and time.time() < expires
+
     def records(self) -> Iterator[Mapping[str, Any]]:
         """Yield every record, each with "used": when it was written."""
         for path in self._find("steps"):

@@ -14,6 +14,7 @@ from drupe.core.introspect import cache_folder
 from drupe.core.policy import check_rules
 from drupe.core.registry import Registry
 from drupe.core.study import StudySettings
+from drupe.core.workflow.clients import with_client
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.document import read_document
 from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
@@ -82,14 +83,17 @@ def read_workflow(
     registry: Registry,
     allow: frozenset[str] = frozenset(),
     overrides: Mapping[str, Any] | None = None,
+    *,
+    document: Mapping[str, Any] | None = None,
 ) -> Workflow:
     """Return the workflow in a file.
 
     allow: the user's consents ("remote-code", "user-scripts", "pickle"). overrides: top-level keys that the command
-    line sets. Absent files and consents not given come back as `needs`. Raises ConfigError with every fault, and with
-    everything that no installed plugin provides.
+    line sets. document: what to read in place of the file, which then only names a folder. Absent files and consents
+    not given come back as `needs`. Raises ConfigError with every fault, and with everything that no installed plugin
+    provides.
     """
-    found = examine(path, registry, allow, overrides)
+    found = examine(path, registry, allow, overrides, document=document)
     if found.workflow is None or found.of_kind("fault") or found.of_kind("missing"):
         raise ConfigError(faults=[*found.of_kind("fault"), *found.of_kind("missing"), *found.of_kind("needs")])
     return found.workflow
@@ -100,11 +104,13 @@ def examine(
     registry: Registry,
     allow: frozenset[str] = frozenset(),
     overrides: Mapping[str, Any] | None = None,
+    *,
+    document: Mapping[str, Any] | None = None,
 ) -> Examination:
     """Read a workflow file and return everything that was found; never raises for what stands in the file."""
     path = Path(path)
     try:
-        parsed = {**read_document(path), **(overrides or {})}
+        parsed = {**(read_document(path) if document is None else document), **(overrides or {})}
     except ConfigError as error:
         return Examination(None, faults=error.faults)
     findings = Findings()
@@ -128,6 +134,7 @@ def _awaits_value(fault: Fault, places: set[str]) -> bool:
 def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading: Reading) -> Workflow:
     findings = reading.findings
     _check_top_level(checked, findings)
+    checked = with_client(checked)
     _needs_of_scripts(checked, reading)
     systems = read_systems(checked, reading)
     host, targets = read_roles(checked, systems, reading)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from drupe.core.study import StudySettings
+from drupe.core.study import MultiFidelity, StudySettings
 from drupe.core.workflow.findings import join, nearest, shown
 from drupe.core.workflow.reading import Reading
 
@@ -19,8 +19,12 @@ def _whole(minimum: int) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return _number(value) and value > 0
 
 
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -31,8 +35,15 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop_when_goals_met": (lambda value: isinstance(value, bool), "true or false"),
     "workers": (_whole(1), "a whole number of at least 1"),
     "finalists": (_whole(1), "a whole number of at least 1"),
+    "multi_fidelity": (lambda value: isinstance(value, (bool, dict)), "true, false or a mapping"),
     "storage": (lambda value: isinstance(value, str) and bool(value), "the URL of a storage"),
     "options": (lambda value: isinstance(value, dict), "a mapping of the sampler's own options"),
+}
+_FIDELITY_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "first": (_whole(2), "a whole number of at least 2"),
+    "growth": (lambda value: _number(value) and value > 1, "a number above 1"),
+    "risk": (lambda value: _number(value) and 0 < value < 1, "a chance between 0 and 1"),
+    "keep": (lambda value: value in ("winner", "front"), '"winner" or "front"'),
 }
 
 
@@ -59,18 +70,30 @@ def read_search_strategy(value: Any, marked: Sequence[str], reading: Reading) ->
     if not isinstance(value, dict):
         findings.fault(_PATH, shown(value), "true, false or a mapping")
         return None
+    good = _checked(_PATH, value, _KEYS, reading)
+    if "multi_fidelity" in good:
+        asked, where = good["multi_fidelity"], join(_PATH, "multi_fidelity")
+        details = _checked(where, asked, _FIDELITY_KEYS, reading) if isinstance(asked, dict) else {}
+        good["multi_fidelity"] = None if asked is False else MultiFidelity(**details)
+    _check_sampler(good.get("sampler", _AUTO), reading)
+    return StudySettings(**good)
+
+
+def _checked(
+    where: str, values: dict[str, Any], keys: dict[str, tuple[Callable[[Any], bool], str]], reading: Reading
+) -> dict[str, Any]:
+    """Return what is well-formed and given; the rest is told."""
     good: dict[str, Any] = {}
-    for key, item in value.items():
-        if key not in _KEYS:
-            findings.unknown_key(_PATH, key, _KEYS)
+    for key, item in values.items():
+        if key not in keys:
+            reading.findings.unknown_key(where, key, keys)
         elif item is not None:
-            accepts, expected = _KEYS[key]
+            accepts, expected = keys[key]
             if accepts(item):
                 good[key] = item
             else:
-                findings.fault(join(_PATH, key), shown(item), expected)
-    _check_sampler(good.get("sampler", _AUTO), reading)
-    return StudySettings(**good)
+                reading.findings.fault(join(where, key), shown(item), expected)
+    return good
 
 
 def _check_sampler(name: str, reading: Reading) -> None:

@@ -1,4 +1,4 @@
-"""A search whose trials run on a Ray cluster that loses a node."""
+"""A search whose trials run on a Ray cluster that loses a node, with a shared store below a URL."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ pytestmark = pytest.mark.slow
 _LENGTHS = [1, 2, 3, 4, 6, 8, 10, 12]
 
 
-def sweep(folder: Path, system: dict[str, Any], workers: int) -> Path:
-    """Write a workflow of eight trials, each of which naps, and return its path."""
+def sweep(folder: Path, system: dict[str, Any], workers: int, **changes: Any) -> Path:
+    """Write a workflow of eight trials, each of which naps and is timed, and return its path."""
     folder.mkdir()
     passes = {
         "append": {"type": "Append", "times": {"search": _LENGTHS, "ordered": True}},
-        "nap": {"type": "Sleepy", "steps": 10, "seconds": 0.2},
+        "nap": {"type": "Sleepy", "steps": 10, "seconds": 0.12},
     }
     strategy = {"max_trials": 8, "seed": 3, "workers": workers}
-    return write_workflow(
-        folder, toy_document(folder, passes=passes, systems={"here": system}, search_strategy=strategy)
-    )
+    systems = {"here": system}
+    document = toy_document(folder, passes=passes, systems=systems, search_strategy=strategy, **changes)
+    timed = {"name": "speed", "type": "toy_seconds", "user_config": {"nap": 0.2}, "sub_types": [{"name": "value"}]}
+    document["evaluators"]["quality"]["metrics"].append(timed)
+    return write_workflow(folder, document)
 
 
 def start(path: Path, **env: str) -> subprocess.Popen[str]:
@@ -44,6 +46,13 @@ def start(path: Path, **env: str) -> subprocess.Popen[str]:
     )
 
 
+def both_nap(log: Path) -> bool:
+    """Whether two trials are done, and both nodes are at a nap."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    ended = lines.count("Sleepy 9")
+    return ended >= 2 and lines.count("Sleepy 0") - ended == 2
+
+
 def outcome(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the winner's point and every candidate's state."""
     target = json.loads((path.parent / "out" / "drupe.json").read_text())["targets"]["here"]
@@ -52,7 +61,8 @@ def outcome(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def test_a_node_that_dies_midway_costs_no_trial(tmp_path: Path) -> None:
-    """The study completes, no finished step is done again, and the winner is the one of a single machine."""
+    """The study completes, no finished step is done again, timed jobs are alone, and the winner is the one of a single
+    machine."""
     token = tmp_path / "token"
     token.write_text("t" * 64)
     os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(token))
@@ -78,15 +88,18 @@ def test_a_node_that_dies_midway_costs_no_trial(tmp_path: Path) -> None:
             "address": cluster.address,
             "folder": str(tmp_path / "far away"),
             "resources": {"cpus": 1},
-            "environment": {"PYTHONPATH": pythonpath, "DRUPE_TOY_LOG": str(log)},
+            "environment": {
+                "PYTHONPATH": pythonpath,
+                "DRUPE_TOY_LOG": str(log),
+                "DRUPE_LOCKS": str(tmp_path / "locks"),
+            },
         }
-        path = sweep(folder, system, 2)
+        path = sweep(folder, system, 2, cache_dir=f"file://{tmp_path}/shared")
         process = start(path)
         end = time.monotonic() + 120
-        while not log.exists() or log.read_text().count("Sleepy 9") < 2:
+        while not both_nap(log):
             assert time.monotonic() < end and process.poll() is None, process.stdout.read() if process.stdout else ""
-            time.sleep(0.05)
-        time.sleep(0.7)
+            time.sleep(0.02)
         cluster.remove_node(second, allow_graceful=False)
         output, _ = process.communicate(timeout=180)
     finally:
@@ -103,3 +116,12 @@ def test_a_node_that_dies_midway_costs_no_trial(tmp_path: Path) -> None:
     naps = [line for line in lines if line.startswith("Sleepy")]
     # The nap that was cut short goes on after the last step that it finished.
     assert 80 <= len(naps) <= 82
+    measured = [line for line in lines if line.startswith("measure")]
+    assert len(measured) == len(set(measured)) == 8
+    # Both nodes are this machine: while one measures, the other's nap is stopped.
+    began = [n for n, line in enumerate(lines) if line == "timed begin"]
+    assert len(began) == 8
+    assert all(lines[n + 1] == "timed end" for n in began)
+    search = json.loads((folder / "out" / "drupe.json").read_text())["targets"]["here"]["search"]
+    assert search["workers"] == 2
+    assert 1.6 <= search["exclusive_seconds"] < search["seconds"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from drupe.search.reading import find_home, read_work
+from tests.search import joined
 from tests.search.synthetic import listing, open_study
 from tests.search.test_storage import start
+from tests.support.workflows import start_drupe
 
 PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 
@@ -75,3 +79,18 @@ def test_a_killed_workers_trial_is_run_by_the_other(server: str, tmp_path: Path)
     other.communicate(timeout=120)
     assert [number for number, _ in listing(study)] == list(range(36))
     assert len(study._trials()) == 36
+
+
+def test_a_driver_and_a_worker_share_one_study(server: str, tmp_path: Path) -> None:
+    driver = start_drupe("run", joined.write(tmp_path, server), folder=tmp_path)
+    view = joined.begun(server, driver)
+    said = joined.finish(joined.join(tmp_path, server, view.name)).splitlines()[-1]
+    joined.finish(driver)
+    joined.check(tmp_path)
+    assert 1 <= int(said.removeprefix(f"{view.name} is complete; ").split()[0]) < joined.TRIALS
+    for name in ("drupe.json", "logs/drupe.log"):
+        assert "secret" not in (tmp_path / "out" / name).read_text()
+    # The database itself has the workflow for those that join, and its own password in none of it.
+    name, work = read_work(find_home(server), view.name)
+    assert work["target"] == "here"
+    assert "secret" not in json.dumps(work)

@@ -60,12 +60,13 @@ def write_workflow(folder: Path, document: Mapping[str, Any]) -> Path:
 
 def environment(folder: Path) -> dict[str, str]:
     """Return an environment in which the toy plugin is installed and counts its runs."""
-    # A temporary folder of its own keeps a test from waiting for the machine lock of another.
+    # Locks of its own keep a test from waiting for the timed jobs of another.
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
     return {
         **os.environ,
         "TMPDIR": str(temporary),
+        "DRUPE_LOCKS": str(folder / "locks"),
         "PYTHONPATH": os.pathsep.join([str(TOY), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "DRUPE_HOME": str(folder / "home"),
         "DRUPE_TOY_LOG": str(folder / "toy.log"),

@@ -101,6 +101,15 @@ def test_a_board_that_does_not_answer_is_a_host_error_and_a_fault(tmp_path: Path
     assert "no-such-command" in missing.found
 
 
+def test_the_command_of_this_environment_is_found_without_activating_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    disk = tmp_path / "board"
+    disk.mkdir()
+    assert host(disk, command=["acme-board"]).describe().versions["drupe"]
+
+
 def slow_board(folder: Path) -> AcmeBoard:
     """A board whose worker takes a minute, and stops when it is told to."""
     command = folder / "slow.py"

@@ -15,6 +15,7 @@ from typing import Any
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, HostError
 from drupe.core.sources import ModelSource
+from drupe.plugins.huggingface.files import OTHER_FORMS
 
 __all__ = ["HubSource", "hub_name", "hub_token", "resolve_revision"]
 
@@ -22,8 +23,7 @@ _NAME = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10
 _WANTED = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "*.tiktoken", "*.spm", "*.vocab"]
-# Weights for other frameworks and ready-made conversions; what is asked for is the model itself.
-_UNWANTED = ["onnx/*", "openvino/*", "coreml/*", "original/*", "flax/*", "tf/*", "runs/*", "checkpoint-*/*"]
+_UNWANTED = [*(f"{folder}/*" for folder in OTHER_FORMS), "checkpoint-*/*"]
 
 
 def hub_name(reference: str | Mapping[str, Any]) -> str:

@@ -99,6 +99,7 @@ def test_the_plan_shows_chain_search_and_trials(tmp_path: Path) -> None:
         "search  build.precision: int4, int8",
         "points  4",
         "trials  3",
+        "time    nothing is known yet: no step of this workflow has run in this store",
     ]
 
 

@@ -130,6 +130,9 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("search", {"search_strategy": "tpe"}, 'search_strategy: "tpe"; expected true, false or a mapping'),
     ("search key", {"search_strategy": {"max_trails": 3}}, "did you mean 'max_trials'?"),
     ("search value", {"search_strategy": {"max_trials": 0}}, "expected a whole number of at least 1"),
+    ("racing", {"search_strategy": {"multi_fidelity": 3}}, "search_strategy.multi_fidelity: 3; expected true, false"),
+    ("racing key", {"search_strategy": {"multi_fidelity": {"frist": 8}}}, "did you mean 'first'?"),
+    ("racing value", {"search_strategy": {"multi_fidelity": {"growth": 1}}}, "expected a number above 1"),
     (
         "sampler",
         {"search_strategy": {"sampler": "tpee"}},
@@ -183,7 +186,7 @@ def test_read_workflow_raises_with_all_of_them(read: Callable[..., Workflow]) ->
     [
         ({"passes": {"q": {"type": "QuarkQuantization"}}}, "passes.q.type", "AMD's Quark"),
         ({"passes": {"q": {"type": "insertbeamsearch"}}}, "passes.q.type", "not yet"),
-        ({"systems": {"here": {"type": "AzureML"}}}, "systems.here.type", "not yet"),
+        ({"systems": {"here": {"type": "IsolatedORT"}}}, "systems.here.type", "not yet"),
         ({"evaluators": {"judge": {"type": "LMEvaluator", "tasks": ["a"]}}}, "evaluators.judge.type", "not yet"),
         ({"data_configs": [{"name": "tone", "type": "ImageDataContainer"}]}, "data_configs.tone.type", "not yet"),
         ({"input_model": {"type": "OpenVINOModel", "model_path": "x"}}, "input_model.type", "contrib: drupe-openvino"),

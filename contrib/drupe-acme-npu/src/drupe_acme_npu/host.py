@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -45,14 +46,15 @@ class AcmeBoard(Host):
         super().__init__(spec, config, state_dir=state_dir)
         if config.board is None:
             (state_dir / "board").mkdir(parents=True, exist_ok=True)
-        self._reach = [*config.command, "--board", config.board or str(state_dir / "board")]
+        command = [_located(config.command[0]), *config.command[1:]]
+        self._reach = [*command, "--board", config.board or str(state_dir / "board")]
         self._described: HostDescription | None = None
         self._one_job = threading.Lock()
 
     def check(self) -> Sequence[Fault]:
         """See Host.check."""
         command = self.config.command[0]
-        if shutil.which(command) is None:
+        if shutil.which(_located(command)) is None:
             return [Fault("command", f"{command} is not on this machine", "the board's command", "install its package")]
         try:
             self.describe()
@@ -138,6 +140,11 @@ class AcmeBoard(Host):
         except subprocess.CalledProcessError as error:
             raise HostError(f"{' '.join(command[:4])} failed: {error.stderr.strip() or error.returncode}") from error
         return done.stdout
+
+
+def _located(command: str) -> str:
+    """Return where a command lies: on the PATH, or beside this Python, whose environment need not be activated."""
+    return shutil.which(command) or shutil.which(command, path=str(Path(sys.executable).parent)) or command
 
 
 def _forward(process: subprocess.Popen[str], events: Events) -> None:

@@ -1,6 +1,7 @@
 """Data, runtime and metrics: a text answers an item right when the item's difficulty is below the text's length."""
 
 import hashlib
+import time
 
 import numpy as np
 
@@ -68,6 +69,27 @@ class ToyLength(Metric):
 
     def measure(self, model, session, samples, config, context):
         return {"model": (float(len((model.folder / "text.txt").read_text())),)}
+
+    def aggregate(self, rows, sub_type, config):
+        return rows[0][0]
+
+
+class SecondsConfig(MetricConfig):
+    nap: float = 0.3
+
+
+class ToySeconds(Metric):
+    """Wants the machine alone, and takes a while."""
+
+    Config = SecondsConfig
+    sub_types = {"value": SubType("s", "lower")}
+    default_sub_type = "value"
+
+    def measure(self, model, session, samples, config, context):
+        note("timed begin")
+        time.sleep(config.nap)
+        note("timed end")
+        return {"run": (config.nap,)}
 
     def aggregate(self, rows, sub_type, config):
         return rows[0][0]

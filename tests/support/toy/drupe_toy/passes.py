@@ -6,7 +6,7 @@ import time
 
 from pydantic import Field
 
-from drupe import Choice, Model, Pass, PassConfig, searchable
+from drupe import Choice, DataRef, Model, Pass, PassConfig, searchable
 
 
 def note(line):
@@ -28,6 +28,20 @@ class Append(Pass):
         note(f"Append {config.text} {config.times}")
         text = (model.folder / "text.txt").read_text() + config.text * config.times
         (context.output_dir / "text.txt").write_text(text)
+        return Model.from_dir("text", context.output_dir)
+
+
+class LearnConfig(PassConfig):
+    train_data_config: DataRef
+    times: int = Field(1, ge=1)
+
+
+class Learn(Pass):
+    Config = LearnConfig
+
+    def run(self, model, config, context):
+        context.data(config.train_data_config, model=model, part="train")
+        (context.output_dir / "text.txt").write_text((model.folder / "text.txt").read_text() + "l" * config.times)
         return Model.from_dir("text", context.output_dir)
 
 
@@ -74,7 +88,10 @@ class Raises(Pass):
 class Dies(Pass):
     def run(self, model, config, context):
         note("Dies")
-        os.kill(os.getpid(), 9)
+        if not os.path.exists(os.environ.get("DRUPE_TOY_SPACE", "")):  # noqa: PTH110
+            os.kill(os.getpid(), 9)
+        (context.output_dir / "text.txt").write_text((model.folder / "text.txt").read_text() + "d")
+        return Model.from_dir("text", context.output_dir)
 
 
 class ChangesInput(Pass):

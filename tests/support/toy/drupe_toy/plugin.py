@@ -13,7 +13,7 @@ from drupe import (
 
 @hookimpl
 def drupe_passes():
-    names = ("Append", "Sleepy", "Raises", "Dies", "ChangesInput", "WritesNothing", "FullDisk")
+    names = ("Append", "Learn", "Sleepy", "Raises", "Dies", "ChangesInput", "WritesNothing", "FullDisk")
     return [PassSpec(name=name, target=f"drupe_toy.passes:{name}", accepts={"text"}, produces="text") for name in names]
 
 
@@ -44,5 +44,6 @@ def drupe_metrics():
     return [
         MetricSpec(name="toy_accuracy", target="drupe_toy.measuring:ToyAccuracy", needs="forward"),
         MetricSpec(name="toy_length", target="drupe_toy.measuring:ToyLength"),
+        MetricSpec(name="toy_seconds", target="drupe_toy.measuring:ToySeconds", needs="forward", timed=True),
         MetricSpec(name="toy_broken", target="drupe_toy.measuring:ToyBroken"),
     ]

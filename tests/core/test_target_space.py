@@ -1,0 +1,131 @@
+"""What of a search space a target can be given."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drupe.core.plan import Plan, build_plan
+from drupe.core.registry import Registry
+from drupe.core.target_space import target_space
+from drupe.core.workflow.read import read_workflow
+from drupe.testing import install_plugin
+from tests.core.workflow.plugins import base_document, make_registry
+from tests.support.workflows import drupe, manifest, toy_document, write_workflow
+
+Make = Callable[..., Plan]
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return make_registry()
+
+
+@pytest.fixture
+def plan(tmp_path: Path, registry: Registry) -> Make:
+    def make(**changes: Any) -> Plan:
+        systems = {n: {"type": "LocalSystem", "accelerators": [{"device": n}]} for n in ("cpu", "gpu")}
+        path = tmp_path / "w.json"
+        document = base_document(**{"systems": systems, "host": "cpu", "target": ["cpu", "gpu"], **changes})
+        path.write_text(json.dumps(document))
+        return build_plan(read_workflow(path, registry), registry)
+
+    return make
+
+
+def test_a_value_that_a_target_can_not_take_is_left_out_there_only(plan: Make) -> None:
+    passes = {"build": {"type": "ModelBuilder", "precision": {"search": ["int4", "fp16"]}}}
+    made = plan(passes=passes)
+    space, left = target_space(made, "cpu")
+    assert [list(d.over.values) for d in space.dimensions] == [["int4"]]  # type: ignore[union-attr]
+    assert [str(one) for one in left] == [
+        "the value 'fp16' is left out for the target cpu: "
+        "ModelBuilder makes no fp16 models for the CPU; take int4 or int8"
+    ]
+    assert target_space(made, "gpu") == (made.space, ())
+
+
+def test_what_only_matters_for_a_flow_that_is_left_out_is_gone_with_it(plan: Make) -> None:
+    made = plan(
+        passes={
+            "tune": {"type": "LoRA", "train_data_config": "tone", "r": {"search": [4, 8]}},
+            "build": {"type": "ModelBuilder", "precision": "fp16"},
+            "small": {"type": "ModelBuilder", "precision": "int4"},
+        },
+        pass_flows=[["tune", "build"], ["small"]],
+    )
+    space, left = target_space(made, "cpu")
+    assert [(d.name, list(d.over.values)) for d in space.dimensions] == [("flow", [1])]  # type: ignore[union-attr]
+    assert [one.what for one in left] == ["the flow tune → build"]
+    assert [d.name for d in target_space(made, "gpu")[0].dimensions] == ["flow", "tune.r"]
+
+
+def test_with_one_target_the_space_is_as_it_is(plan: Make) -> None:
+    made = plan(passes={"build": {"type": "ModelBuilder", "precision": {"search": ["int4", "int8"]}}}, target="cpu")
+    assert target_space(made, "cpu") == (made.space, ())
+
+
+LOUD = """
+from drupe import Model, ModelKindSpec, Pass, PassSpec, RuntimeSpec, hookimpl
+
+
+@hookimpl
+def drupe_passes():
+    return [PassSpec(name="Shout", target="loud.plugin:Shout", accepts={"text"}, produces="loud")]
+
+
+@hookimpl
+def drupe_runtimes():
+    return [
+        RuntimeSpec(
+            name="loud", target="drupe_toy.measuring:ToyRuntime", kinds={"loud"}, accelerators={"cpu"},
+            capabilities={"forward"},
+        )
+    ]
+
+
+class Shout(Pass):
+    def run(self, model, config, context):
+        (context.output_dir / "text.txt").write_text((model.folder / "text.txt").read_text().upper())
+        return Model.from_dir("loud", context.output_dir)
+"""
+
+
+def test_no_trial_is_spent_on_what_a_target_can_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials a target: with the flow that nothing can measure on the NPU in the way, one of them would be lost."""
+    files = {"loud/__init__.py": "", "loud/plugin.py": LOUD}
+    site = install_plugin(tmp_path / "site", "loud", files, plugins={"loud": "loud.plugin"})
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    document = toy_document(
+        tmp_path,
+        systems={
+            "here": {"type": "LocalSystem", "in_process": True},
+            "there": {"type": "LocalSystem", "in_process": True, "accelerators": [{"device": "npu"}]},
+        },
+        passes={
+            "append": {"type": "Append", "times": {"search": [1, 2], "ordered": True}},
+            "shout": {"type": "Shout"},
+        },
+        pass_flows=[["append", "shout"], ["append"]],
+        search_strategy={"max_trials": 2, "seed": 1, "sampler": "brute-force"},
+        target=["here", "there"],
+    )
+    path = write_workflow(tmp_path, document)
+    done = drupe("run", path, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = "the flow append → shout is left out for the target there: no installed runtime serves loud models on npu"
+    assert f"notice: {told}" in done.stdout
+    found = manifest(tmp_path)
+    assert any(told in notice for notice in found["notices"])
+    for target in ("here", "there"):
+        assert [c["state"] for c in found["targets"][target]["candidates"]] == ["complete", "complete"]
+    assert {c["point"]["flow"] for c in found["targets"]["there"]["candidates"]} == {1}
+    shown = drupe("plan", path, folder=tmp_path)
+    assert told in shown.stdout
+    rehearsed = drupe("rehearse", path, folder=tmp_path)
+    assert rehearsed.returncode == 0, rehearsed.stdout + rehearsed.stderr

@@ -1,0 +1,49 @@
+"""`drupe worker`: a second process on the study of a driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.search.joined import TRIALS, begun, check, finish, join, write
+from tests.support.workflows import drupe, start_drupe
+
+
+@pytest.mark.parametrize("kind", ["journal", "sqlite"])
+def test_two_processes_run_one_study(tmp_path: Path, kind: str) -> None:
+    storage = f"sqlite:///{tmp_path}/db/study.db" if kind == "sqlite" else None
+    driver = start_drupe("run", write(tmp_path, storage), folder=tmp_path)
+    where = storage or str(tmp_path / "out")
+    view = begun(where, driver)
+    said = finish(join(tmp_path, where, view.name[:8])).splitlines()[-1]
+    finish(driver)
+    check(tmp_path)
+    helped = int(said.removeprefix(f"{view.name} is complete; ").split()[0])
+    assert 1 <= helped < TRIALS
+
+
+def test_when_the_driver_is_killed_the_other_one_goes_on_to_the_end(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    driver = start_drupe("run", path, folder=tmp_path)
+    begun(str(tmp_path / "out"), driver)
+    worker = join(tmp_path, str(tmp_path / "out"))
+    begun(str(tmp_path / "out"), worker, trials=3)
+    driver.kill()
+    driver.communicate()
+    finish(worker)
+    done = drupe("run", path, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 7" not in done.stdout
+    check(tmp_path, cut=1)
+
+
+def test_what_cannot_be_joined_is_told(tmp_path: Path) -> None:
+    absent = drupe("worker", tmp_path / "out", "here", folder=tmp_path)
+    assert absent.returncode == 2
+    assert "no study here" in absent.stderr
+    assert drupe("run", write(tmp_path), folder=tmp_path).returncode == 0
+    elsewhere = drupe("worker", tmp_path / "out", "here", "--cache-dir", tmp_path / "another", folder=tmp_path)
+    assert elsewhere.returncode == 2
+    assert "the study's input model is not in the store" in elsewhere.stderr
+    assert "--cache-dir" in elsewhere.stderr
