@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -16,7 +17,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
 from drupe.plugins.onnx.graphs import companions, name_axes, name_nodes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import export_module, exporter_failed
+from drupe.plugins.onnx.modules import by_export, by_tracing, export_module, exporter_failed
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
@@ -126,7 +127,7 @@ class OnnxConversion(Pass):
         inputs, axes = _example(model, loaded)
         constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
         told = model.attributes.get("io_config")
-        outputs = _output_names(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
+        outputs = _outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
         context.progress(0, 1, "exporting")
         proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
         if apart:
@@ -180,56 +181,76 @@ def _told_example(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, di
     if not shapes or len(shapes) != len(names):
         raise ConfigError(f"io_config.input_shapes has {len(shapes or ())} shapes for {len(names)} input_names")
     types = told.get("input_types") or ["int64" if "ids" in n or "mask" in n else "float32" for n in names]
+    axes = {
+        name: {int(axis): str(label) for axis, label in found.items()}
+        for name, found in (told.get("dynamic_axes") or {}).items()
+        if name in names
+    }
     generator = torch.Generator().manual_seed(0)
     inputs = {}
     for name, shape, kind in zip(names, shapes, types, strict=True):
         if kind not in _TYPES:
             raise ConfigError(f"io_config.input_types: {kind!r} for {name}; expected one of {', '.join(_TYPES)}")
         dtype = getattr(torch, _TYPES[kind])
+        # An axis of length 1 in the example is taken for a constant, whatever is said of it.
+        shape = [2 if size == 1 and axis in axes.get(name, {}) else size for axis, size in enumerate(shape)]
         if dtype.is_floating_point:
             inputs[name] = torch.rand(*shape, generator=generator).to(dtype)
         else:
             inputs[name] = torch.ones(*shape, dtype=dtype)
-    axes = {
-        name: {int(axis): str(label) for axis, label in found.items()}
-        for name, found in (told.get("dynamic_axes") or {}).items()
-        if name in inputs
-    }
     return inputs, axes
 
 
-def _output_names(
-    loaded: Any, inputs: Mapping[str, Any], constants: Mapping[str, Any], told: Mapping[str, Any]
-) -> list[str]:
+@dataclass(frozen=True)
+class _Outputs:
+    """sources: the model's names of what the graph gives; names: the graph's names of it; sizes: its shapes in the
+    example; whole: whether the model gives nothing else."""
+
+    sources: Sequence[str]
+    names: Sequence[str]
+    sizes: Mapping[str, tuple[int, ...]]
+    whole: bool
+
+
+def _outputs(loaded: Any, inputs: Mapping[str, Any], constants: Mapping[str, Any], told: Mapping[str, Any]) -> _Outputs:
+    """Return the graph's outputs: all of the model's, or those that io_config.output_names chooses or renames."""
     import torch
 
     with torch.inference_mode():
         outputs = loaded(**inputs, **constants, return_dict=True)
-    names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor)]
-    if len(names) != len(outputs):
-        nested = ", ".join(name for name in outputs if name not in names)
-        raise PassError(f"OnnxConversion: the model gives nested outputs ({nested}), which a graph can't name")
-    asked = list(told.get("output_names") or names)
-    if len(asked) != len(names):
-        raise ConfigError(f"io_config.output_names has {len(asked)} names; the model gives {', '.join(names)}")
-    return asked
+    found = {name: tuple(value.shape) for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    asked = list(told.get("output_names") or ())
+    if asked and all(name in found for name in asked):
+        return _Outputs(asked, asked, {name: found[name] for name in asked}, asked == list(outputs))
+    if len(found) != len(outputs):
+        nested = ", ".join(name for name in outputs if name not in found)
+        raise PassError(
+            f"OnnxConversion: the model gives nested outputs ({nested}), which a graph can't name; choose among "
+            f"{', '.join(found) or 'none'} with input_model.io_config.output_names"
+        )
+    if asked and len(asked) != len(found):
+        raise ConfigError(
+            f"io_config.output_names has {len(asked)} names ({', '.join(asked)}); the model gives {', '.join(found)}"
+        )
+    names = asked or list(found)
+    return _Outputs(list(found), names, dict(zip(names, found.values(), strict=True)), True)
 
 
 def _export(
     loaded: Any,
     inputs: Mapping[str, Any],
     constants: Mapping[str, Any],
-    outputs: Sequence[str],
+    outputs: _Outputs,
     axes: Mapping[str, Mapping[int, str]],
     config: OnnxConversionConfig,
     context: PassContext,
 ) -> Any:
     import torch
 
-    target = context.output_dir.parent / "export.onnx"
     moved = {name: value.to(config.device) for name, value in inputs.items()}
+    names = list(outputs.names)
     try:
-        if config.dynamo:
+        if config.dynamo and outputs.whole:
             dims = {label: torch.export.Dim.DYNAMIC for found in axes.values() for label in found.values()}
             dynamic = {name: {axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in moved}
             program = torch.onnx.export(
@@ -238,7 +259,7 @@ def _export(
                 kwargs={**moved, **constants},
                 dynamic_shapes={**dynamic, **dict.fromkeys(constants)} if axes else None,
                 opset_version=config.target_opset,
-                output_names=list(outputs),
+                output_names=names,
                 optimize=config.optimize,
                 dynamo=True,
                 verbose=False,
@@ -248,28 +269,18 @@ def _export(
             name_axes(proto, axes)
             name_nodes(proto)
             return proto
-        import onnx
-
-        torch.onnx.export(
-            _ordered(loaded, list(moved), constants),
-            tuple(moved.values()),
-            str(target),
-            input_names=list(moved),
-            output_names=list(outputs),
-            dynamic_axes={**axes, **_output_axes(loaded, moved, constants, outputs, axes)} or None,
-            opset_version=config.target_opset,
-            do_constant_folding=config.optimize,
-            dynamo=False,
-        )
-        traced = onnx.load(str(target))
-        name_nodes(traced)
-        return traced
+        wrapped = _ordered(loaded, list(moved), constants, outputs.sources)
+        if config.dynamo:
+            return by_export(wrapped, moved, names, axes, config.target_opset, config.optimize)
+        every = {**axes, **_output_axes(moved, outputs, axes)}
+        target = context.output_dir.parent / "export.onnx"
+        return by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=config.dynamo) from error
 
 
-def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any]) -> Any:
-    """Wrap a model so that it takes its inputs by position, as tracing wants."""
+def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any], sources: Sequence[str]) -> Any:
+    """Wrap a model so that it takes its inputs by position, as tracing wants, and gives the outputs that are asked."""
     import torch
 
     class Ordered(torch.nn.Module):  # type: ignore[misc]
@@ -279,28 +290,20 @@ def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any]) ->
 
         def forward(self, *values: Any) -> Any:
             outputs = self.inner(**dict(zip(names, values, strict=True)), **constants, return_dict=True)
-            return tuple(value for value in outputs.values() if isinstance(value, torch.Tensor))
+            return tuple(outputs[name] for name in sources)
 
     return Ordered().eval()
 
 
 def _output_axes(
-    loaded: Any,
-    inputs: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    outputs: Sequence[str],
-    axes: Mapping[str, Mapping[int, str]],
+    inputs: Mapping[str, Any], outputs: _Outputs, axes: Mapping[str, Mapping[int, str]]
 ) -> dict[str, dict[int, str]]:
     """Return the outputs' dynamic axes: those whose length follows the example's batch or sequence."""
-    import torch
-
     lengths = {inputs[name].shape[axis]: label for name, found in axes.items() for axis, label in found.items()}
-    with torch.inference_mode():
-        values = [v for v in loaded(**inputs, **constants, return_dict=True).values() if isinstance(v, torch.Tensor)]
     found = {}
-    for name, value in zip(outputs, values, strict=True):
+    for name, sizes in outputs.sizes.items():
         # The first two axes only: a hidden size may happen to equal the example's length.
-        labels = {axis: lengths[size] for axis, size in enumerate(value.shape[:2]) if size in lengths}
+        labels = {axis: lengths[size] for axis, size in enumerate(sizes[:2]) if size in lengths}
         if labels:
             found[name] = labels
     return found

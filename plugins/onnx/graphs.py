@@ -142,7 +142,7 @@ def name_nodes(proto: Any) -> None:
         if len(path) < 2:
             continue
         # A list is called by its place in it: layers.0 is one part of the name.
-        module = re.sub(r"\.(?!\d+(?:\.|$))", "/", path[-2])
+        module = re.sub(r"\.(?!\d+(?:\.|$))", "/", path[-2].removeprefix("inner."))
         name = f"/{module}/{node.op_type}" if module else f"/{node.op_type}"
         count = taken[name] = taken.get(name, -1) + 1
         node.name = f"{name}_{count}" if count else name

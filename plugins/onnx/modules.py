@@ -13,7 +13,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graphs import name_axes, name_nodes
 
-__all__ = ["export_module", "exporter_failed"]
+__all__ = ["by_export", "by_tracing", "export_module", "exporter_failed"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def export_module(
     context.progress(0, 1, "exporting")
     try:
         if dynamo:
-            return _by_export(wrapped, tensors, outputs, axes, opset, optimize)
-        return _by_tracing(wrapped, tensors, outputs, axes, opset, optimize, context.output_dir.parent / "module.onnx")
+            return by_export(wrapped, tensors, outputs, axes, opset, optimize)
+        return by_tracing(wrapped, tensors, outputs, axes, opset, optimize, context.output_dir.parent / "module.onnx")
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=dynamo) from error
 
@@ -166,7 +166,7 @@ def _axes(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[int, 
     }
 
 
-def _by_export(
+def by_export(
     wrapped: Any,
     tensors: Mapping[str, Any],
     outputs: Sequence[str],
@@ -174,6 +174,7 @@ def _by_export(
     opset: int,
     optimize: bool,
 ) -> Any:
+    """Export a module that takes tensors by position, with torch.export; return the onnx.ModelProto."""
     import torch
 
     shapes = tuple(dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in tensors)
@@ -195,7 +196,7 @@ def _by_export(
     return proto
 
 
-def _by_tracing(
+def by_tracing(
     wrapped: Any,
     tensors: Mapping[str, Any],
     outputs: Sequence[str],
@@ -204,6 +205,7 @@ def _by_tracing(
     optimize: bool,
     target: Path,
 ) -> Any:
+    """Export a module that takes tensors by position, by tracing one call; return the onnx.ModelProto."""
     import onnx
     import torch
 

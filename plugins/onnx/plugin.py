@@ -132,6 +132,8 @@ def drupe_passes() -> list[PassSpec]:
             "Find the session options with which a graph runs fastest here",
             requires=("onnx>=1.17", "onnxruntime>=1.22", "optuna>=5.0"),
             accelerator_matters=True,
+            # What is fastest is measured, and may differ from one run to the next.
+            deterministic=False,
         ),
         _pass(
             "ExtractAdapters",
