@@ -22,6 +22,10 @@ from drupe.plugins.huggingface.files import copy_file, copy_tree
 __all__ = ["PytorchConfig", "PytorchKind", "dummy_inputs", "io_config", "load_pytorch"]
 
 
+_STATE = "PyTorch.StateDict"
+_PROGRAM = "PyTorch.ExportedProgram"
+
+
 class PytorchConfig(ModelConfig):
     """An `input_model` of type PyTorchModel."""
 
@@ -29,7 +33,11 @@ class PytorchConfig(ModelConfig):
     model_loader: str | None = Field(None, description="A function of model_script: model_path to module.")
     model_script: str | None = Field(None, description="A Python file of the user's (a consent).")
     script_dir: str | None = Field(None, description="The folder with what model_script imports.")
-    model_file_format: str | None = Field(None, description="PyTorch.EntireModel or PyTorch.TorchScript: saved whole.")
+    model_file_format: str | None = Field(
+        None,
+        description="PyTorch.EntireModel or PyTorch.TorchScript: saved whole; PyTorch.StateDict: values for the module "
+        "that model_loader builds; PyTorch.ExportedProgram: saved by torch.export.",
+    )
     io_config: dict[str, Any] | str | None = Field(
         None, description="Names, shapes, types and axes of inputs and outputs, or a function of model_script."
     )
@@ -43,6 +51,12 @@ class PytorchConfig(ModelConfig):
             named.append(self.io_config)
         if named and self.model_script is None:
             raise ValueError(f"{', '.join(named)}: functions of a model_script, but none is named")
+        if self.model_file_format == _STATE and (self.model_loader is None or self.model_path is None):
+            raise ValueError(
+                f"{_STATE} needs a model_path with the values, and a model_loader that builds the module they are for"
+            )
+        if self.model_file_format == _PROGRAM and self.model_loader is not None:
+            raise ValueError(f"{_PROGRAM} is loaded without code of yours; leave model_loader out")
         if self.model_loader is None and self.model_path is None:
             raise ValueError(
                 "name a model_loader of a model_script, or the model_path of a module that was saved whole"
@@ -108,17 +122,54 @@ def load_pytorch(model: Model, context: JobContext) -> Any:
     weights = model.attributes.get("weights")
     path = str(model.folder / weights) if weights else model.attributes.get("model_path")
     loader = model.attributes.get("model_loader")
+    form = model.attributes.get("model_file_format")
     if loader is not None:
         module = _function(model, str(loader), context)(path)
-    elif model.attributes.get("model_file_format") == "PyTorch.TorchScript":
+    elif form == "PyTorch.TorchScript":
         module = torch.jit.load(path, map_location="cpu")
+    elif form == _PROGRAM:
+        context.require_consent("pickle", "loading a program that torch.export saved")
+        module = _program(str(path)).module()
+        # It has no modes, being what was exported, and refuses to be asked for one; exporters ask.
+        module.train = lambda mode=True: module
+        module.eval = lambda: module
+        return module
     else:
         context.require_consent("pickle", "loading a module that was saved whole")
         module = torch.load(str(path), map_location="cpu", weights_only=False)
     if not isinstance(module, torch.nn.Module):
         what = f"{loader} of {model.attributes['model_script']}" if loader else str(weights)
         raise ConfigError(f"{what} gave {type(module).__name__}; expected a torch.nn.Module")
+    if form == _STATE:
+        _fill(module, str(path))
     return module.eval()
+
+
+def _program(path: str) -> Any:
+    import torch
+
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise ConfigError(f"{Path(path).name} is no program that torch.export saved: {error}") from error
+
+
+def _fill(module: Any, path: str) -> None:
+    """Load values into a module; nothing is unpickled but tensors. Raises ConfigError where they are of another."""
+    import torch
+
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    try:
+        module.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"{Path(path).name} holds no values for {type(module).__name__}: {error}") from error
 
 
 def io_config(model: Model, context: JobContext) -> Mapping[str, Any]:
@@ -134,7 +185,8 @@ def io_config(model: Model, context: JobContext) -> Mapping[str, Any]:
 
 
 def dummy_inputs(model: Model, module: Any, context: JobContext) -> Any:
-    """Return example inputs: of dummy_inputs_func, else zeros of io_config's shapes (named axes take 1).
+    """Return example inputs: of dummy_inputs_func, else zeros of io_config's shapes (named axes take 1), else what an
+    exported program was saved with.
 
     Raises ConfigError where the input model tells neither.
     """
@@ -145,6 +197,9 @@ def dummy_inputs(model: Model, module: Any, context: JobContext) -> Any:
         return _function(model, str(function), context)(module)
     told = io_config(model, context)
     names, shapes = told.get("input_names"), told.get("input_shapes")
+    if not (names and shapes) and model.attributes.get("model_file_format") == _PROGRAM:
+        positional, named = _program(str(model.folder / str(model.attributes["weights"]))).example_inputs
+        return named or tuple(positional)
     if not names or not shapes:
         raise ConfigError(
             "the PyTorchModel tells no example inputs: give dummy_inputs_func, or input_shapes in io_config"

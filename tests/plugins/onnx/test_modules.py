@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from pydantic import ValidationError
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.context import JobContext
@@ -140,3 +141,93 @@ def test_the_users_code_does_not_run_without_consent(tmp_path: Path) -> None:
 def test_equal_work_gives_equal_files(tmp_path: Path) -> None:
     model, _ = source(tmp_path, dummy_inputs_func="named")
     assert export(model, tmp_path / "a").files == export(model, tmp_path / "b").files
+
+
+def read(folder: Path, file: Path, *, script: bool = False, **config: Any) -> tuple[Model, JobContext]:
+    """A module from a file, as the kind reads it."""
+    context = make_context(folder / "import", accelerator=CPU, allow={"user-scripts", "pickle"})
+    kind = get_registry().create("drupe_model_kinds", "pytorch")
+    fetched = {"model": file}
+    if script:
+        (folder / "s.py").write_text(SCRIPT)
+        fetched["script"] = folder / "s.py"
+        config = {"model_script": "s.py", "model_loader": "net", **config}
+    made = PytorchConfig.model_validate({"model_path": file.name, **config})
+    return kind.load(made, fetched, context).at(context.output_dir), context
+
+
+def trained() -> Any:
+    import torch
+
+    net: dict[str, Any] = {}
+    exec(SCRIPT, net)
+    torch.manual_seed(7)
+    return net["Net"]().eval()
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_values_go_into_the_module_that_a_loader_builds(tmp_path: Path, ending: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    wanted, file = trained(), tmp_path / f"values.{ending}"
+    if ending == "pt":
+        torch.save({"state_dict": wanted.state_dict()}, file)
+    else:
+        save_file(wanted.state_dict(), file)
+    told = {"input_names": ["pixels", "scale"], "output_names": ["logits"]}
+    model, _ = read(
+        tmp_path, file, script=True, model_file_format="PyTorch.StateDict", dummy_inputs_func="named", io_config=told
+    )
+    graph = session(export(model, tmp_path / "job", target_opset=17))
+    pixels, scale = torch.rand(2, 3, 8, 8), torch.full((1, 4), 0.5)
+    found = graph.run(["logits"], {"pixels": pixels.numpy(), "scale": scale.numpy()})[0]
+    with torch.inference_mode():
+        np.testing.assert_allclose(found, wanted(pixels, scale, flipped=True)["logits"].numpy(), atol=1e-5)
+    torch.save({"other": torch.zeros(2)}, tmp_path / "wrong.pt")
+    wrong, context = read(
+        tmp_path / "import", tmp_path / "wrong.pt", script=True, model_file_format="PyTorch.StateDict"
+    )
+    with pytest.raises(ConfigError, match=r"wrong\.pt holds no values for Net"):
+        load_pytorch(wrong, context)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_an_exported_program_brings_its_own_example(tmp_path: Path, dynamo: bool) -> None:
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(net, (torch.rand(4, 3),), dynamic_shapes=({0: rows},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    axes = {"input_names": ["x"], "dynamic_axes": {"x": {"0": "rows"}, "output": {"0": "rows"}}}
+    model, _ = read(tmp_path, tmp_path / "net.pt2", model_file_format="PyTorch.ExportedProgram", io_config=axes)
+    context = make_context(tmp_path / "job", accelerator=CPU, allow={"pickle"})
+    conversion = get_registry().create("drupe_passes", "OnnxConversion")
+    config = OnnxConversionConfig(use_dynamo_exporter=dynamo, target_opset=18)
+    graph = session(conversion(model, config, context).at(context.output_dir))
+    x = torch.rand(7, 3)
+    with torch.inference_mode():
+        np.testing.assert_allclose(graph.run(None, {"x": x.numpy()})[0], net(x).numpy(), atol=1e-6)
+    with pytest.raises(ConfigError, match="--allow pickle"):
+        load_pytorch(model, make_context(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_path": "a.pt", "model_file_format": "PyTorch.StateDict"}, "needs a model_path with the values, and a"),
+        (
+            {
+                "model_path": "a.pt2",
+                "model_file_format": "PyTorch.ExportedProgram",
+                "model_loader": "net",
+                "model_script": "s.py",
+            },
+            "leave model_loader out",
+        ),
+    ],
+)
+def test_forms_and_loaders_that_do_not_go_together_are_told(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PytorchConfig.model_validate(values)
