@@ -153,7 +153,8 @@ class PassSpec(Spec):
     its output is for (empty: any). providers: execution providers (empty: any). precisions: what its output may have.
     key_packages: distributions whose version can change the result. accelerator_matters: the accelerator is part of the
     step key. resources: defaults for cpus, gpus, memory. launcher: None, "accelerate" or "torchrun".
-    launched_from: with fewer processes than this the pass runs without its launcher.
+    launched_from: with fewer processes than this the pass runs without its launcher. deterministic: equal work gives
+    equal files; False where the tool behind the pass can't do that: two runs without a shared store then differ.
     """
 
     accepts: frozenset[str] = frozenset()
@@ -166,6 +167,7 @@ class PassSpec(Spec):
     launcher: str | None = None
     launched_from: int = 1
     accelerator_matters: bool = False
+    deterministic: bool = True
 
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"launcher": (None, "accelerate", "torchrun")}
 

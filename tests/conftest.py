@@ -182,3 +182,19 @@ def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ViT (8 × 8 grey pictures, ten classes) trained on scikit-learn's digits, with a processor. Read-only."""
+    from tests.support.vision import trained_vit
+
+    return trained_vit(tmp_path_factory.mktemp("digits") / "vit")
+
+
+@pytest.fixture(scope="session")
+def digits_resnet_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ResNet (32 × 32 RGB pictures, ten classes) trained on the digits, with a processor. Read-only."""
+    from tests.support.vision import trained_resnet
+
+    return trained_resnet(tmp_path_factory.mktemp("digits") / "resnet")

@@ -26,12 +26,11 @@ __all__ = ["PassContract"]
 class PassContract(ConfigContract):
     """Subclass it as `TestMyPass(PassContract)`, set `name`, and override the fixture `model`.
 
-    deterministic: equal work gives equal files. Set it to False only where the tool behind the pass can't do that, and
-    say why beside it: without it, nothing after the pass is found in the store.
+    A pass whose spec says that it is not deterministic is not asked for equal files; say why beside the spec: without
+    them nothing after the pass is found in the store when it runs again.
     """
 
     hook: ClassVar[str] = "drupe_passes"
-    deterministic: ClassVar[bool] = True
 
     # Fixtures to override
 
@@ -113,11 +112,18 @@ class PassContract(ConfigContract):
         assert dict(Model.from_dir(model.kind, model.folder).files) == dict(model.files)
 
     def test_equal_work_gives_equal_models(
-        self, subject: Pass, model: Model, config: Any, accelerator: Accelerator, data: dict[str, Any], tmp_path: Path
+        self,
+        subject: Pass,
+        registered: Registered,
+        model: Model,
+        config: Any,
+        accelerator: Accelerator,
+        data: dict[str, Any],
+        tmp_path: Path,
     ) -> None:
         """Run twice, in other folders, the digests are the same."""
-        if not self.deterministic:
-            pytest.skip("not deterministic, as its author says")
+        if not cast(PassSpec, registered.spec).deterministic:
+            pytest.skip("not deterministic, as its spec says")
         results = [
             subject(model, config, self.context(tmp_path / place, accelerator, data)) for place in ("a", "b/deeper")
         ]

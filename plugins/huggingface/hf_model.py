@@ -29,6 +29,10 @@ _FOREIGN = ("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.onnx.data", "*.gguf
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "trainer_state.json")
 
 
+_SCHEME = ("bits", "group_size", "sym", "desc_act", "checkpoint_format")
+"""What readers of a quantized checkpoint may read wrongly, and so passes look at before work."""
+
+
 class HfConfig(ModelConfig):
     """An `input_model` of type HfModel."""
 
@@ -259,6 +263,7 @@ def _facts(folder: Path, config: HfConfig) -> dict[str, Any]:
         "architecture": architecture,
         "model_type": data.get("model_type"),
         "quantization": quantization.get("quant_method"),
+        "quantization_scheme": {key: quantization[key] for key in _SCHEME if key in quantization} or None,
     }
     return {key: value for key, value in found.items() if value is not None}
 

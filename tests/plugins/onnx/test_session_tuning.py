@@ -23,8 +23,6 @@ from tests.plugins.onnx.graphs import CPU, run_pass
 
 class TestOrtSessionParamsTuning(PassContract):
     name = "OrtSessionParamsTuning"
-    # What is fastest is measured, and may differ from one run to the next.
-    deterministic = False
 
     @pytest.fixture
     def model(self, tmp_path: Path) -> Model:
