@@ -195,3 +195,31 @@ def test_what_can_be_told_without_asking(look: Look, tmp_path: Path, azure: Clou
     assert check({**files, "azureml_client": {"aml_config_path": "config.json"}}) == []
     (secret,) = check({**files, "azureml_client": {**azure.client, "default_auth_params": {"client_secret": "x"}}})
     assert "a secret does not belong here" in secret
+
+
+def test_a_system_of_the_older_form_is_read(registry: Registry, tmp_path: Path) -> None:
+    from drupe.core.workflow.read import examine
+
+    (tmp_path / "conda.yaml").write_text("dependencies: [python]\n")
+    client = {"subscription_id": "s", "resource_group": "g", "workspace_name": "w", "keyvault_name": "k"}
+    docker = {"base_image": "image", "conda_file_path": "conda.yaml"}
+    config = {"aml_compute": "c", "aml_docker_config": docker, "accelerators": ["gpu"], "hf_token": True}
+    config |= {"is_dev": True, "instance_count": 1, "azureml_client_config": client}
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "azureml://registries/azureml/models/m/versions/1"},
+        "systems": {"aml": {"type": "AzureML", "config": config}},
+        "passes": {"merge": {"type": "ModelBuilder", "config": {"precision": "int4"}}},
+        "engine": {"host": "aml", "target": "aml"},
+    }
+    path = tmp_path / "workflow.json"
+    path.write_text(json.dumps(document))
+    found = examine(path, registry)
+    assert [str(fault) for fault in found.faults] == []
+    assert found.workflow is not None
+    assert found.workflow.systems["aml"].config["azureml_client"] == client
+    told = {notice.path for notice in found.notices}
+    assert {"systems.aml.is_dev", "systems.aml.instance_count", "systems.aml.azureml_client_config"} <= told
+    docker["conda_file_path"] = "elsewhere.yaml"
+    path.write_text(json.dumps(document))
+    (fault,) = examine(path, registry).faults
+    assert fault.path == "systems.aml.aml_docker_config.conda_file_path" and fault.kind == "needs"

@@ -46,7 +46,7 @@ def tutorial(azure: Cloud, folder: Path, host: str = "aml", **builder: Any) -> P
     places = {"aml": "cpu-cluster", "arc": "arc"}
     for name, system in document["systems"].items():
         config = system["config"]
-        config |= {"accelerators": ["cpu"], "aml_compute": places[name], "poll_seconds": 0.2, "threads": 1}
+        config |= {"accelerators": ["cpu"], "aml_compute": places[name], "poll_seconds": 0.5, "threads": 1}
         config["resources"] = {"cpus": 1}
     document["systems"]["arc"]["config"] |= {"instance_type": "gpu", "namespace": "ml"}
     passes = document["passes"]
