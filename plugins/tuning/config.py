@@ -42,6 +42,12 @@ class TuningConfig(PassConfig):
         "all-linear",
         description="Modules that get an adapter: 'all-linear', names (o_proj), or one regular expression.",
     )
+    adapter_name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description="Name of this adapter where a model gets several: each is trained on the bare base and lies in "
+        "adapters/NAME; the last one is in use. Not given: the only adapter, in adapter/.",
+    )
     exclude_modules: str | list[str] | None = Field(None, description="Modules that get none although they match.")
     modules_to_save: list[str] | None = Field(None, description="Modules that are trained in full and saved.")
     torch_dtype: Dtype = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -22,7 +23,8 @@ class MergeAdapterWeights(Pass):
     """Merge an adapter into the base model's weights.
 
     Rules: 1. Sums are formed in float32 and rounded once, to the type that the base is stored in. 2. The base is the
-    model's own, unquantized. 3. Tokenizer files stay as they are; the adapter's files go.
+    model's own, unquantized. 3. Tokenizer files stay as they are; the files of all adapters go, since
+    they were trained on another base than what is now there.
     """
 
     class Config(PassConfig):
@@ -30,6 +32,9 @@ class MergeAdapterWeights(Pass):
 
         torch_dtype: str | None = Field(
             None, description="Type of the merged weights; not given: as the base is stored."
+        )
+        adapter_name: str | None = Field(
+            None, description="Which of several adapters is merged; the others go. Not given: the one in use."
         )
 
     version: ClassVar[int] = 1
@@ -40,12 +45,17 @@ class MergeAdapterWeights(Pass):
             raise ConfigError(
                 "MergeAdapterWeights: the model has no adapter; put LoRA or another tuning pass before it"
             )
+        named = dict(info.attributes.get("adapters") or {})
+        wanted = None if config is None else config.adapter_name
+        if wanted is not None and wanted not in named:
+            there = f"there are {', '.join(named)}" if named else "its adapter has no name"
+            raise ConfigError(f"MergeAdapterWeights: the model has no adapter {wanted!r}; {there}")
         if quantization := info.attributes.get("quantization"):
             raise ConfigError(
                 f"MergeAdapterWeights: the base is quantized ({quantization}); merging would round the update away; "
                 "merge before quantizing"
             )
-        return super().plan(info, config, accelerator).with_(adapter=None)
+        return super().plan(info, config, accelerator).with_(adapter=None, adapters=None)
 
     def run(self, model: Model, config: Any, context: PassContext) -> Model:
         """Write the merged weights in place of the base's and take the adapter's files out."""
@@ -54,6 +64,9 @@ class MergeAdapterWeights(Pass):
         from drupe.plugins.huggingface.loading import adapter_folder, load_model, torch_dtype
         from drupe.plugins.huggingface.scrub import scrub_folder
 
+        named = dict(model.attributes.get("adapters") or {})
+        if config.adapter_name is not None:
+            model = replace(model, attributes={**model.attributes, "adapter": named[config.adapter_name]})
         folder = adapter_folder(model)
         if folder is None or not (folder / "adapter_config.json").is_file():
             raise ConfigError(f"MergeAdapterWeights: {model.attributes.get('adapter')!r} holds no adapter_config.json")
@@ -70,16 +83,16 @@ class MergeAdapterWeights(Pass):
         out = context.output_dir
         merged.save_pretrained(out)
         scrub_folder(out)
-        prefix = str(model.attributes["adapter"]).rstrip("/") + "/"
+        places = tuple(f"{place.rstrip('/')}/" for place in {str(model.attributes["adapter"]), *named.values()})
         gone = [
             name
             for name in model.files
-            if name.startswith(prefix)
+            if name.startswith(places)
             or name in _WEIGHTS
             or (name.startswith(("model-", "pytorch_model-")) and name.endswith((".safetensors", ".bin")))
         ]
         context.progress(2, 2, "written")
-        attributes = {"adapter": None, "dtype": str(dtype).removeprefix("torch.")}
+        attributes = {"adapter": None, "adapters": None, "dtype": str(dtype).removeprefix("torch.")}
         return model.derive(add_dir=out, remove=gone, attributes=attributes)
 
 

@@ -34,14 +34,24 @@ class AdapterPass(Pass):
         task = info.attributes.get("task")
         if task not in (None, "text-generation", "text-generation-with-past", "causal-lm"):
             raise ConfigError(f"{self.spec.name} trains text-generation models; the model's task is {task}")
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{self.spec.name}: the model has an adapter already; put MergeAdapterWeights before it")
+        name = None if config is None else config.adapter_name
+        others = dict(info.attributes.get("adapters") or {})
+        if info.attributes.get("adapter") and (name is None or not others):
+            raise ConfigError(
+                f"{self.spec.name}: the model has an adapter already; put MergeAdapterWeights before it, or give both "
+                "passes an adapter_name to keep them side by side"
+            )
+        if name in others:
+            raise ConfigError(
+                f"{self.spec.name}: the model has an adapter {name!r} already, of {', '.join(others)}; give another "
+                "adapter_name"
+            )
         if quantization := info.attributes.get("quantization"):
             raise ConfigError(
                 f"{self.spec.name} trains on float weights and the model is quantized ({quantization}); "
                 "tune first and quantize afterwards"
             )
-        return super().plan(info, config, accelerator).with_(adapter=ADAPTER)
+        return super().plan(info, config, accelerator).with_(**_attributes(name, others))
 
     def check(self, config: TuningConfig, accelerator: Accelerator) -> None:
         """Refuse options that need a GPU where there is none."""
@@ -114,8 +124,10 @@ class AdapterPass(Pass):
         outcome = session.train()
         session.load(outcome.state)
         self.finish(peft_model, config)
-        adapters.save(peft_model, context.output_dir / ADAPTER, config, initial)
-        return model.derive(add_dir=context.output_dir / ADAPTER, prefix=ADAPTER, attributes={"adapter": ADAPTER})
+        attributes = _attributes(config.adapter_name, dict(model.attributes.get("adapters") or {}))
+        place = str(attributes["adapter"])
+        adapters.save(peft_model, context.output_dir / place, config, initial)
+        return model.derive(add_dir=context.output_dir / place, prefix=place, attributes=attributes)
 
     def finish(self, peft_model: Any, config: TuningConfig) -> None:
         """Change a trained adapter before it is written."""
@@ -148,6 +160,14 @@ class AdapterPass(Pass):
             context.log.warning("%s: %d rows have no token to learn and were left out", name, count.dropped_rows)
         context.report.setdefault("tuning", {})["rows"] = counts
         return rows, eval_rows
+
+
+def _attributes(name: str | None, others: dict[str, str]) -> dict[str, Any]:
+    """Return where the new adapter lies and, where they have names, all of them: {name: folder}."""
+    if name is None:
+        return {"adapter": ADAPTER}
+    place = f"{ADAPTER}s/{name}"
+    return {"adapter": place, "adapters": {**others, name: place}}
 
 
 def adapters_state(peft_model: Any) -> dict[str, Any]:

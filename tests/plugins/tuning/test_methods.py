@@ -197,3 +197,37 @@ def test_a_chain_that_cannot_work_is_refused_before_work_starts(
 
     with pytest.raises(ConfigError, match=message):
         make_pass(name).plan(ModelInfo("hf", attributes), None, Accelerator())
+
+
+def test_several_adapters_lie_side_by_side_and_one_is_merged(tiny: Model, make_context: Make) -> None:
+    first = run_pass("LoRA", tiny, make_context(), adapter_name="one", training_args=FAST)
+    both = run_pass("LoRA", first, make_context(), adapter_name="two", training_args={**FAST, "seed": 7})
+    assert both.attributes["adapters"] == {"one": "adapters/one", "two": "adapters/two"}
+    assert both.attributes["adapter"] == "adapters/two"
+    assert first.files.items() <= both.files.items()
+    # Each is trained on the bare base: the first one, alone or beside another, is the same.
+    alone = run_pass("LoRA", tiny, make_context(), training_args={**FAST, "seed": 7})
+    name = "adapter_model.safetensors"
+    assert both.files[f"adapters/two/{name}"] == alone.files[f"adapter/{name}"]
+    merged = [run_pass("MergeAdapterWeights", both, make_context(), adapter_name=n) for n in ("one", "two", None)]
+    assert merged[1].digest == merged[2].digest != merged[0].digest
+    lone = run_pass("MergeAdapterWeights", alone, make_context())
+    assert merged[2].files == lone.files
+    assert not merged[0].attributes.keys() & {"adapter", "adapters"}
+    assert not any(file.startswith("adapter") for file in merged[0].files)
+
+
+def test_adapters_that_clash_are_refused(tiny: Model, make_context: Make) -> None:
+    named = run_pass("LoRA", tiny, make_context(), adapter_name="one", training_args=FAST)
+    plain = run_pass("LoRA", tiny, make_context(), training_args=FAST)
+    for model, config, what in (
+        (named, {"adapter_name": "one"}, "has an adapter 'one' already"),
+        (named, {}, "give both passes an adapter_name"),
+        (plain, {"adapter_name": "two"}, "give both passes an adapter_name"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            run_pass("LoRA", model, make_context(), training_args=FAST, **config)
+    with pytest.raises(ConfigError, match="no adapter 'two'; there are one"):
+        run_pass("MergeAdapterWeights", named, make_context(), adapter_name="two")
+    with pytest.raises(ConfigError, match="its adapter has no name"):
+        run_pass("MergeAdapterWeights", plain, make_context(), adapter_name="two")
