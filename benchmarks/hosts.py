@@ -1,8 +1,8 @@
-"""What a step costs beyond its pass on each host, and how the driver scales.
+"""What a step costs beyond its pass on each host.
 
     python -m benchmarks.hosts                      in-process, warm worker, sandbox, SSH, Slurm, Ray
     python -m benchmarks.hosts --only warm --steps 50
-    python -m benchmarks.hosts --scaling            1,000 trials on 100 pretended nodes
+    python -m benchmarks.hosts --scaling            1,000 trials on 100 pretended nodes: see hosts_scaling.py
 
 A step is a pass that does nothing on a model of 1 MB; the figures are medians of steps after the first few, which
 start workers. Servers are started on this machine by the helpers of the tests.
@@ -11,19 +11,25 @@ start workers. Servers are started on this machine by the helpers of the tests.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drupe.core.hosts import Events, Host, HostDescription, JobOptions
-from drupe.core.testing.sites import install_plugin
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from drupe.core.testing.sites import install_plugin  # noqa: E402
+
+_FIRST = 3
+"""Steps that start workers and connections, and are not counted."""
 
 LIMITS = {"in-process": 30, "warm": 150, "ray": 300}
 """Milliseconds that a step may cost beyond its pass."""
@@ -82,15 +88,14 @@ def system(name: str, folder: Path, site: Path) -> Iterator[tuple[str, dict[str,
 
 
 def overhead(name: str, folder: Path, steps: int) -> list[float]:
-    """Return the milliseconds that each of so many steps cost beyond its pass."""
+    """Return the milliseconds that each of so many steps cost beyond its pass: from the plan's step to its result."""
     from drupe.core.accelerators import Accelerator
-    from drupe.core.context import Resources
-    from drupe.core.digests import digest_of
-    from drupe.core.executor import Executor
-    from drupe.core.job import Job
+    from drupe.core.engine import Engine
     from drupe.core.model import Model
+    from drupe.core.plan import StepPlan
     from drupe.core.registry import Registry
     from drupe.core.store import Store
+    from drupe.core.workflow.read import read_workflow
 
     site = make_site(folder)
     sys.path.insert(0, str(site))
@@ -101,124 +106,30 @@ def overhead(name: str, folder: Path, steps: int) -> list[float]:
     store.publish(model, folder / "made")
     registry = Registry.discover({})
     with system(name, folder, site) as (kind, config):
-        entry = registry.get("drupe_hosts", kind)
-        factory = registry.resolve(entry)
-        host: Host = factory(entry.spec, factory.Config.model_validate(config), state_dir=folder / "state")
-        executor = Executor(
-            store, registry, lambda name: host, events=lambda event: None, cancelled=lambda: False, log_dir=None
-        )
-        found = []
-        for turn in range(steps + 3):
-            job = Job(
-                "pass",
-                digest_of([name, turn]),
-                "noop",
-                "Noop",
-                {"turn": turn},
-                inputs={"model": model},
-                accelerator=Accelerator(),
-                resources=Resources(cpus=1),
+        path = folder / "workflow.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "input_model": {"type": "HfModel", "model_path": "unused", "task": "text-generation"},
+                    "systems": {"here": {"type": kind, "threads": 1, "resources": {"cpus": 1}, **config}},
+                    "passes": {"noop": {"type": "Noop"}},
+                    "host": "here",
+                    "target": "here",
+                    "cache_dir": str(folder / "store"),
+                    "output_dir": str(folder / "out"),
+                }
             )
+        )
+        engine = Engine(read_workflow(path, registry), registry, store)
+        found = []
+        for turn in range(steps + _FIRST):
+            plan = StepPlan("noop", "Noop", {"turn": turn}, "here", "passes.noop")
             started = time.perf_counter()
-            step = executor.step(job, "here", JobOptions(resources=job.resources))
+            step = engine.run_pass(plan, model, Accelerator())
             found.append((time.perf_counter() - started - step.seconds) * 1000)
-        host.close()
-    return found[3:]
-
-
-class PretendedHost(Host):
-    """A hundred nodes that take as long as they say and make what they are told."""
-
-    def __init__(self, nodes: int, seconds: Callable[[Mapping[str, Any]], float]) -> None:
-        self._free = threading.Semaphore(nodes)
-        self._seconds = seconds
-        self.busy = 0.0
-        self._lock = threading.Lock()
-
-    def describe(self) -> HostDescription:
-        return HostDescription({}, slots=100)
-
-    def run(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
-        import json
-
-        from drupe.core.job import write_json
-        from drupe.core.model import Model
-
-        data = json.loads((job / "job.json").read_text())
-        seconds = self._seconds(data)
-        with self._free:
-            time.sleep(seconds)
-        with self._lock:
-            self.busy += seconds
-        (job / "outputs" / "weights").write_text(data["key"])
-        model = Model.from_dir("blob", job / "outputs")
-        result = {"schema": 1, "status": "done", "error": None, "model": model.to_json(), "seconds": seconds}
-        write_json(job / "result.json", result, durable=False)
-        return result
-
-
-def scaling(folder: Path, trials: int, nodes: int, scale: float) -> None:
-    """Run trials of three steps each (tune, merge, build: 60, 10 and 15 s, made shorter by `scale`) on pretended nodes.
-
-    Trials share what they can, as in a search: a tenth as many ranks as trials. Prints the driver's share of the time.
-    """
-    import resource
-
-    from drupe.core.accelerators import Accelerator
-    from drupe.core.digests import digest_of
-    from drupe.core.executor import Executor
-    from drupe.core.job import Job
-    from drupe.core.model import Model
-    from drupe.core.registry import Registry
-    from drupe.core.store import Store
-
-    measured = {"tune": 60.0, "merge": 10.0, "build": 15.0}
-    store = Store(folder / f"store-{trials}-{nodes}")
-    host = PretendedHost(nodes, lambda data: measured[data["name"]] * scale)
-    registry = Registry.discover({"autoload": False})
-    executor = Executor(
-        store, registry, lambda name: host, events=lambda event: None, cancelled=lambda: False, log_dir=None
-    )
-    made = folder / f"made-{trials}-{nodes}"
-    made.mkdir()
-    (made / "weights").write_text("start")
-    first = Model.from_dir("blob", made)
-    store.publish(first, made)
-    numbers = iter(range(trials))
-    ranks = max(1, trials // 10)
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            model = first
-            for name, value in (("tune", number % ranks), ("merge", number % ranks), ("build", number)):
-                key = digest_of([trials, nodes, name, value, model.digest])
-                job = Job("pass", key, name, "Noop", {}, inputs={"model": model}, accelerator=Accelerator())
-                step = executor.step(job, "there", JobOptions())
-                assert step.model is not None
-                model = step.model
-
-    threads = [threading.Thread(target=work) for _ in range(nodes)]
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    driver = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    records = sum(1 for _ in store.records())
-    ideal = host.busy / nodes
-    print(
-        f"{trials:5d} trials on {nodes:3d} nodes: {wall:6.2f} s, of which the nodes' own work takes {ideal:6.2f} s at "
-        f"least; the driver computed for {driver:5.2f} s ({driver / trials * 1000:4.1f} ms a trial); {records} steps; "
-        f"at the real times of the steps that is {driver / (ideal / scale) * 100:.2f} % of the run"
-    )
+            assert not step.cached
+        engine.close()
+    return found[_FIRST:]
 
 
 def main() -> None:
@@ -227,19 +138,24 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["in-process", "warm", "sandbox", "ssh", "slurm", "ray"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--full", action="store_true", help="100 steps on each host")
     arguments = parser.parse_args()
     os.environ["DRUPE_LOCKS"] = tempfile.mkdtemp()
     if arguments.scaling:
-        with tempfile.TemporaryDirectory() as folder:
-            for trials, nodes in ((250, 100), (500, 100), (1000, 100), (1000, 10)):
-                scaling(Path(folder), trials, nodes, 0.05)
-        return
-    print(f"milliseconds beyond the pass itself, median of {arguments.steps} steps (lowest to highest)")
+        command = [sys.executable, "-m", "benchmarks.hosts_scaling", "--full"]
+        sys.exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
+    steps = 100 if arguments.full else arguments.steps
+    above = []
+    print(f"milliseconds beyond the pass itself, median of {steps} steps (lowest to highest)")
     for name in arguments.only:
         with tempfile.TemporaryDirectory(dir="/tmp", prefix="dh-", ignore_cleanup_errors=True) as folder:
-            found = overhead(name, Path(folder), arguments.steps)
+            found = overhead(name, Path(folder), steps)
+        median = statistics.median(found)
         limit = f", at most {LIMITS[name]}" if name in LIMITS else ""
-        print(f"{name:11} {statistics.median(found):7.1f} ({min(found):.1f} to {max(found):.1f}){limit}", flush=True)
+        above += [name] if median > LIMITS.get(name, median) else []
+        print(f"{name:11} {median:7.1f} ({min(found):.1f} to {max(found):.1f}){limit}", flush=True)
+    if above:
+        sys.exit(f"above the limit: {', '.join(above)}")
 
 
 if __name__ == "__main__":

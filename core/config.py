@@ -25,6 +25,7 @@ __all__ = [
     "Range",
     "Reference",
     "SecretRef",
+    "inner_configs",
     "references",
     "search_range",
     "searchable",
@@ -171,6 +172,17 @@ def references(config: type[BaseModel]) -> dict[str, str]:
         for mark in (*info.metadata, *_annotated_marks(info.annotation)):
             if isinstance(mark, Reference):
                 found[name] = mark.what
+    return found
+
+
+def inner_configs(config: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Return {field name: its Config class} for the fields of `config` that hold a config of their own."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, info in config.model_fields.items():
+        annotation: Any = info.annotation
+        for kind in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found[name] = kind
     return found
 
 

@@ -31,7 +31,9 @@ class Sample:
     id: stable, unique in its container. inputs: what a model is fed, arrays or strings; of text generation: "prompt"
     and "text" (str), "input_ids", "attention_mask" and "labels" (int64 arrays of one dimension, labels -100 where no
     loss is taken). target: the expected answer, label or array. content_key: the digest of the normalised content; the
-    same content has the same key wherever it stands.
+    same content has the same key wherever it stands. extras: what only some samples have; "reference" (what a source
+    model gives, by output name), "whole_batch" (true where the arrays are a batch as the model takes it, their batch
+    axes included, and must not be stacked with others).
     """
 
     id: str

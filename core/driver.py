@@ -1,7 +1,7 @@
 """Runs a workflow: per target a study of trials, then the verdict on data nobody selected on, then the hand-over.
 
 Nothing finished is lost: every step is in the store, every trial in the study's file, and the manifest is rewritten
-after each trial. The same command goes on where a run was stopped.
+as trials finish. The same command goes on where a run was stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from drupe.core.joining import check_same, offer
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
 from drupe.core.plan import Plan, build_plan
+from drupe.core.preflight import check_systems
 from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
 from drupe.core.store import open_store
@@ -38,6 +39,8 @@ __all__ = ["Driver", "part_that_selects", "with_certification_split"]
 Events = Callable[[Mapping[str, Any]], None]
 _EVERYTHING_HELD_OUT = "evaluation"
 _SELECTION = "selection"
+_WRITES_APART = 20
+"""How many times as long as writing the manifest took passes before it is written for another trial."""
 
 
 class Driver:
@@ -76,6 +79,7 @@ class Driver:
         }
         self._write_lock = threading.Lock()
         self._assisting = False
+        self._next_write = 0.0
 
     def run(self) -> RunResult:
         """Run to the end. Raises ConfigError, HostError, StoreError, Interrupted; the manifest is written even then."""
@@ -83,6 +87,7 @@ class Driver:
         plan = build_plan(self.workflow, self.registry)
         with self._output_lock():
             try:
+                check_systems(self.engine)
                 source = self.engine.import_model()
                 assert source.model is not None
                 for target in self.workflow.targets:
@@ -247,7 +252,7 @@ class Driver:
             result.candidates = sorted([*result.candidates, candidate], key=lambda c: c.number)
         self._events({"event": "trial finished", "candidate": candidate.to_json(), **event})
         self.registry.notify("drupe_trial_finished", trial={**event, **candidate.to_json()})
-        self._write()
+        self._write_soon()
 
     # Odds and ends
 
@@ -275,12 +280,26 @@ class Driver:
                     return dict(hint)
         return {}
 
+    def _write_soon(self) -> None:
+        """Write what is known unless that was done a moment ago: it takes longer the more trials there are."""
+        if time.monotonic() >= self._next_write and self._write_lock.acquire(blocking=False):
+            try:
+                self._write_now()
+            finally:
+                self._write_lock.release()
+
     def _write(self) -> None:
+        with self._write_lock:
+            self._write_now()
+
+    def _write_now(self) -> None:
         if self._assisting:
             return
-        with self._write_lock:
-            write_manifest(self.result, document=self.workflow.document, facts=self._facts)
-            write_candidates(self.result)
+        started = time.monotonic()
+        write_manifest(self.result, document=self.workflow.document, facts=self._facts)
+        write_candidates(self.result)
+        ended = time.monotonic()
+        self._next_write = ended + _WRITES_APART * (ended - started)
 
     @contextmanager
     def _output_lock(self) -> Iterator[None]:

@@ -88,12 +88,15 @@ class Engine:
 
     def _with_absolute_paths(self, kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return a host's config with the paths that are relative to the workflow's folder made absolute."""
-        from drupe.core.config import references
+        from drupe.core.config import inner_configs, references
 
         found = dict(values)
         for name, what in references(kind).items():
             if what == "file" and isinstance(found.get(name), str):
                 found[name] = str((self.workflow.folder / Path(found[name]).expanduser()).absolute())
+        for name, inner in inner_configs(kind).items():
+            if isinstance(found.get(name), Mapping):
+                found[name] = self._with_absolute_paths(inner, found[name])
         return found
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class Job:
     environment where the job runs.
     """
 
-    kind: Literal["import", "pass", "measure"]
+    kind: Literal["import", "pass", "measure", "look"]
     key: str
     name: str
     subject: str

@@ -106,7 +106,7 @@ def _cpu_info() -> tuple[str, tuple[str, ...]]:
 
 
 def devices() -> Sequence[Mapping[str, Any]]:
-    """Return the CPUs with their instruction sets, and the NVIDIA GPUs that the driver shows."""
+    """Return the CPUs with their instruction sets, and the GPUs that their drivers show."""
     name, sets = _cpu_info()
     found: list[Mapping[str, Any]] = [
         {"device": "cpu", "name": name, "cores": cpu_count(), "instruction_sets": list(sets)}
@@ -119,7 +119,20 @@ def devices() -> Sequence[Mapping[str, Any]]:
                 if line.startswith("Model:"):
                     model = line.partition(":")[2].strip()
             found.append({"device": "gpu", "name": model, "cores": 1})
-    return found
+    return found if len(found) > 1 else found + _gpus_in_dev()
+
+
+def _gpus_in_dev() -> list[Mapping[str, Any]]:
+    """GPUs of which only the device files are seen: in containers, on WSL, AMD's."""
+    places = ("nvidia[0-9]*", "NVIDIA GPU"), ("dxg", "GPU of the Windows host"), ("kfd", "AMD GPU")
+    return next(
+        (
+            [{"device": "gpu", "name": name, "cores": 1} for _ in sorted(paths)]
+            for pattern, name in places
+            if (paths := list(Path("/dev").glob(pattern)))
+        ),
+        [],
+    )
 
 
 def gpu_names() -> tuple[str, ...]:

@@ -149,7 +149,10 @@ class Plan:
                 config = kind.Config.model_validate(values)
             except ValidationError as error:
                 raise ConfigError(faults=_faults_of(error, "input_model")) from error
-            self._start = kind.info(config, self.workflow.folder)
+            try:
+                self._start = kind.info(config, self.workflow.folder)
+            except ConfigError as error:
+                raise ConfigError(faults=error.faults or [Fault("input_model", str(error))]) from error
         return self._start
 
 

@@ -19,6 +19,7 @@ from drupe.core.engine import Engine
 from drupe.core.errors import DrupeError, Interrupted
 from drupe.core.measuring import Measurer
 from drupe.core.plan import build_plan
+from drupe.core.preflight import check_systems
 from drupe.core.registry import Registry
 from drupe.core.store import Store
 from drupe.core.study import Point, Space
@@ -99,6 +100,7 @@ def rehearse(
         engine = Engine(workflow, registry, store, allow=allow, events=events, cancelled=cancelled, rehearsal=True)
         measurer = Measurer(engine)
         try:
+            check_systems(engine)
             source = engine.import_model().model
             assert source is not None
             for target in workflow.targets:

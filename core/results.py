@@ -1,6 +1,6 @@
 """What a run leaves behind: candidates, verdicts, the manifest `drupe.json` and `candidates.csv`.
 
-The manifest is rewritten after every trial, by rename, so that a run that is killed leaves what it knew.
+The manifest is rewritten as trials finish, by rename, so that a run that is killed leaves what it knew.
 """
 
 from __future__ import annotations

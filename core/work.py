@@ -1,4 +1,4 @@
-"""What each kind of job does: import an input model, run a pass, measure a model. Runs in the worker.
+"""What each kind of job does: import an input model, run a pass, measure a model, look around. Runs in the worker.
 
 Every function takes a job, its folder and its context, and returns the fields that it adds to result.json.
 """
@@ -20,7 +20,7 @@ from drupe.core.model import Model
 from drupe.core.registry import Registered, Registry, get_registry
 from drupe.core.runtimes import Session
 
-__all__ = ["WORK", "run_import", "run_measure", "run_pass"]
+__all__ = ["WORK", "run_import", "run_look", "run_measure", "run_pass"]
 
 
 def run_import(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
@@ -82,6 +82,22 @@ def run_measure(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any
     finally:
         sessions.close()
     return {"measurements": results}
+
+
+def run_look(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any]:
+    """Report what the frameworks find where jobs run: ONNX Runtime's execution providers, the GPUs that torch sees."""
+    from importlib.util import find_spec
+
+    if find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        context.report["execution_providers"] = list(onnxruntime.get_available_providers())
+    if find_spec("torch") is not None:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        context.report["torch_gpus"] = [torch.cuda.get_device_name(index) for index in range(count)]
+    return {}
 
 
 def _measure_one(
@@ -200,5 +216,6 @@ WORK: dict[str, Callable[[Job, Path, JobContext], Mapping[str, Any]]] = {
     "import": run_import,
     "pass": run_pass,
     "measure": run_measure,
+    "look": run_look,
 }
 """Job kind → what does it."""

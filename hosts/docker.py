@@ -133,7 +133,9 @@ class Docker(Host):
                 self._engine.ping()
             except (docker.errors.DockerException, OSError) as error:
                 self._engine = None
-                message = f"no container engine answers at {where}: {_short(error)}; is it running, and may you use it?"
+                file = where.removeprefix("unix://")
+                reason = _short(error) if Path(file).exists() else f"there is no {file}"
+                message = f"no container engine answers at {where}: {reason}; is it running, and may you use it?"
                 raise HostError(message) from error
         return self._engine
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from drupe.core.hosts import JobOptions
 
-__all__ = ["launched", "worker_command"]
+__all__ = ["launched", "missing_launcher", "worker_command"]
 
 
 def launched(options: JobOptions, processes: int) -> bool:
@@ -35,15 +35,30 @@ def worker_command(
     worker += ["--locked"] if locked else []
     worker += [f"--{tie}"]
     gpus = int(options.resources.gpus)
-    ranks = gpus or processes
     match options.launcher if launched(options, processes) else None:
+        case "accelerate" if not options.resources.gpus and processes > 1:
+            # Without GPUs accelerate starts several processes through MPI only; torchrun's it takes for its own.
+            python = ["env", "ACCELERATE_USE_CPU=true", *python]
+            launcher = _torchrun(processes)
         case "torchrun":
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+            launcher = _torchrun(gpus or processes)
         case "accelerate":
-            # Without GPUs accelerate starts several processes through MPI only.
             launcher = ["-m", "accelerate.commands.launch", "--num_machines=1", f"--num_processes={gpus or 1}"]
             launcher += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
             launcher += ["--multi_gpu", "-m"] if gpus > 1 else ["-m"] if options.resources.gpus else ["--cpu", "-m"]
         case _:
             launcher = ["-m"]
     return [*python, *launcher, *worker]
+
+
+def _torchrun(ranks: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+
+
+def missing_launcher(log: str) -> str | None:
+    """Return what to say where a job's log shows that its launcher is not installed; None otherwise."""
+    for module, package in (("torch.distributed.run", "torch"), ("accelerate.commands.launch", "accelerate")):
+        signs = (f"module specification for '{module}'", f"No module named {module}", f"No module named '{module}'")
+        if any(sign in log for sign in signs):
+            return f"the launcher {module} is not installed where the job runs; pip install {package} there"
+    return None

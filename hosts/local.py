@@ -67,7 +67,8 @@ class LocalSystem(Host):
                 faults.append(Fault("sandbox", found, kind="needs"))
         wanted = (self.config.resources.gpus if self.config.resources else None) or 0
         if wanted > len(gpu_names()):
-            faults.append(Fault("resources.gpus", f"{wanted:g}; this machine has {len(gpu_names()) or 'none'}"))
+            found = f"{wanted:g} asked for; this machine has {len(gpu_names()) or 'none'}"
+            faults.append(Fault("resources.gpus", found, kind="needs"))
         return faults
 
     def describe(self) -> HostDescription:
@@ -95,9 +96,11 @@ class LocalSystem(Host):
     def _sandboxed(
         self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]
     ) -> Mapping[str, Any]:
+        from drupe.core.worker import LAUNCHED
         from drupe.hosts.bubblewrap import sandbox_command
 
-        command = sandbox_command(job, {**self.config.environment, **options.env})
+        ranks = {LAUNCHED: "1"} if launched(options, self.config.launcher_processes) else {}
+        command = sandbox_command(job, {**self.config.environment, **options.env, **ranks})
         command += worker_command([sys.executable], job, options, processes=self.config.launcher_processes, locked=True)
         # What runs in the sandbox is not trusted to leave the machine's lock alone.
         with machine_lock(options.exclusive, cancelled):

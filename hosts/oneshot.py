@@ -14,6 +14,7 @@ from drupe.core.errors import HostError
 from drupe.core.host_faults import CANCEL, forget_attempt, log_tail, read_fault
 from drupe.core.hosts import Events
 from drupe.core.job import read_result
+from drupe.hosts.launch import missing_launcher
 from drupe.hosts.watching import EventFile, Watch
 
 __all__ = ["ended_how", "result_of", "run_command"]
@@ -58,6 +59,8 @@ def run_command(
     finally:
         _signal(process, signal.SIGKILL)
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
     follow.forward()
     return result_of(job, ended_how(process.returncode))
 
@@ -72,7 +75,11 @@ def result_of(job: Path, how: str) -> Mapping[str, Any]:
         result = read_result(folder)
         if result is not None and (folder == job or result["status"] != "done"):
             return result
-    raise HostError(f"the worker died ({how})", log_tail(job))
+    tail = log_tail(job)
+    missing = missing_launcher(tail)
+    if missing is not None:
+        raise HostError(missing, tail, retry=False)
+    raise HostError(f"the worker died ({how})", tail)
 
 
 def ended_how(code: int | None) -> str:

@@ -7,6 +7,7 @@ A job runs in an actor that holds what it asks for: cores, GPUs (or a part of on
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ _CHUNK = 16 * 2**20
 _POLL_SECONDS = 0.25
 _IDLE_SECONDS = 30
 _ANSWER_SECONDS = 300
+_CONNECT_SECONDS = 15
 
 Shape = tuple[float, float, bool]
 """Cores, GPUs, and whether a node is to be held whole: what an actor is made for."""
@@ -130,6 +132,7 @@ class Ray(Host):
         with self._lock:
             if not ray.is_initialized():
                 where = self.config.address or "this machine"
+                _reachable(where)
                 try:
                     ray.init(
                         address=self.config.address or "local",
@@ -324,6 +327,18 @@ class _ActorLink:
         while chunk := self._ask(self._actor.get.remote(digest, offset, _CHUNK)):
             yield chunk
             offset += len(chunk)
+
+
+def _reachable(address: str) -> None:
+    """Raise HostError where nobody listens at host:port: Ray itself tries for minutes, and then ends the process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise HostError(f"Ray at {address} can't be reached: {reason}; is the cluster's head there?") from error
 
 
 def _ray() -> Any:

@@ -97,5 +97,5 @@ def remote_faults(description: HostDescription, gpus: float | None) -> list[Faul
         faults.append(Fault("", found, f"drupe {drupe.__version__} as here", "install the same version", "needs"))
     count = sum(1 for device in description.devices if device.get("device") == "gpu")
     if gpus and gpus > count:
-        faults.append(Fault("resources.gpus", f"{gpus:g}; the machine has {count or 'none'}"))
+        faults.append(Fault("resources.gpus", f"{gpus:g} asked for; the machine has {count or 'none'}", kind="needs"))
     return faults

@@ -254,7 +254,9 @@ def _ask(program: str, *arguments: str, script: str | None = None, env: Mapping[
     except subprocess.TimeoutExpired as error:
         raise HostError(f"{program} did not answer within {_COMMAND_SECONDS} s; is the controller there?") from error
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix(f"{program}: ")
+        if "configuration source" in said or "Unable to contact slurm controller" in said:
+            said += "; is a cluster set up here (slurm.conf, $SLURM_CONF), and does its controller run?"
         # What the cluster does not allow it will not allow the next time.
         refused = program == "sbatch" and "Unable to contact" not in said and "timed out" not in said
         raise HostError(f"{program}: {said}", retry=not refused)

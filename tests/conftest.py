@@ -106,3 +106,19 @@ def tiny_bert_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-bert")
     tiny_encoder(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits_vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ViT (8 × 8 grey pictures, ten classes) trained on scikit-learn's digits, with a processor. Read-only."""
+    from tests.support.vision import trained_vit
+
+    return trained_vit(tmp_path_factory.mktemp("digits") / "vit")
+
+
+@pytest.fixture(scope="session")
+def digits_resnet_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small ResNet (32 × 32 RGB pictures, ten classes) trained on the digits, with a processor. Read-only."""
+    from tests.support.vision import trained_resnet
+
+    return trained_resnet(tmp_path_factory.mktemp("digits") / "resnet")

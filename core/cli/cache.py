@@ -62,11 +62,12 @@ def list_steps(store: str) -> None:
 @click.option("--older-than", help="Remove what was not used for so long: 12h, 30d.")
 def gc(store: str, max_size: str | None, older_than: str | None) -> None:
     """Remove steps from STORE, and files that no step refers to."""
-    done = _open(store).gc(
-        max_bytes=_parse(max_size, _UNITS, "--max-size", "20GB"),
-        older_than=_parse(older_than, _SPANS, "--older-than", "30d"),
-    )
+    most = _parse(max_size, _UNITS, "--max-size", "20GB")
+    done = _open(store).gc(max_bytes=most, older_than=_parse(older_than, _SPANS, "--older-than", "30d"))
     click.echo(f"removed {done.records} steps and {done.blobs} files, {done.freed / 1e6:.1f} MB")
+    if most is not None and done.left > most:
+        stays = "what was written within a day" if "://" in store else "what a running driver may use"
+        click.echo(f"{done.left / 1e6:.1f} MB are left, more than {max_size}: {stays} stays")
 
 
 @cache.command()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from drupe.core.engine import Engine
     from drupe.core.registry import Registry
     from drupe.core.workflow.model import Workflow
 
@@ -20,7 +22,7 @@ _COMPARED = ("torch", "transformers", "onnxruntime", "onnxruntime-genai")
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--check", "name", help="Check only the system of this name.")
+@click.option("--check", "name", help="Look only at the system of this name, and run a job there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 def hosts(file: Path | None, name: str | None, as_json: bool) -> None:
     """List the installed kinds of hosts; with a workflow FILE, look at its systems: reachable, devices, versions.
@@ -44,7 +46,8 @@ def hosts(file: Path | None, name: str | None, as_json: bool) -> None:
     workflow = read_workflow(file, registry)
     if name is not None and name not in workflow.systems:
         raise ConfigError(f"no system is named {name!r}; the workflow has {', '.join(workflow.systems)}")
-    rows = [_system(workflow, registry, one) for one in workflow.systems if name in (None, one)]
+    chosen = [one for one in workflow.systems if name in (None, one)]
+    rows = [_system(workflow, registry, one, closely=name is not None) for one in chosen]
     _show(rows, as_json, _text)
     sys.exit(1 if any(row["faults"] for row in rows) else 0)
 
@@ -57,42 +60,77 @@ def _installed(entry: Any) -> dict[str, Any]:
     }
 
 
-def _system(workflow: Workflow, registry: Registry, name: str) -> dict[str, Any]:
-    """Look at one system: what keeps jobs from running there, what it has, and how its versions differ from ours."""
-    import importlib.metadata
+def _system(workflow: Workflow, registry: Registry, name: str, *, closely: bool) -> dict[str, Any]:
+    """Look at one system: what keeps it from its part, what it has, and how its versions differ from ours.
+
+    closely: also run a job there that asks the frameworks what they find.
+    """
+    import tempfile
 
     import drupe
     from drupe.core.engine import Engine
     from drupe.core.errors import DrupeError
-    from drupe.core.store import open_store
+    from drupe.core.preflight import system_faults
+    from drupe.core.store import Store
 
-    system = workflow.systems[name]
-    row: dict[str, Any] = {"name": name, "type": system.type, "faults": [], "devices": [], "versions": {}}
-    engine = Engine(workflow, registry, open_store(workflow.cache_dir, workflow.store_url))
-    try:
-        host = engine.host(name)
-        row["faults"] = [str(fault) for fault in host.check()]
-        description = host.describe()
-    except DrupeError as error:
-        row["faults"].append(str(error))
-        return row
-    finally:
-        engine.close()
-    row |= {"devices": [dict(d) for d in description.devices], "python": description.python, "drupe": description.drupe}
-    if description.drupe != drupe.__version__:
-        row["faults"].append(f"drupe {description.drupe} is installed there, and {drupe.__version__} here")
-    for package in _COMPARED:
-        there = description.versions.get(package)
+    row: dict[str, Any] = {"name": name, "type": workflow.systems[name].type, "faults": [], "devices": []}
+    known = workflow.cache_dir / "hosts"
+    with tempfile.TemporaryDirectory(prefix="drupe-hosts-") as scratch:
+        # Looking leaves nothing behind; what hosts keep between runs is used where it is there.
+        store = Store(Path(scratch) / "store")
+        engine = Engine(workflow, registry, store, state_dir=known if known.is_dir() else None)
         try:
-            here: str | None = importlib.metadata.version(package)
+            row["faults"] = [str(fault) for fault in system_faults(engine, name)]
+            description = engine.host(name).describe()
+            row |= {"devices": [dict(device) for device in description.devices], "python": description.python}
+            row |= {"drupe": {"there": description.drupe, "here": drupe.__version__}}
+            row["versions"] = _compared(description.versions, _COMPARED)
+            row["plugins"] = _compared(description.versions, _plugins())
+            if closely:
+                row |= _looked(engine, name)
+        except DrupeError as error:
+            if not row["faults"]:
+                row["faults"].append(str(error))
+        finally:
+            engine.close()
+    return row
+
+
+def _plugins() -> Sequence[str]:
+    """The distributions that bring plugins here, besides Drupe itself."""
+    import importlib.metadata
+
+    points = importlib.metadata.entry_points(group="drupe")
+    return sorted({point.dist.name for point in points if point.dist is not None} - {"drupe"})
+
+
+def _compared(there: Mapping[str, str], names: Sequence[str]) -> dict[str, dict[str, str | None]]:
+    import importlib.metadata
+
+    found: dict[str, dict[str, str | None]] = {}
+    for name in names:
+        try:
+            here: str | None = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             here = None
-        row["versions"][package] = {"there": there, "here": here}
-    wanted = {accelerator.device for accelerator in system.accelerators}
-    present = {device.get("device") for device in description.devices}
-    for device in sorted(wanted - present - {"npu"}):
-        row["faults"].append(f"the system is to have a {device}, and none is found there")
-    return row
+        found[name] = {"there": there.get(name), "here": here}
+    return found
+
+
+def _looked(engine: Engine, name: str) -> Mapping[str, Any]:
+    """Run a job on a system that looks around, and return what it found; a fault where it does not run."""
+    from drupe.core.hosts import JobOptions
+    from drupe.core.job import Job, write_json
+
+    resources = engine.resources(name)
+    job = Job("look", f"look-{name}", "look around", "", {}, resources=resources, **engine.common())
+    folder = engine.store.new_job_dir("look")
+    (folder / "outputs").mkdir()
+    write_json(folder / "job.json", job.to_json(), durable=False)
+    result = engine.host(name).run(folder, JobOptions(resources=resources), lambda event: None, lambda: False)
+    if result["status"] != "done":
+        return {"faults": [f"a job does not run there: {result['error']['message']}"]}
+    return {"found": dict(result["report"]), "seconds": result["seconds"]}
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -102,10 +140,15 @@ def _text(row: dict[str, Any]) -> str:
         sets = f"; {' '.join(device['instruction_sets'])}" if device.get("instruction_sets") else ""
         lines.append(f"  {device['device']}: {device.get('name', '')}, {device.get('cores', 1)} cores{sets}")
     if "python" in row:
-        lines.append(f"  python {row['python']}, drupe {row['drupe']}")
-    for package, found in row["versions"].items():
-        if found["there"] != found["here"]:
-            lines.append(f"  {package}: {found['there'] or 'absent'} there, {found['here'] or 'absent'} here")
+        lines.append(f"  python {row['python']}, drupe {row['drupe']['there']}")
+    found = row.get("found", {})
+    if "execution_providers" in found:
+        lines.append(f"  ONNX Runtime: {', '.join(found['execution_providers'])}")
+    if "torch_gpus" in found:
+        lines.append(f"  torch: {', '.join(found['torch_gpus']) or 'no GPU'}")
+    for package, version in {**row.get("versions", {}), **row.get("plugins", {})}.items():
+        if version["there"] != version["here"]:
+            lines.append(f"  {package}: {version['there'] or 'absent'} there, {version['here'] or 'absent'} here")
     return "\n".join(lines)
 
 

@@ -110,8 +110,11 @@ def _checkpoints(root: Path, now: float) -> list[_Item]:
     items = []
     for folder in (root / "checkpoints").iterdir():
         key = folder.name
-        files = [path.stat() for path in folder.rglob("*") if path.is_file()]
-        used = max([folder.stat().st_mtime, *(file.st_mtime for file in files)])
+        try:
+            files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+            used = max([folder.stat().st_mtime, *(file.st_mtime for file in files)])
+        except FileNotFoundError:
+            continue  # Its step was finished this very moment.
         if (root / "steps" / key[:2] / f"{key}.json").exists():
             remove(folder)
         elif now - used > _STALE_SECONDS:
@@ -123,7 +126,8 @@ def _sweep(root: Path, now: float) -> None:
     """Remove unfinished writes and the locks of steps that nobody is doing."""
     for leftover in (root / "tmp").iterdir():
         with suppress(FileNotFoundError):
-            if now - leftover.stat().st_mtime > _STALE_SECONDS:
+            # Not its modification time, which a file that is about to be published no longer has.
+            if now - leftover.stat().st_ctime > _STALE_SECONDS:
                 remove(leftover)
     for path in (root / "locks").iterdir():
         if path.is_file():

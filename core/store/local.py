@@ -332,8 +332,8 @@ class Store:
                 copy(source, temporary)
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
-            stamp(temporary)
             with self._writing():
+                stamp(temporary)
                 move_in(temporary, self.blob_path(digest))
         finally:
             with suppress(OSError):

@@ -14,6 +14,7 @@ from drupe.core.introspect import cache_folder
 from drupe.core.policy import check_rules
 from drupe.core.registry import Registry
 from drupe.core.study import StudySettings
+from drupe.core.workflow.clients import with_client
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.document import read_document
 from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
@@ -133,6 +134,7 @@ def _awaits_value(fault: Fault, places: set[str]) -> bool:
 def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading: Reading) -> Workflow:
     findings = reading.findings
     _check_top_level(checked, findings)
+    checked = with_client(checked)
     _needs_of_scripts(checked, reading)
     systems = read_systems(checked, reading)
     host, targets = read_roles(checked, systems, reading)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from drupe.core.errors import DrupeError
+from drupe.core.sources import find_source
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.findings import join, nearest, shown
 from drupe.core.workflow.model import DataEntry
@@ -69,6 +71,13 @@ def _check_sources(rest: dict[str, Any], path: str, reading: Reading) -> None:
             types = [t.lower() for e in reading.registry.of("drupe_model_sources") for t in _types(e.spec)]
             if files["type"].lower() not in types:
                 reading.find("sources", files["type"], join(where, "type"))
+                continue
+            try:
+                source = find_source(reading.registry, files, reading.folder)
+            except DrupeError as error:
+                reading.findings.fault(where, str(error))
+                continue
+            reading.findings.add(source.check(files, reading.folder), where)
 
 
 def _types(spec: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.catalogue import SECTIONS, Catalogue
-from drupe.core.config import references
+from drupe.core.config import inner_configs, references
 from drupe.core.errors import PluginError
 from drupe.core.registry import Registered, Registry
 from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
@@ -97,6 +97,9 @@ class Reading:
                 if isinstance(item, str):
                     where = join(path, name)
                     self.check_reference(what, item, join(where, index) if isinstance(value, list) else where)
+        for name, inner in inner_configs(config).items():
+            if isinstance(values.get(name), Mapping):
+                self.check_references(inner, values[name], join(path, name))
 
     def check_reference(self, what: str, item: str, path: str) -> None:
         """Record a reference of one kind that leads nowhere."""

@@ -27,7 +27,7 @@ def config_faults(config: GroupedConfig, folder: Path) -> Iterator[Fault]:
         elif config.user_script is None:
             known = ", ".join(getattr(config, group).built_in)
             yield Fault(where, f"{function!r} is not built in", known, "or a function of a user_script", "missing")
-    if "load_dataset_config" not in config.functions:
+    if config.reads_rows:
         yield from _row_faults(config, folder)
 
 

@@ -1,4 +1,4 @@
-"""HuggingfaceContainer: rows from files or the hub, prepared for text generation or classification."""
+"""HuggingfaceContainer: rows from files or the hub, prepared for text generation or for classes of texts or images."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import model_validator
+
 from drupe.core.context import JobContext
 from drupe.core.data import DataConfig, DataContainer, Sample
 from drupe.core.errors import ConfigError, Fault
 from drupe.core.model import Model
 from drupe.core.stat_cache import path_identity
 from drupe.plugins.data.accounting import Accounting
+from drupe.plugins.data.image_folders import BUILDER
 from drupe.plugins.data.options import GroupedConfig, PreProcess
 from drupe.plugins.data.templates import Template
 
-__all__ = ["HuggingfaceContainer", "HuggingfaceDataConfig"]
+__all__ = ["HuggingfaceContainer", "HuggingfaceDataConfig", "ImageContainer", "ImageDataConfig"]
 
-_CLASSIFYING = ("text-classification", "zero-shot-classification", "token-classification")
+_CLASSIFYING = ("text-classification", "zero-shot-classification", "token-classification", "image-classification")
 
 
 class HuggingfaceDataConfig(GroupedConfig):
@@ -45,19 +48,22 @@ class HuggingfaceContainer(DataContainer):
             if name is not None:
                 path = workflow_dir / Path(name).expanduser()
                 found[Path(name).name] = path_identity(path) if path.exists() else None
-        if "load_dataset_config" not in config.functions:
+        if config.reads_rows:
             found["rows"] = identity(config.load_dataset_config, workflow_dir)
         return found
 
     def files(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> Sequence[Path]:
         """See DataContainer.files: scripts, and the files that the rows are in."""
-        from drupe.plugins.data.dataset import is_hub_name, local_files
+        from drupe.plugins.data.dataset import is_hub_name, local_files, reference_files
 
         found = list(super().files(config, workflow_dir))
         options = config.load_dataset_config
-        if "load_dataset_config" not in config.functions and not is_hub_name(options, workflow_dir):
+        if config.reads_rows and not is_hub_name(options, workflow_dir):
             items = [item for files in local_files(options, workflow_dir).values() for item in files]
             found += [Path(item) for item in items if isinstance(item, str) and "://" not in item]
+            for item in items:
+                if not isinstance(item, str):
+                    found += reference_files(item, workflow_dir)
         return found
 
     def count(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> int | None:
@@ -137,6 +143,8 @@ class HuggingfaceContainer(DataContainer):
         self, config: HuggingfaceDataConfig, model: Model | None, context: JobContext, table: Any, account: Accounting
     ) -> list[Sample]:
         from drupe.plugins.data.classification import Classification
+        from drupe.plugins.data.images import has_images
+        from drupe.plugins.data.rows import columns_of
 
         options = config.pre_process_data_config
         labels: Mapping[str, int] = {}
@@ -144,9 +152,57 @@ class HuggingfaceContainer(DataContainer):
             from drupe.plugins.huggingface.loading import load_config
 
             labels = load_config(model).label2id or {}
+        imagery = options.type == "image_pre_process" or "image" in (_task(config, model) or "")
+        if imagery or (options.type is None and has_images(columns_of(table.rows[:1]), options)):
+            return self._pictured(config, model, context, table, account, labels)
         per_word = options.type == "ner_huggingface_preprocess" or _task(config, model) == "token-classification"
         tokenizer = _tokenizer(options, model, context)
         return Classification(options, tokenizer, labels, per_word).samples(table.rows, table.label_names, account)
+
+    def _pictured(
+        self,
+        config: HuggingfaceDataConfig,
+        model: Model | None,
+        context: JobContext,
+        table: Any,
+        account: Accounting,
+        labels: Mapping[str, int],
+    ) -> list[Sample]:
+        from drupe.plugins.data.images import ImageClassification
+        from drupe.plugins.huggingface.loading import load_image_processor, read_config
+
+        shape = read_config(model.folder) if model is not None and model.path is not None else {}
+        processor = load_image_processor(model) if model is not None and model.path is not None else None
+        if processor is None:
+            account.notes["processor"] = "none came with the model; pixels are scaled to 0…1"
+        folder = context.workflow_dir or Path()
+        preparing = ImageClassification(config.pre_process_data_config, processor, labels, shape, folder)
+        return preparing.samples(table.rows, table.label_names, account)
+
+
+class ImageDataConfig(HuggingfaceDataConfig):
+    """A data config of type ImageDataContainer: a folder of images, unless data_name says otherwise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        found = dict(data)
+        loading, preparing = (
+            dict(found.get(name) or {}) for name in ("load_dataset_config", "pre_process_data_config")
+        )
+        if not any(key in {**loading, **found} for key in ("type", "data_name", "data_files")):
+            loading["data_name"] = BUILDER
+        if "type" not in preparing:
+            preparing["type"] = "image_pre_process"
+        return {**found, "load_dataset_config": loading, "pre_process_data_config": preparing}
+
+
+class ImageContainer(HuggingfaceContainer):
+    """Pictures in folders, a folder per class, or in the rows of a table."""
+
+    Config: ClassVar[type[DataConfig]] = ImageDataConfig
 
 
 def _task(config: HuggingfaceDataConfig, model: Model | None) -> str | None:

@@ -13,13 +13,17 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, HostError
 from drupe.core.sources import ModelSource, find_source
 from drupe.core.stat_cache import path_identity
+from drupe.plugins.data.image_folders import BUILDER, class_names, has_images, image_rows, image_splits
 from drupe.plugins.data.options import LoadDataset
 from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
 
-__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "split_names"]
+__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "reference_files", "split_names"]
 
 _SPLIT = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
-_BUILDERS = {"json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow"}
+_BUILDERS = {
+    "json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow",
+    BUILDER: BUILDER,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ def identity(config: LoadDataset, folder: Path) -> Any:
                 if not Path(item).exists():
                     raise ConfigError(f"{item} does not exist")
                 found[f"{split}/{Path(item).name}"] = path_identity(Path(item))
+                if Path(item).is_dir():
+                    # The number of a class follows from the other splits' folders too.
+                    found[f"{split}/classes"] = class_names(Path(item))
             else:
                 key = item if isinstance(item, str) else str(sorted(item.items()))
                 found[f"{split}/{key}"] = _source(item, folder).identity(item, {}, folder)
@@ -90,16 +97,25 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
         return _hub_table(config, limit)
     rows: list[Row] = []
     origins: list[str] = []
+    label_names: Mapping[str, Sequence[str]] = {}
     for name, start, stop in split_names(config.split):
         part: list[Row] = []
         for item in _of_split(config, folder, name):
             path = _fetched(item, folder, context)
             origins.append(path.name)
-            if path.is_dir():
+            if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
                 return _saved_table(path, config)
-            part += read_file(path, _kind(config, path), field=config.field, delimiter=config.delimiter)
+            if path.is_dir() and (config.data_name == BUILDER or has_images(path)):
+                found, label_names = image_rows(path)
+                part += found
+                continue
+            files = _data_files(path, config) if path.is_dir() else [path]
+            if not files:
+                return _saved_table(path, config)
+            for file in files:
+                part += read_file(file, _kind(config, file), field=config.field, delimiter=config.delimiter)
         rows += part[_bound(start, len(part), 0) : _bound(stop, len(part), len(part))]
-    return Table(rows, origin=", ".join(origins))
+    return Table(rows, label_names, ", ".join(origins))
 
 
 def count_rows(config: LoadDataset, folder: Path) -> int | None:
@@ -126,17 +142,26 @@ def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, l
     if place is None:
         what = f"data_name {config.data_name!r}" if config.data_name else "the data config"
         raise ConfigError(f"{what} needs data_files (or data_dir)")
+    if config.subset is not None and (place / config.subset).is_dir():
+        place = place / config.subset
     if place.is_file():
         return {"train": [str(place)]}
     if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
         splits = [p.name for p in place.iterdir() if (p / "state.json").is_file()]
         return {name: [str(place / name)] for name in splits} or {"train": [str(place)]}
     found: dict[str, list[str | Mapping[str, Any]]] = {}
+    if (config.data_name or "").lower() == BUILDER:
+        return _image_folders(place) or {"train": [str(place)]}
     for path in sorted(place.rglob("*")) if place.is_dir() else ():
-        if path.is_file() and format_of(path) is not None and not path.name.startswith((".", "README")):
+        if path.is_file() and format_of(path) is not None and not path.name.startswith((".", "README", "metadata.")):
             split = next((s for s in ("test", "validation", "dev") if path.stem.lower().startswith(s)), "train")
             found.setdefault("validation" if split == "dev" else split, []).append(str(path))
-    return found or {"train": [str(place)]}
+    return found or _image_folders(place) or {"train": [str(place)]}
+
+
+def _image_folders(place: Path) -> dict[str, list[str | Mapping[str, Any]]]:
+    found = image_splits(place) if place.is_dir() else {}
+    return {name: [str(path)] for name, path in found.items()}
 
 
 def _expanded(value: Any, base: Path) -> list[str | Mapping[str, Any]]:
@@ -166,6 +191,8 @@ def _of_split(config: LoadDataset, folder: Path, split: str) -> list[str | Mappi
 
 def _kind(config: LoadDataset, path: Path) -> str:
     named = _BUILDERS.get((config.data_name or "").lower())
+    if named == BUILDER:
+        raise ConfigError(f"{BUILDER} reads a folder; name it as data_dir, not {path.name} as data_files")
     kind = named or format_of(path)
     if kind is None:
         known = ", ".join(sorted(FORMATS))
@@ -179,6 +206,11 @@ def _source(item: str | Mapping[str, Any], folder: Path) -> ModelSource:
     return find_source(get_registry(), item, folder)
 
 
+def reference_files(item: Mapping[str, Any], folder: Path) -> Sequence[Path]:
+    """Return the files of this machine that are needed to fetch what a typed reference names."""
+    return _source(item, folder).files(item, folder)
+
+
 def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -> Path:
     if isinstance(item, str) and "://" not in item:
         path = Path(item)
@@ -188,6 +220,17 @@ def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -
     into = context.checkpoint_dir / "data"
     into.mkdir(parents=True, exist_ok=True)
     return _source(item, folder).fetch(item, {}, into, context)
+
+
+def _data_files(folder: Path, config: LoadDataset) -> list[Path]:
+    """Return the files of rows in a folder that was fetched; none where it is a data set that was saved whole."""
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return []
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith((".", "README"))]
+    named = [path for path in found if format_of(path) is not None]
+    # Files whose names tell no format are of the one that data_name tells.
+    known = (config.data_name or "").lower() in _BUILDERS
+    return named or (found if known else [])
 
 
 def _bound(text: str | None, size: int, default: int) -> int:

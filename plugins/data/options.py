@@ -41,10 +41,14 @@ class Component(PluginConfig):
 class LoadDataset(Component):
     """Which rows."""
 
-    built_in = ("huggingface_dataset",)
+    built_in = ("huggingface_dataset", "local_dataset")
 
-    data_name: str | None = Field(None, description="json, csv, parquet, arrow, text; a local path; a name on the hub.")
-    subset: str | None = Field(None, description="The configuration of a data set on the hub.")
+    data_name: str | None = Field(
+        None, description="json, csv, parquet, arrow, text, imagefolder; a local path; a name on the hub."
+    )
+    subset: str | None = Field(
+        None, description="The configuration of a data set on the hub; in a folder, the sub-folder."
+    )
     data_files: str | list[str] | dict[str, Any] | None = Field(
         None, description="Files, relative to the workflow; patterns and URLs work; or a mapping from split to files."
     )
@@ -66,6 +70,7 @@ class PreProcess(Component):
         "text_generation_huggingface_pre_process",
         "huggingface_pre_process",
         "ner_huggingface_preprocess",
+        "image_pre_process",
         "skip_pre_process",
         "pre_process",
     )
@@ -107,6 +112,15 @@ class PreProcess(Component):
     max_length: int | None = Field(None, ge=1, description="Longest sample, in tokens.")
     truncation: bool = Field(True, description="Cut what is longer than max_length.")
     is_split_into_words: bool | None = Field(None, description="input_cols hold lists of words.")
+    # Images
+    image_col: str | None = Field(None, description='The column with the picture; default: "image" or "img".')
+    image_size: tuple[int, int] | None = Field(
+        None, description="Height and width; default: the processor's, else what the model's config says."
+    )
+    image_mean: list[float] | None = Field(
+        None, description="Per channel, of values from 0 to 1; default: the processor's."
+    )
+    image_std: list[float] | None = Field(None, description="Per channel; goes with image_mean.")
     align_labels: bool = Field(False, description="Map the data's label names to the model's.")
 
     @model_validator(mode="after")
@@ -128,6 +142,10 @@ class PreProcess(Component):
             raise ValueError(f"stride {self.stride} is above max_seq_len {self.max_seq_len}: text would be left out")
         if self.strategy is not None and self.strategy.endswith("random") and self.max_samples is None:
             raise ValueError(f"strategy {self.strategy} needs max_samples: how many to draw")
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ValueError("image_mean and image_std go together")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"image_size {list(self.image_size)}: expected a height and a width above 0")
         if self.pads and self.drop_short_sequences:
             raise ValueError("padding and drop_short_sequences exclude each other")
         if self.pads and not self.use_attention_mask and not (self.strategy or "").startswith("join"):
@@ -142,11 +160,11 @@ class PreProcess(Component):
     @property
     def classifies(self) -> bool | None:
         """Whether the options are of classification (True), of text generation (False), or could be either (None)."""
-        if self.type in ("huggingface_pre_process", "ner_huggingface_preprocess"):
+        if self.type in ("huggingface_pre_process", "ner_huggingface_preprocess", "image_pre_process"):
             return True
         if self.type == "text_generation_huggingface_pre_process":
             return False
-        classifying = (self.input_cols, self.label_col, self.max_length, self.is_split_into_words)
+        classifying = (self.input_cols, self.label_col, self.max_length, self.is_split_into_words, self.image_col)
         if self.align_labels or any(value is not None for value in classifying):
             return True
         generating = (self.text_cols, self.text_template, self.text_formatting_func, self.prompt_template)
@@ -170,7 +188,13 @@ class PostProcess(Component):
 class Dataloader(Component):
     """How samples become batches. Whoever uses the samples makes the batches; these are its wishes."""
 
-    built_in = ("default_dataloader", "no_auto_batch_dataloader", "skip_dataloader", "dataloader")
+    built_in = (
+        "default_dataloader",
+        "no_auto_batch_dataloader",
+        "skip_dataloader",
+        "dataloader",
+        "default_calibration_dataloader",
+    )
 
     batch_size: int | None = Field(None, ge=1, description="Samples a batch, for a user's own loader.")
     shuffle: bool = Field(False, description="Samples come in their stable order; training shuffles by its own seed.")
@@ -214,6 +238,15 @@ class GroupedConfig(DataConfig):
         """Group → the function of the user's script that it names."""
         found = {name: getattr(self, name).function for name in _GROUPS}
         return {name: function for name, function in found.items() if function is not None}
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether rows are read from files or the hub: not by the script, and not left to its other functions."""
+        loading = self.load_dataset_config
+        if loading.function is not None:
+            return False
+        named = (loading.data_name, loading.data_files, loading.data_dir)
+        return not (loading.type == "local_dataset" and self.functions and all(name is None for name in named))
 
 
 _GROUPS: Mapping[str, type[Component]] = {

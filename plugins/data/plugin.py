@@ -15,9 +15,15 @@ def drupe_data_containers() -> Sequence[DataSpec]:
         DataSpec(
             name="HuggingfaceContainer",
             target="drupe.plugins.data.container:HuggingfaceContainer",
-            summary="Rows of JSON, csv, Parquet, Arrow, text files or the hub, for text generation or classification.",
+            summary="Rows of files or the hub, or a folder of images, for text generation or classification.",
             aliases=("DataContainer",),
-            key_packages=("tokenizers", "transformers"),
+            key_packages=("pillow", "tokenizers", "transformers"),
+        ),
+        DataSpec(
+            name="ImageDataContainer",
+            target="drupe.plugins.data.container:ImageContainer",
+            summary="Pictures in folders, a folder per class, or in the rows of a table.",
+            key_packages=("pillow", "transformers"),
         ),
         DataSpec(
             name="DummyDataContainer",
@@ -28,7 +34,16 @@ def drupe_data_containers() -> Sequence[DataSpec]:
             name="TransformersDummyDataContainer",
             target="drupe.plugins.data.dummy:TransformersDummyData",
             summary="Made-up token ids for transformers models.",
-            aliases=("TransformersPromptDummyDataContainer",),
+        ),
+        DataSpec(
+            name="TransformersPromptDummyDataContainer",
+            target="drupe.plugins.data.dummy:TransformersPromptDummyData",
+            summary="A made-up prompt: token ids with nothing before them.",
+        ),
+        DataSpec(
+            name="TransformersTokenDummyDataContainer",
+            target="drupe.plugins.data.dummy:TransformersTokenDummyData",
+            summary="A made-up next token after keys and values of others.",
         ),
         DataSpec(
             name="RawDataContainer",

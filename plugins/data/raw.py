@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -24,6 +24,7 @@ __all__ = ["RawData", "RawDataConfig"]
 class RawFiles(PluginConfig):
     """Where the files are and how they are read."""
 
+    type: Literal["raw_dataset"] | None = Field(None, description="Olive's name of this component.")
     data_dir: FileRef = Field(description="The folder, relative to the workflow.")
     input_names: list[str] = Field(description="A name per input.")
     input_shapes: list[list[int]] = Field(description="A shape per input, without the batch.")

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["scripted_samples"]
 
+_WHOLE = ("no_auto_batch_dataloader", "skip_dataloader")
+"""Data loaders that hand a function's items on as they are: each is a batch already."""
+
+_AS_THEY_ARE = ("skip_pre_process", "pre_process")
+"""Preparations that change nothing."""
+
 
 def scripted_samples(
     config: GroupedConfig, model: Model | None, context: JobContext
@@ -29,9 +35,9 @@ def scripted_samples(
     """Run the script's functions and return samples.
 
     load_dataset(…) returns items; pre_process(items, …) returns items; dataloader(items, …) yields batches. An item is
-    a mapping of inputs, a pair of inputs and target, or a row (a mapping of plain values, which the built-in
-    preparation takes on when only load_dataset is the script's: then samples are None and the account's notes hold the
-    rows).
+    a mapping of inputs, a pair of inputs and target, or, when only load_dataset is the script's, a row (a mapping of
+    plain values, or what the built-in preparation that the config names takes on): then samples are None and the
+    account's notes hold the rows.
     """
     if config.user_script is None:
         raise ConfigError(f"{', '.join(config.functions.values())}: functions of a user_script, but none is named")
@@ -45,21 +51,26 @@ def scripted_samples(
     limit = config.pre_process_data_config.max_samples
     if "load_dataset_config" in functions:
         items, origin = call("load_dataset_config"), f"{functions['load_dataset_config']} of {config.user_script}"
+    elif not config.reads_rows:
+        # A local_dataset of nothing: the next function finds its data by itself.
+        items, origin = None, str(config.user_script)
     else:
         table = load_table(config.load_dataset_config, _folder(context), context, limit)
         items, origin = table.rows, table.origin
     if "pre_process_data_config" in functions:
         items = call("pre_process_data_config", items)
-    elif "dataloader_config" not in functions and config.pre_process_data_config.type is None:
+    elif "dataloader_config" not in functions and config.pre_process_data_config.type not in _AS_THEY_ARE:
+        told = config.pre_process_data_config.type is not None
         rows = [item for item in _iterate(items) if isinstance(item, Mapping)]
-        if rows and all(_is_plain(value) for value in rows[0].values()):
+        if rows and (told or all(_is_plain(value) for value in rows[0].values())):
             account = Accounting(len(rows), origin)
             account.notes["rows"] = rows
             return None, account
     batched = "dataloader_config" in functions
     if batched:
         items = call("dataloader_config", items)
-    samples = list(_samples(items, batched=batched, limit=limit))
+    whole = not batched and config.dataloader_config.type in _WHOLE
+    samples = list(_samples(items, batched=batched, whole=whole, limit=limit))
     return samples, Accounting(len(samples), origin)
 
 
@@ -95,7 +106,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
-def _samples(items: Any, *, batched: bool, limit: int | None) -> Iterator[Sample]:
+def _samples(items: Any, *, batched: bool, whole: bool, limit: int | None) -> Iterator[Sample]:
     count = 0
     for item in _iterate(items):
         inputs, target = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
@@ -109,7 +120,8 @@ def _samples(items: Any, *, batched: bool, limit: int | None) -> Iterator[Sample
             mine = {n: v if isinstance(v, str) or not batched else v[index] for n, v in arrays.items()}
             answer = answers if answers is None or not batched or answers.ndim == 0 else answers[index]
             plain = answer.item() if answer is not None and answer.ndim == 0 else answer
-            yield Sample(f"{count:07}", mine, plain, _key(mine))
+            extras = {"whole_batch": True} if whole else {}
+            yield Sample(f"{count:07}", mine, plain, _key(mine), extras)
             count += 1
 
 

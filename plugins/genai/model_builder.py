@@ -176,7 +176,7 @@ class ModelBuilder(Pass):
                 "ModelBuilder: layers were chosen to get more bits, and no quantizer has given them; "
                 "put Gptq or Rtn between SelectiveMixedPrecision and ModelBuilder"
             )
-        _check_quantized(info.attributes.get("quantization"))
+        _check_quantized(info.attributes)
         _check_combination(config)
         return ModelInfo(planned.kind, _attributes(info.attributes, config))
 
@@ -207,17 +207,23 @@ class ModelBuilder(Pass):
         return Model.from_dir("genai", context.output_dir, _attributes(model.attributes, config))
 
 
+_KEPT = ("task", "architecture", "model_type", "split", "split_assignments")
+"""Attributes of the source that hold for the built model as well."""
+
+
 def _attributes(source: Mapping[str, Any], config: ModelBuilderConfig) -> dict[str, Any]:
-    kept = {key: value for key, value in source.items() if key in ("task", "architecture", "model_type")}
+    kept = {key: value for key, value in source.items() if key in _KEPT}
     quantized = {"quantization": config.precision} if config.precision in ("int4", "int8") else {}
     return {**kept, "precision": config.precision, **quantized}
 
 
-def _check_quantized(quantization: Any) -> None:
+def _check_quantized(attributes: Mapping[str, Any]) -> None:
     """Refuse quantized inputs that the builder reads wrongly or not at all."""
+    quantization = attributes.get("quantization")
     if not quantization:
         return
-    data: Mapping[str, Any] = quantization if isinstance(quantization, Mapping) else {"quant_method": quantization}
+    told: Mapping[str, Any] = quantization if isinstance(quantization, Mapping) else {"quant_method": quantization}
+    data = {**(attributes.get("quantization_scheme") or {}), **told}
     method = str(data.get("quant_method", data.get("method", ""))).lower()
     if method not in _READ_QUANTIZED:
         raise ConfigError(

@@ -56,18 +56,26 @@ class GenAIRuntime(Runtime):
             loaded = og.Model(config)
         except Exception as error:
             raise EvaluationError(f"onnxruntime-genai can't load the model: {error}") from error
-        return GenAISession(loaded, model.folder)
+        constants = model.attributes.get("constant_inputs")
+        return GenAISession(loaded, model.folder, model.folder / str(constants) if constants else None)
 
 
 class GenAISession(Session):
-    """A loaded GenAI model. One call at a time."""
+    """A loaded GenAI model. One call at a time. adapter: an extracted adapter's weights, active in every call."""
 
-    def __init__(self, loaded: Any, folder: Path) -> None:
+    def __init__(self, loaded: Any, folder: Path, adapter: Path | None = None) -> None:
         import onnxruntime_genai as og
 
         self._og = og
         self._model = loaded
         self._tokenizer = og.Tokenizer(loaded)
+        self._adapters: Any = None
+        if adapter is not None:
+            self._adapters = og.Adapters(loaded)
+            try:
+                self._adapters.load(str(adapter), "adapter")
+            except Exception as error:
+                raise EvaluationError(f"onnxruntime-genai can't load the adapter {adapter.name}: {error}") from error
         self._encoder = _encoder(folder)
         self._context = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
 
@@ -132,7 +140,7 @@ class GenAISession(Session):
 
     def close(self) -> None:
         """Free the model."""
-        del self._tokenizer, self._model
+        del self._adapters, self._tokenizer, self._model
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self._encoder is not None:
@@ -152,7 +160,10 @@ class GenAISession(Session):
             # Greedy means greedy, whatever the folder's own search settings say.
             settings |= {"top_k": 1, "num_beams": 1, "repetition_penalty": 1.0}
         parameters.set_search_options(**settings)
-        return self._og.Generator(self._model, parameters)
+        generator = self._og.Generator(self._model, parameters)
+        if self._adapters is not None:
+            generator.set_active_adapter(self._adapters, "adapter")
+        return generator
 
 
 def _encoder(folder: Path) -> Any:

@@ -6,15 +6,17 @@ A hard link to a user's file would let the store's read-only mode, or a later ed
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 
-__all__ = ["OTHER_FORMS", "copy_file", "copy_tree", "plain_files"]
+__all__ = ["OTHER_FORMS", "copy_file", "copy_tree", "plain_files", "weight_names"]
 
 OTHER_FORMS = ("onnx", "openvino", "coreml", "original", "flax", "tf", "runs")
 """Folders in which hub repositories keep a model once more, for other frameworks."""
@@ -58,3 +60,11 @@ def copy_tree(
     left = [path.as_posix() for path in files if path not in set(taken)]
     if left:
         context.report.setdefault("left_out", []).extend(left)
+
+
+def weight_names(folder: Path) -> Iterator[str]:
+    """Yield the names in the headers of a folder's safetensors files; their layout is public and light to read."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as handle:
+            header: Mapping[str, Any] = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        yield from (name for name in header if name != "__metadata__")

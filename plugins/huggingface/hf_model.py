@@ -17,6 +17,7 @@ from drupe.core.sources import ModelConfig, ModelKind
 from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_tree
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
 from drupe.plugins.huggingface.loading import auto_class_name, infer_task, load_model, read_config
+from drupe.plugins.huggingface.mlflow import MlflowModel, read_mlflow
 from drupe.plugins.huggingface.scrub import scrub_folder
 
 __all__ = ["HfConfig", "HfKind"]
@@ -26,6 +27,10 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What other frameworks, trainers and converters leave beside a model.
 _FOREIGN = ("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.onnx.data", "*.gguf", "*.ot", "*.tflite", "*.mlmodel")
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "scaler.*", "trainer_state.json")
+
+
+_SCHEME = ("bits", "group_size", "sym", "desc_act", "checkpoint_format")
+"""What readers of a quantized checkpoint may read wrongly, and so passes look at before work."""
 
 
 class HfConfig(ModelConfig):
@@ -124,7 +129,8 @@ class HfKind(ModelKind):
         known = self._attributes(config)
         if isinstance(config.model_path, str) and "://" not in config.model_path:
             folder = workflow_dir / Path(config.model_path).expanduser()
-            known |= _facts(folder, config)
+            mlflow = _mlflow(folder)
+            known |= _facts(mlflow.parts[-1] if mlflow else folder, _with_task(folder, config))
             if config.model_path.endswith(".gguf"):
                 known["dtype"] = config.dtype
         return ModelInfo("hf", known)
@@ -141,7 +147,8 @@ class HfKind(ModelKind):
             context.progress(0, 1, f"expanding {source.name} to {config.dtype}")
             dequantize_gguf(source, out, dtype=config.dtype)
         elif source.is_dir():
-            self._take_folder(_mlflow_model(source), out, config, context)
+            config = _with_task(source, config)
+            self._take_folder(_whole(source, context), out, config, context)
         else:
             raise ConfigError(f"{source} is neither a Hugging Face folder nor a GGUF file")
         if "adapter" in fetched:
@@ -158,7 +165,7 @@ class HfKind(ModelKind):
     def rehearse(self, config: HfConfig, fetched: Mapping[str, Path], context: JobContext) -> Model:
         """See ModelKind.rehearse: two layers of the model's own widths, with random weights and its tokenizer."""
         source = fetched["model"]
-        shape = read_config(_mlflow_model(source)) if source.is_dir() else {}
+        shape = read_config(_whole(source, context)) if source.is_dir() else {}
         small: dict[str, Any] = {} if shape else {"num_hidden_layers": 2}
         for name in ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers"):
             if shape.get(name):
@@ -212,6 +219,32 @@ class HfKind(ModelKind):
             _unpickle(source, out, config, context)
 
 
+def _mlflow(folder: Path) -> MlflowModel | None:
+    """Return the MLflow model in a folder, or None, also where it can't be read: the import tells."""
+    try:
+        return read_mlflow(folder)
+    except ConfigError:
+        return None
+
+
+def _whole(source: Path, context: JobContext) -> Path:
+    """Return the Hugging Face folder: the source itself, or what its MLmodel names."""
+    mlflow = read_mlflow(source)
+    return mlflow.whole(context.checkpoint_dir / "mlflow") if mlflow is not None else source
+
+
+def _with_task(source: Path, config: HfConfig) -> HfConfig:
+    """Return the config with the task that an MLmodel tells, where the workflow says none."""
+    mlflow = _mlflow(source)
+    if config.task is not None or mlflow is None or mlflow.task is None:
+        return config
+    try:
+        auto_class_name(mlflow.task)
+    except ConfigError:
+        return config
+    return config.model_copy(update={"task": mlflow.task})
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
@@ -230,6 +263,7 @@ def _facts(folder: Path, config: HfConfig) -> dict[str, Any]:
         "architecture": architecture,
         "model_type": data.get("model_type"),
         "quantization": quantization.get("quant_method"),
+        "quantization_scheme": {key: quantization[key] for key in _SCHEME if key in quantization} or None,
     }
     return {key: value for key, value in found.items() if value is not None}
 
@@ -305,12 +339,3 @@ def _randomize(out: Path, config: HfConfig, context: JobContext) -> None:
         path.unlink()
     torch.manual_seed(context.seed)
     auto.from_config(shape, trust_remote_code=config.remote_code).save_pretrained(out)
-
-
-def _mlflow_model(source: Path) -> Path:
-    """Return the Hugging Face folder inside an MLflow model that keeps one whole, else the folder as it is."""
-    if (source / "MLmodel").is_file():
-        for inner in ("data/model", "model", "data"):
-            if (source / inner / "config.json").is_file():
-                return source / inner
-    return source

@@ -19,6 +19,7 @@ __all__ = [
     "auto_class_name",
     "infer_task",
     "load_config",
+    "load_image_processor",
     "load_model",
     "load_tokenizer",
     "read_config",
@@ -139,6 +140,16 @@ def load_tokenizer(model: Model, **kwargs: Any) -> Any:
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_image_processor(model: Model) -> Any | None:
+    """Return the model's image processor, or None where it brings none."""
+    if not any((model.folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        return None
+    from transformers import AutoImageProcessor
+
+    _quiet()
+    return AutoImageProcessor.from_pretrained(model.folder, **_common(model))
 
 
 def load_model(

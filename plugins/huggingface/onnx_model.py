@@ -18,6 +18,10 @@ from drupe.plugins.huggingface.files import copy_file, copy_tree
 __all__ = ["GenaiConfig", "GenaiKind", "OnnxConfig", "OnnxKind"]
 
 
+_LARGEST = 2**31 - 1
+"""Bytes that a message of protobuf may have."""
+
+
 class OnnxConfig(ModelConfig):
     """An `input_model` of type ONNXModel."""
 
@@ -41,7 +45,9 @@ class OnnxKind(ModelKind):
         return {"model": config.model_path}
 
     def info(self, config: OnnxConfig, workflow_dir: Path) -> ModelInfo:
-        """See ModelKind.info."""
+        """See ModelKind.info. Raises ConfigError for a graph of this machine that no library can read."""
+        if isinstance(config.model_path, str):
+            _check_size(workflow_dir / Path(config.model_path).expanduser())
         return ModelInfo("onnx", self._attributes(config))
 
     def load(self, config: OnnxConfig, fetched: Mapping[str, Path], context: JobContext) -> Model:
@@ -52,6 +58,7 @@ class OnnxKind(ModelKind):
             copy_tree(source, out, context)
         elif source.is_file():
             name = source.name
+            _check_size(source)
             copy_file(source, out / name)
             for location in _external_files(source):
                 inside = (source.parent / location).resolve()
@@ -105,6 +112,16 @@ class GenaiKind(ModelKind):
         architecture = data.get("model", {}).get("type")
         attributes = {"task": "text-generation", **({"model_type": architecture} if architecture else {})}
         return Model.from_dir("genai", context.output_dir, attributes)
+
+
+def _check_size(path: Path) -> None:
+    """Raise ConfigError for a graph that holds more than its format can: its weights must lie in a file beside it."""
+    if path.is_file() and (size := path.stat().st_size) > _LARGEST:
+        raise ConfigError(
+            f"{path} has {size / 1e9:.1f} GB, and an .onnx file can't have more than {_LARGEST / 1e9:.1f}. "
+            "Save the model with its weights as external data (onnx.save_model, save_as_external_data=True) and name "
+            "that graph"
+        )
 
 
 def _graph_name(folder: Path, wanted: str | None) -> str:

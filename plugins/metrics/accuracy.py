@@ -27,7 +27,10 @@ __all__ = ["Accuracy", "AccuracyConfig"]
 
 _PROPORTION = SubType("", "higher", proportion=True)
 _SHARE = SubType("", "higher")
-_OPTIONS = ("task", "num_classes", "average", "threshold", "top_k", "ignore_index", "compute_params")
+_OPTIONS = (
+    "task", "num_classes", "average", "threshold", "top_k", "ignore_index", "multidim_average", "validate_args",
+    "compute_params",
+)  # fmt: skip
 
 
 class AccuracyConfig(DataMetricConfig):
@@ -57,6 +60,8 @@ class AccuracyConfig(DataMetricConfig):
             task = inner.get("task", "multiclass")
             if task not in ("binary", "multiclass"):
                 raise ValueError(f"task {task!r} is not supported; use binary or multiclass")
+            if inner.get("multidim_average", "global") != "global":
+                raise ValueError("multidim_average is not supported but for global: every position counts as a row")
             average = {**inner, **inner.get("compute_params", {})}.get("average")
             if average not in (None, "micro", "macro", "weighted", "binary"):
                 raise ValueError(f"average {average!r} is not supported; use micro, macro, weighted or binary")
@@ -85,7 +90,7 @@ class Accuracy(Metric):
     """
 
     Config = AccuracyConfig
-    version = 1
+    version = 2
     sub_types: ClassVar[Mapping[str, SubType]] = {
         "accuracy_score": _PROPORTION,
         "accuracy": _PROPORTION,
@@ -245,6 +250,9 @@ def _add_rows(
             rows[key] = _classified_row(np.asarray(output), int(target), options)
         return
     ignored = options.get("ignore_index", -100)
+    if target.ndim == 1 and output.ndim and output.shape[0] > target.size:
+        # What a shorter sample was padded with in its batch.
+        output = output[: target.size]
     for position, label in enumerate(target.reshape(-1)):
         if int(label) != ignored:
             flat = output.reshape(target.size, -1) if output.size != target.size else output.reshape(-1)

@@ -48,6 +48,10 @@ def batches(
     if not samples:
         raise EvaluationError("the metric has no data; name a data config as its data_config")
     shapes = _shapes(session)
+    if all(sample.extras.get("whole_batch") for sample in samples):
+        for (sample,) in context.batches(samples, 1):
+            yield _whole(sample, shapes)
+        return
     size = _fixed_batch(shapes) or config.batch_size
     for part in context.batches(samples, size):
         yield _collate(part, shapes)
@@ -115,6 +119,12 @@ def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
                 f"batch {index} of {config.dataloader_func} has {count} inputs and {len(answers)} targets"
             )
         yield Batch(tuple(f"batch-{index:05}-{i:04}" for i in range(count)), arrays, tuple(answers))
+
+
+def _whole(sample: Sample, shapes: Shapes) -> Batch:
+    names = list(shapes) or [name for name, value in sample.inputs.items() if not isinstance(value, str)]
+    inputs = {name: _input(sample, name, 0) for name in names}
+    return Batch((sample.id,), inputs, (sample.target,), (sample.extras.get("reference"),))
 
 
 def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:

@@ -15,37 +15,38 @@ if TYPE_CHECKING:
 __all__ = ["Average", "auroc", "f1", "precision", "recall"]
 
 Average = Literal["micro", "macro", "weighted", "binary"]
-"""micro: over all decisions; macro: the mean over classes that occur; weighted: by how often a class is the target;
-binary: of class 1."""
+"""micro: over all decisions; macro: the mean over classes that some row has as prediction or target; weighted: by how
+often a class is the target; binary: of class 1."""
 
 
 def precision(rows: np.ndarray, average: Average) -> float:
     """Return TP / (TP + FP); a class that was never predicted counts as 0."""
-    hits, predicted, _, support = _counts(rows)
-    return _averaged(hits, predicted, support, average)
+    hits, predicted, actual = _counts(rows)
+    return _averaged(hits, predicted, predicted, actual, average)
 
 
 def recall(rows: np.ndarray, average: Average) -> float:
     """Return TP / (TP + FN); a class that never was the target counts as 0."""
-    hits, _, actual, support = _counts(rows)
-    return _averaged(hits, actual, support, average)
+    hits, predicted, actual = _counts(rows)
+    return _averaged(hits, actual, predicted, actual, average)
 
 
 def f1(rows: np.ndarray, average: Average) -> float:
     """Return 2 TP / (2 TP + FP + FN)."""
-    hits, predicted, actual, support = _counts(rows)
-    return _averaged(2 * hits, predicted + actual, support, average)
+    hits, predicted, actual = _counts(rows)
+    return _averaged(2 * hits, predicted + actual, predicted, actual, average)
 
 
 def auroc(rows: np.ndarray, average: Average) -> float:
     """Return the area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
 
-    Binary: by the score of class 1. Otherwise one class against the rest, macro or weighted over the classes that are
-    the target of some but not all rows. NaN where no class is.
+    Scores are chances; a row of logits or log-likelihoods is made one by softmax, since rows are compared with each
+    other. Binary: by the chance of class 1. Otherwise one class against the rest, macro or weighted over the
+    classes that are the target of some but not all rows. NaN where no class is.
     """
     import numpy as np
 
-    targets, scores = rows[:, 1].astype(int), rows[:, 4:]
+    targets, scores = rows[:, 1].astype(int), _chances(rows[:, 4:])
     classes: Sequence[int] = [1] if scores.shape[1] == 2 else range(scores.shape[1])
     areas, weights = [], []
     for label in classes:
@@ -58,8 +59,16 @@ def auroc(rows: np.ndarray, average: Average) -> float:
     return float(np.average(areas, weights=weights if average == "weighted" else None))
 
 
-def _counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return per class: hits, predictions, targets, targets again as weights. An answer that is no class is -1."""
+def _chances(scores: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    known = (scores >= 0).all(axis=1) & (np.abs(scores.sum(axis=1) - 1) < 1e-3)
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.where(known[:, None], scores, powers / powers.sum(axis=1, keepdims=True))
+
+
+def _counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return per class: hits, predictions, targets. An answer that is no class is -1."""
     import numpy as np
 
     targets, predictions = rows[:, 1].astype(int), rows[:, 2].astype(int)
@@ -67,10 +76,12 @@ def _counts(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     hits = np.bincount(targets[targets == predictions], minlength=size).astype(float)
     predicted = np.bincount(predictions[predictions >= 0], minlength=size).astype(float)
     actual = np.bincount(targets, minlength=size).astype(float)
-    return hits, predicted, actual, actual
+    return hits, predicted, actual
 
 
-def _averaged(numerator: np.ndarray, denominator: np.ndarray, support: np.ndarray, average: Average) -> float:
+def _averaged(
+    numerator: np.ndarray, denominator: np.ndarray, predicted: np.ndarray, actual: np.ndarray, average: Average
+) -> float:
     import numpy as np
 
     if average == "micro":
@@ -80,8 +91,8 @@ def _averaged(numerator: np.ndarray, denominator: np.ndarray, support: np.ndarra
     if average == "binary":
         return float(each[1])
     if average == "weighted":
-        return float(np.average(each, weights=support))
-    occurs = (denominator + support) > 0
+        return float(np.average(each, weights=actual))
+    occurs = (predicted + actual) > 0
     return float(each[occurs].mean()) if occurs.any() else 0.0
 
 

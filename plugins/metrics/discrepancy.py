@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -14,8 +13,9 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.batches import Batch, array, batches, made_up_batch
+from drupe.plugins.metrics.batches import array
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.references import compared_batches, reference_outputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,9 +64,9 @@ class Discrepancy(Metric):
         assert session is not None
         note_settings(config, context)
         rows = {}
-        for batch in self._batches(session, samples, config, context):
+        for batch in compared_batches(session, samples, config, context, config.made_up_num):
             outputs = session.forward(batch.inputs).outputs
-            reference = self._reference(batch, context)
+            reference = reference_outputs("discrepancy", batch, context)
             names = _compared(outputs, reference, config)
             mask = batch.inputs.get("attention_mask")
             for position, key in enumerate(batch.ids):
@@ -81,26 +81,6 @@ class Discrepancy(Metric):
                     total = _joined(total, _compare(ours, theirs))
                 rows[key] = tuple(float(x) for x in total)
         return rows
-
-    def _batches(
-        self, session: Session, samples: Sequence[Sample], config: DiscrepancyConfig, context: JobContext
-    ) -> Iterator[Batch]:
-        if samples or config.dataloader_func:
-            yield from batches(session, samples, config, context)
-            return
-        for number in range(config.made_up_num):
-            batch = made_up_batch(session, config, context.seed + number)
-            yield replace(batch, ids=tuple(f"{key}-{number}" for key in batch.ids))
-
-    def _reference(self, batch: Batch, context: JobContext) -> Mapping[str, Any]:
-        import numpy as np
-
-        given = [r for r in batch.references if r is not None]
-        if given and len(given) == len(batch.references):
-            return {name: np.stack([array(r[name]) for r in given]) for name in given[0]}
-        if context.reference_session is None:
-            raise EvaluationError("discrepancy compares with the source model, and none was given with this job")
-        return context.reference_session.forward(batch.inputs).outputs
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: DiscrepancyConfig) -> float:
         """See Metric.aggregate."""

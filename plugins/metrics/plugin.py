@@ -57,6 +57,19 @@ def drupe_metrics() -> Sequence[MetricSpec]:
             needs="forward",
         ),
         MetricSpec(
+            name="embedding_similarity",
+            target="drupe.plugins.metrics.embeddings:EmbeddingSimilarity",
+            summary="Cosine between the embeddings of the model and of the source model.",
+            needs="forward",
+        ),
+        MetricSpec(
+            name="wer",
+            target="drupe.plugins.metrics.word_errors:WordErrors",
+            summary="Wrong words and characters of generated or recognised text.",
+            needs="generate",
+            aliases=("word_error_rate",),
+        ),
+        MetricSpec(
             name="custom",
             target="drupe.plugins.metrics.custom:Custom",
             summary="A function of the user's own script.",

@@ -170,6 +170,8 @@ def _batch(sample: Sample, inputs: Mapping[str, Any], length: int) -> dict[str, 
     """Return one sample as a batch of one, with what follows from the token ids where the sample lacks it."""
     import numpy as np
 
+    if sample.extras.get("whole_batch"):
+        return {name: value for name, value in sample.inputs.items() if name in inputs}
     batch: dict[str, Any] = {}
     ids = sample.inputs.get("input_ids")
     for name in inputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,12 +15,13 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.onnx.graphs import companions, name_axes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import export_module
+from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
+from drupe.plugins.onnx.graphs import companions, name_axes, name_nodes, save_graph, scrub_graph
+from drupe.plugins.onnx.modules import by_export, by_tracing, export_module, exporter_failed
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
-_KEPT = ("task", "architecture", "model_type", "model_attributes")
+_KEPT = ("task", "architecture", "model_type", "model_attributes", "split", "split_assignments")
 """Attributes of the source that hold for the graph as well."""
 _FIRST_EXPORTED = 18
 """The oldest operator set that torch.export writes; older ones are reached by the other exporter only."""
@@ -43,7 +45,11 @@ class OnnxConversionConfig(PassConfig):
         None, description="Convert the weights first."
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the model is exported.")
-    merge_adapter_weights: bool = Field(False, description="Merge an adapter into the base before the export.")
+    merge_adapter_weights: bool = Field(
+        False,
+        description="Merge an adapter into the base before the export. false: a LoRA stays apart in the graph, as "
+        "ExtractAdapters wants it.",
+    )
     optimize: bool = Field(True, description="Fold constants and remove dead nodes.")
 
     @property
@@ -56,18 +62,13 @@ class OnnxConversion(Pass):
     """Exports the forward call of the model's task."""
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""
         planned = super().plan(info, config, accelerator)
         if not config.all_tensors_to_one_file:
             raise ConfigError("OnnxConversion writes external weights to one file; leave all_tensors_to_one_file true")
-        if info.attributes.get("adapter") and not config.merge_adapter_weights:
-            raise ConfigError(
-                "OnnxConversion: the model has an unmerged adapter; put MergeAdapterWeights before it, or set "
-                "merge_adapter_weights: true"
-            )
         if info.attributes.get("quantization"):
             raise ConfigError(
                 f"OnnxConversion exports float models; this one is quantized ({info.attributes['quantization']})"
@@ -77,8 +78,7 @@ class OnnxConversion(Pass):
                 f"OnnxConversion: torch.export writes opset 18 and newer, not {config.target_opset}; "
                 "set use_dynamo_exporter: false for an older one"
             )
-        kept = {key: value for key, value in planned.attributes.items() if key in _KEPT}
-        return ModelInfo(planned.kind, {**kept, "opset": config.target_opset})
+        return ModelInfo(planned.kind, _attributes(info, config))
 
     def run(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:
         """Export below context.output_dir, tokenizer and config beside the graph."""
@@ -101,10 +101,8 @@ class OnnxConversion(Pass):
             proto = _rename_data(path, config.external_data_name)
         companions(model.folder, context.output_dir)
         context.progress(1, 1, "exported")
-        attributes = {key: model.attributes[key] for key in _KEPT if key in model.attributes}
-        return Model.from_dir(
-            "onnx", context.output_dir, {**attributes, "onnx_file": path.name, "opset": config.target_opset}
-        )
+        attributes = {**_attributes(model.info, config), "onnx_file": path.name}
+        return Model.from_dir("onnx", context.output_dir, attributes)
 
     def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
         import torch
@@ -115,17 +113,32 @@ class OnnxConversion(Pass):
         # Traced attention in its plain form is what ONNX Runtime's fusions look for.
         plain: dict[str, Any] = {} if config.dynamo else {"attn_implementation": "eager"}
         loaded = load_model(model, device=config.device, with_adapter=adapter, **plain)
-        if adapter:
+        if adapter and config.merge_adapter_weights:
             loaded = loaded.merge_and_unload()
         if config.torch_dtype:
             loaded = loaded.to(getattr(torch, config.torch_dtype))
         loaded.eval()
+        apart: dict[str, Any] = {}
+        if adapter and not config.merge_adapter_weights:
+            apart = adapter_parameters(self.spec.name, loaded)
+            context.report["adapter"] = f"kept apart in the graph, {len(apart)} weights"
+            # The layers are adapted in place; the base's own forward call is what the task knows.
+            loaded = loaded.get_base_model()
         inputs, axes = _example(model, loaded)
         constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
         told = model.attributes.get("io_config")
-        outputs = _output_names(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
+        outputs = _outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
         context.progress(0, 1, "exporting")
-        return _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
+        proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
+        if apart:
+            name_adapter_weights(self.spec.name, proto, apart)
+        return proto
+
+
+def _attributes(source: ModelInfo, config: OnnxConversionConfig) -> dict[str, Any]:
+    kept = {key: value for key, value in source.attributes.items() if key in _KEPT}
+    apart = bool(source.attributes.get("adapter")) and not config.merge_adapter_weights
+    return {**kept, "opset": config.target_opset, **({"adapter_in_graph": True} if apart else {})}
 
 
 def _parameters(loaded: Any) -> list[str]:
@@ -168,56 +181,76 @@ def _told_example(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, di
     if not shapes or len(shapes) != len(names):
         raise ConfigError(f"io_config.input_shapes has {len(shapes or ())} shapes for {len(names)} input_names")
     types = told.get("input_types") or ["int64" if "ids" in n or "mask" in n else "float32" for n in names]
+    axes = {
+        name: {int(axis): str(label) for axis, label in found.items()}
+        for name, found in (told.get("dynamic_axes") or {}).items()
+        if name in names
+    }
     generator = torch.Generator().manual_seed(0)
     inputs = {}
     for name, shape, kind in zip(names, shapes, types, strict=True):
         if kind not in _TYPES:
             raise ConfigError(f"io_config.input_types: {kind!r} for {name}; expected one of {', '.join(_TYPES)}")
         dtype = getattr(torch, _TYPES[kind])
+        # An axis of length 1 in the example is taken for a constant, whatever is said of it.
+        shape = [2 if size == 1 and axis in axes.get(name, {}) else size for axis, size in enumerate(shape)]
         if dtype.is_floating_point:
             inputs[name] = torch.rand(*shape, generator=generator).to(dtype)
         else:
             inputs[name] = torch.ones(*shape, dtype=dtype)
-    axes = {
-        name: {int(axis): str(label) for axis, label in found.items()}
-        for name, found in (told.get("dynamic_axes") or {}).items()
-        if name in inputs
-    }
     return inputs, axes
 
 
-def _output_names(
-    loaded: Any, inputs: Mapping[str, Any], constants: Mapping[str, Any], told: Mapping[str, Any]
-) -> list[str]:
+@dataclass(frozen=True)
+class _Outputs:
+    """sources: the model's names of what the graph gives; names: the graph's names of it; sizes: its shapes in the
+    example; whole: whether the model gives nothing else."""
+
+    sources: Sequence[str]
+    names: Sequence[str]
+    sizes: Mapping[str, tuple[int, ...]]
+    whole: bool
+
+
+def _outputs(loaded: Any, inputs: Mapping[str, Any], constants: Mapping[str, Any], told: Mapping[str, Any]) -> _Outputs:
+    """Return the graph's outputs: all of the model's, or those that io_config.output_names chooses or renames."""
     import torch
 
     with torch.inference_mode():
         outputs = loaded(**inputs, **constants, return_dict=True)
-    names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor)]
-    if len(names) != len(outputs):
-        nested = ", ".join(name for name in outputs if name not in names)
-        raise PassError(f"OnnxConversion: the model gives nested outputs ({nested}), which a graph can't name")
-    asked = list(told.get("output_names") or names)
-    if len(asked) != len(names):
-        raise ConfigError(f"io_config.output_names has {len(asked)} names; the model gives {', '.join(names)}")
-    return asked
+    found = {name: tuple(value.shape) for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    asked = list(told.get("output_names") or ())
+    if asked and all(name in found for name in asked):
+        return _Outputs(asked, asked, {name: found[name] for name in asked}, asked == list(outputs))
+    if len(found) != len(outputs):
+        nested = ", ".join(name for name in outputs if name not in found)
+        raise PassError(
+            f"OnnxConversion: the model gives nested outputs ({nested}), which a graph can't name; choose among "
+            f"{', '.join(found) or 'none'} with input_model.io_config.output_names"
+        )
+    if asked and len(asked) != len(found):
+        raise ConfigError(
+            f"io_config.output_names has {len(asked)} names ({', '.join(asked)}); the model gives {', '.join(found)}"
+        )
+    names = asked or list(found)
+    return _Outputs(list(found), names, dict(zip(names, found.values(), strict=True)), True)
 
 
 def _export(
     loaded: Any,
     inputs: Mapping[str, Any],
     constants: Mapping[str, Any],
-    outputs: Sequence[str],
+    outputs: _Outputs,
     axes: Mapping[str, Mapping[int, str]],
     config: OnnxConversionConfig,
     context: PassContext,
 ) -> Any:
     import torch
 
-    target = context.output_dir.parent / "export.onnx"
     moved = {name: value.to(config.device) for name, value in inputs.items()}
+    names = list(outputs.names)
     try:
-        if config.dynamo:
+        if config.dynamo and outputs.whole:
             dims = {label: torch.export.Dim.DYNAMIC for found in axes.values() for label in found.values()}
             dynamic = {name: {axis: dims[label] for axis, label in axes.get(name, {}).items()} for name in moved}
             program = torch.onnx.export(
@@ -226,7 +259,7 @@ def _export(
                 kwargs={**moved, **constants},
                 dynamic_shapes={**dynamic, **dict.fromkeys(constants)} if axes else None,
                 opset_version=config.target_opset,
-                output_names=list(outputs),
+                output_names=names,
                 optimize=config.optimize,
                 dynamo=True,
                 verbose=False,
@@ -234,29 +267,20 @@ def _export(
             assert program is not None
             proto = program.model_proto
             name_axes(proto, axes)
+            name_nodes(proto)
             return proto
-        import onnx
-
-        torch.onnx.export(
-            _ordered(loaded, list(moved), constants),
-            tuple(moved.values()),
-            str(target),
-            input_names=list(moved),
-            output_names=list(outputs),
-            dynamic_axes={**axes, **_output_axes(loaded, moved, constants, outputs, axes)} or None,
-            opset_version=config.target_opset,
-            do_constant_folding=config.optimize,
-            dynamo=False,
-        )
-        return onnx.load(str(target))
+        wrapped = _ordered(loaded, list(moved), constants, outputs.sources)
+        if config.dynamo:
+            return by_export(wrapped, moved, names, axes, config.target_opset, config.optimize)
+        every = {**axes, **_output_axes(moved, outputs, axes)}
+        target = context.output_dir.parent / "export.onnx"
+        return by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        other = "use_dynamo_exporter: false" if config.dynamo else "use_dynamo_exporter: true"
-        raise PassError(f"the exporter failed: {first}; try {other}, or another target_opset") from error
+        raise exporter_failed(error, dynamo=config.dynamo) from error
 
 
-def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any]) -> Any:
-    """Wrap a model so that it takes its inputs by position, as tracing wants."""
+def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any], sources: Sequence[str]) -> Any:
+    """Wrap a model so that it takes its inputs by position, as tracing wants, and gives the outputs that are asked."""
     import torch
 
     class Ordered(torch.nn.Module):  # type: ignore[misc]
@@ -266,28 +290,20 @@ def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any]) ->
 
         def forward(self, *values: Any) -> Any:
             outputs = self.inner(**dict(zip(names, values, strict=True)), **constants, return_dict=True)
-            return tuple(value for value in outputs.values() if isinstance(value, torch.Tensor))
+            return tuple(outputs[name] for name in sources)
 
     return Ordered().eval()
 
 
 def _output_axes(
-    loaded: Any,
-    inputs: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    outputs: Sequence[str],
-    axes: Mapping[str, Mapping[int, str]],
+    inputs: Mapping[str, Any], outputs: _Outputs, axes: Mapping[str, Mapping[int, str]]
 ) -> dict[str, dict[int, str]]:
     """Return the outputs' dynamic axes: those whose length follows the example's batch or sequence."""
-    import torch
-
     lengths = {inputs[name].shape[axis]: label for name, found in axes.items() for axis, label in found.items()}
-    with torch.inference_mode():
-        values = [v for v in loaded(**inputs, **constants, return_dict=True).values() if isinstance(v, torch.Tensor)]
     found = {}
-    for name, value in zip(outputs, values, strict=True):
+    for name, sizes in outputs.sizes.items():
         # The first two axes only: a hidden size may happen to equal the example's length.
-        labels = {axis: lengths[size] for axis, size in enumerate(value.shape[:2]) if size in lengths}
+        labels = {axis: lengths[size] for axis, size in enumerate(sizes[:2]) if size in lengths}
         if labels:
             found[name] = labels
     return found

@@ -18,7 +18,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.onnx.graphs import external_files, graph_paths, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import external_files, graph_paths, save_graph, scrub_graph, unknown_operators
 
 __all__ = ["GraphPass", "GraphPassConfig", "check_node_names"]
 
@@ -74,7 +74,9 @@ class GraphPass(Pass):
             context.progress(number, len(paths), f"rewriting {path.name}")
             beside = external_files(path)
             replaced += [path, *beside]
-            proto = self.rewrite(onnx.load(str(path)), path, model, config, context)
+            read = onnx.load(str(path))
+            self._check_operators(read, model, context)
+            proto = self.rewrite(read, path, model, config, context)
             scrub_graph(proto)
             written = save_graph(
                 proto,
@@ -95,12 +97,21 @@ class GraphPass(Pass):
             attributes=self.outcome(model.attributes, config),
         )
 
+    def _check_operators(self, proto: Any, model: Model, context: PassContext) -> None:
+        """Raise PassError, before the work, for operators that ONNX Runtime lacks."""
+        if not _for_this_cpu(model, context):
+            return
+        if unknown := unknown_operators(proto):
+            operator, node = unknown[0]
+            more = f" (and {len(unknown) - 1} more nodes)" if len(unknown) > 1 else ""
+            raise PassError(
+                f"{self.spec.name}: node {node!r} has the operator {operator}, which ONNX Runtime does not have{more}; "
+                "replace it, or set use_ort_extensions in the input model where a library brings it"
+            )
+
     def _check_loads(self, path: Path, size: int, model: Model, context: PassContext) -> None:
         """Raise PassError when ONNX Runtime can't load the graph, where it is for the CPU of this machine."""
-        accelerator = context.accelerator
-        if accelerator.device != "cpu" or accelerator.execution_provider not in (None, "CPUExecutionProvider"):
-            return
-        if size > _LOADED or model.attributes.get("use_ort_extensions"):
+        if size > _LOADED or not _for_this_cpu(model, context):
             return
         import onnxruntime as ort
 
@@ -112,6 +123,12 @@ class GraphPass(Pass):
             ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise PassError(f"{self.spec.name} made a graph that ONNX Runtime can't load: {error}") from error
+
+
+def _for_this_cpu(model: Model, context: PassContext) -> bool:
+    accelerator = context.accelerator
+    here = accelerator.device == "cpu" and accelerator.execution_provider in (None, "CPUExecutionProvider")
+    return here and not model.attributes.get("use_ort_extensions")
 
 
 def check_node_names(pass_name: str, proto: Any, field: str, names: Any) -> None:

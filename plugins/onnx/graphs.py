@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +20,10 @@ __all__ = [
     "graph_paths",
     "load_graph",
     "name_axes",
+    "name_nodes",
     "save_graph",
     "scrub_graph",
+    "unknown_operators",
 ]
 
 _LARGEST = 2**31 - 2**20
@@ -28,10 +32,13 @@ _WEIGHTS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".data", ".onnx_data
 
 
 def graph_paths(model: Model) -> list[Path]:
-    """Return the graphs of a staged model: one of `onnx`, those that genai_config.json names of `genai`.
+    """Return the graphs of a staged model: one of `onnx`, those that genai_config.json names of `genai`, the
+    components of `composite`.
 
     Raises PassError when it is not clear which they are.
     """
+    if model.kind == "composite":
+        return [model.folder / str(component["file"]) for component in model.attributes["components"]]
     if model.kind != "genai":
         return [graph_path(model)]
     data = json.loads((model.folder / "genai_config.json").read_text(encoding="utf-8"))
@@ -73,6 +80,25 @@ def external_files(path: Path) -> list[Path]:
     return [path.parent / name for name in sorted(names)]
 
 
+def unknown_operators(proto: Any) -> list[tuple[str, str]]:
+    """Return (operator, node) for nodes that the installed ONNX Runtime has no operator for."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+    known = {(schema.domain, schema.name) for schema in get_all_operator_schema()}
+    # Such nodes belong to a provider that brings its own.
+    known |= {("com.microsoft", "EPContext")}
+    own = {(function.domain, function.name) for function in proto.functions}
+    found = []
+    stack = [proto.graph]
+    while stack:
+        for node in stack.pop().node:
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            if (domain, node.op_type) not in known and (node.domain, node.op_type) not in own:
+                found.append((f"{domain}:{node.op_type}" if domain else node.op_type, node.name or node.output[0]))
+            stack.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
+    return found
+
+
 def load_graph(model: Model) -> Any:
     """Return the onnx.ModelProto of a staged model, its weights in memory."""
     import onnx
@@ -100,6 +126,26 @@ def scrub_graph(proto: Any) -> None:
                     value.doc_string = ""
                     if hasattr(value, "metadata_props"):
                         del value.metadata_props[:]
+
+
+def name_nodes(proto: Any) -> None:
+    """Name the nodes of an export after their modules: /model/layers.0/mlp/up_proj/MatMul.
+
+    Builders do so of themselves; passes choose nodes and find cuts by these names. The older exporter puts the name of
+    the module that wraps the model before them, which goes.
+    """
+    taken: dict[str, int] = {}
+    for node in proto.graph.node:
+        node.name = node.name.replace("/inner/", "/", 1) if node.name.startswith("/inner/") else node.name
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), None)
+        path = ast.literal_eval(scopes) if scopes else []
+        if len(path) < 2:
+            continue
+        # A list is called by its place in it: layers.0 is one part of the name.
+        module = re.sub(r"\.(?!\d+(?:\.|$))", "/", path[-2].removeprefix("inner."))
+        name = f"/{module}/{node.op_type}" if module else f"/{node.op_type}"
+        count = taken[name] = taken.get(name, -1) + 1
+        node.name = f"{name}_{count}" if count else name
 
 
 def name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:

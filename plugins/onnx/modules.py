@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
-from drupe.plugins.onnx.graphs import name_axes
+from drupe.plugins.onnx.graphs import name_axes, name_nodes
 
-__all__ = ["export_module"]
+__all__ = ["by_export", "by_tracing", "export_module", "exporter_failed"]
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,36 @@ def export_module(
     context.progress(0, 1, "exporting")
     try:
         if dynamo:
-            return _by_export(wrapped, tensors, outputs, axes, opset, optimize)
-        return _by_tracing(wrapped, tensors, outputs, axes, opset, optimize, context.output_dir.parent / "module.onnx")
+            return by_export(wrapped, tensors, outputs, axes, opset, optimize)
+        return by_tracing(wrapped, tensors, outputs, axes, opset, optimize, context.output_dir.parent / "module.onnx")
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        text = str(error).strip()
-        first = text.splitlines()[0] if text else type(error).__name__
-        other = "use_dynamo_exporter: false" if dynamo else "use_dynamo_exporter: true"
-        raise PassError(f"the exporter failed: {first}; try {other}, or another target_opset") from error
+        raise exporter_failed(error, dynamo=dynamo) from error
+
+
+def exporter_failed(error: BaseException, *, dynamo: bool) -> PassError:
+    """Return what an exporter's error means: the operator that it has no ONNX for and the place in the module.
+
+    torch.export tells both in the errors that its own stems from; the older exporter in its text and its graph.
+    """
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    texts = [str(link).strip() for link in chain]
+    operator = _first(r"(?:function found for <OpOverload\(op=|Exporting the operator )'([\w.:]+)'", texts)
+    node = _first(r"translating node %(\w+)", texts)
+    other = "use_dynamo_exporter: false" if dynamo else "use_dynamo_exporter: true"
+    if operator is not None:
+        where = f" (node {node})" if node else ""
+        return PassError(
+            f"the operator {operator}{where} has no counterpart in ONNX; replace it in the model, or try {other}, or "
+            "another target_opset"
+        )
+    first = texts[0].splitlines()[0] if texts[0] else type(error).__name__
+    return PassError(f"the exporter failed: {first}; try {other}, or another target_opset")
+
+
+def _first(pattern: str, texts: Sequence[str]) -> str | None:
+    return next((match[1] for text in texts if (match := re.search(pattern, text))), None)
 
 
 def _call(inputs: Any, told: Mapping[str, Any]) -> Call:
@@ -142,7 +166,7 @@ def _axes(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[int, 
     }
 
 
-def _by_export(
+def by_export(
     wrapped: Any,
     tensors: Mapping[str, Any],
     outputs: Sequence[str],
@@ -150,6 +174,7 @@ def _by_export(
     opset: int,
     optimize: bool,
 ) -> Any:
+    """Export a module that takes tensors by position, with torch.export; return the onnx.ModelProto."""
     import torch
 
     shapes = tuple(dict.fromkeys(axes.get(name, {}), torch.export.Dim.DYNAMIC) for name in tensors)
@@ -167,10 +192,11 @@ def _by_export(
     assert program is not None
     proto = program.model_proto
     name_axes(proto, axes)
+    name_nodes(proto)
     return proto
 
 
-def _by_tracing(
+def by_tracing(
     wrapped: Any,
     tensors: Mapping[str, Any],
     outputs: Sequence[str],
@@ -179,6 +205,7 @@ def _by_tracing(
     optimize: bool,
     target: Path,
 ) -> Any:
+    """Export a module that takes tensors by position, by tracing one call; return the onnx.ModelProto."""
     import onnx
     import torch
 
@@ -193,4 +220,6 @@ def _by_tracing(
         do_constant_folding=optimize,
         dynamo=False,
     )
-    return onnx.load(str(target))
+    traced = onnx.load(str(target))
+    name_nodes(traced)
+    return traced

@@ -1,4 +1,4 @@
-"""Registers the ONNX passes and the onnx runtime."""
+"""Registers the ONNX passes, composite models and their runtimes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drupe.core.hookspecs import hookimpl
-from drupe.core.specs import PassSpec, RuntimeSpec, Spec
+from drupe.core.specs import ModelKindSpec, PassSpec, RuntimeSpec, Spec
 from drupe.plugins.onnx.surgery.specs import SurgeonSpec
 
 _SURGEONS = {
@@ -44,6 +44,9 @@ _SURGEONS = {
     },
 }
 """Module of the surgery package → its surgeons and what they do."""
+
+
+_ALSO_COMPOSITE = frozenset({"onnx", "genai", "composite"})
 
 
 def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
@@ -106,11 +109,16 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
             key_packages=("onnx", "onnxscript", "onnx-ir", "onnxslim", "onnxoptimizer"),
         ),
-        _pass("OnnxFloatToFloat16", "float16", "Convert a float32 graph to float16"),
+        _pass("OnnxFloatToFloat16", "float16", "Convert a float32 graph to float16", accepts=_ALSO_COMPOSITE),
         _pass("OrtMixedPrecision", "float16", "Convert to float16 but for sensitive operators"),
         _pass("OnnxIODataTypeConverter", "io_types", "Give inputs and outputs other types"),
         _pass("DynamicToFixedShape", "shapes", "Fix the lengths of a graph's axes"),
-        _pass("OnnxOpVersionConversion", "opset", "Convert to another version of the operator set"),
+        _pass(
+            "OnnxOpVersionConversion",
+            "opset",
+            "Convert to another version of the operator set",
+            accepts=_ALSO_COMPOSITE,
+        ),
         _pass(
             "MatMulNBitsToQDQ",
             "nbits_to_qdq",
@@ -127,6 +135,13 @@ def drupe_passes() -> list[PassSpec]:
             # What is fastest is measured, and may differ from one run to the next.
             deterministic=False,
         ),
+        _pass(
+            "ExtractAdapters",
+            "extract_adapters",
+            "Take an adapter's weights out of a graph, so that one graph serves several",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "safetensors>=0.5"),
+            key_packages=("onnx", "onnxruntime", "safetensors"),
+        ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
         _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
         _pass("OnnxQuantization", "quantization", "Quantize weights and activations, statically or dynamically"),
@@ -137,11 +152,52 @@ def drupe_passes() -> list[PassSpec]:
         ),
         _pass("OnnxKQuantQuantization", "block_quantization", "Quantize weights in blocks by least squares (k-quant)"),
         _pass(
+            "CaptureSplitInfo",
+            "capture_split_info",
+            "Note which modules go into which piece, for SplitModel",
+            accepts=frozenset({"hf", "pytorch"}),
+            requires=("safetensors>=0.5",),
+            key_packages=(),
+            accelerator_matters=True,
+        ),
+        _pass(
+            "SplitModel",
+            "split_model",
+            "Cut a graph into pieces that run one after another",
+            produces="composite",
+        ),
+        _pass(
+            "ComposeOnnxModels",
+            "split_model",
+            "Make one graph of a composite's",
+            accepts=frozenset({"composite"}),
+            produces="onnx",
+        ),
+        _pass(
+            "OnnxBnb4Quantization",
+            "bnb4_quantization",
+            "Quantize weights to four bits, spaced as a normal distribution or as floats are",
+        ),
+        _pass(
             "OnnxHqqQuantization",
             "block_quantization",
             "Quantize weights in blocks by half-quadratic optimization",
             requires=("onnx>=1.17", "onnxruntime>=1.22", "torch>=2.7"),
             key_packages=("onnx", "onnxruntime", "torch"),
+        ),
+    ]
+
+
+@hookimpl
+def drupe_model_kinds() -> list[ModelKindSpec]:
+    """Contribute the kind of models that are several graphs."""
+    return [
+        ModelKindSpec(
+            name="composite",
+            target="drupe.plugins.onnx.composite:CompositeKind",
+            summary="Several ONNX graphs that run one after another.",
+            aliases=("CompositeModel",),
+            hard_links=False,
         ),
     ]
 
@@ -157,6 +213,16 @@ def drupe_runtimes() -> list[RuntimeSpec]:
             kinds=frozenset({"onnx"}),
             accelerators=frozenset({"cpu", "gpu", "npu"}),
             capabilities=frozenset({"forward", "score"}),
+            requires=("onnxruntime>=1.22",),
+            key_packages=("onnxruntime", "onnxruntime-gpu"),
+        ),
+        RuntimeSpec(
+            name="composite",
+            target="drupe.plugins.onnx.composite:CompositeRuntime",
+            summary="ONNX Runtime, graph after graph",
+            kinds=frozenset({"composite"}),
+            accelerators=frozenset({"cpu", "gpu", "npu"}),
+            capabilities=frozenset({"forward"}),
             requires=("onnxruntime>=1.22",),
             key_packages=("onnxruntime", "onnxruntime-gpu"),
         ),

@@ -12,7 +12,8 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import Result, Runtime, Session
-from drupe.plugins.onnx.graphs import graph_path
+from drupe.plugins.onnx.adapter_weights import read_weights
+from drupe.plugins.onnx.graphs import graph_path, unknown_operators
 
 __all__ = ["OnnxRuntime", "OnnxSession", "run_bound", "set_session_option"]
 
@@ -59,7 +60,7 @@ class OnnxRuntime(Runtime):
         """forward; score too where the model is a decoder with a tokenizer's inputs."""
         return ("forward", "score") if model.attributes.get("task") == "text-generation" else ("forward",)
 
-    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
+    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> OnnxSession:
         """See Runtime.open."""
         import onnxruntime as ort
 
@@ -85,14 +86,34 @@ class OnnxRuntime(Runtime):
         for name, value in full["session_config"].items():
             settings.add_session_config_entry(str(name), str(value))
         path = graph_path(model)
+        constants = _weights_beside(model, "constant_inputs")
+        outside = _weights_beside(model, "external_initializers")
+        if outside:
+            values = [ort.OrtValue.ortvalue_from_numpy(value) for value in outside.values()]
+            settings.add_external_initializers(list(outside), values)
         try:
             session = ort.InferenceSession(str(path), settings, providers=[(provider, dict(accelerator.options))])
         except Exception as error:
-            raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}") from error
+            import onnx
+
+            unknown = unknown_operators(onnx.load(str(path), load_external_data=False))
+            which = "".join(f"; node {node!r} has the operator {operator}" for operator, node in unknown[:1])
+            raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}{which}") from error
         bound = full["io_bind"]
         if bound is None:
             bound = bool((model.attributes.get("inference_settings") or {}).get("io_bind"))
-        return OnnxSession(session, model.folder, bound=bound)
+        return OnnxSession(session, model.folder, bound=bound, constants=constants)
+
+
+def _weights_beside(model: Model, attribute: str) -> dict[str, np.ndarray]:
+    """Return the tensors of the file that an attribute of the model names; {} where it names none."""
+    name = model.attributes.get(attribute)
+    if not name:
+        return {}
+    path = model.folder / str(name)
+    if not path.is_file():
+        raise EvaluationError(f"the model's {attribute} are in {name}, which is not in its folder")
+    return read_weights(path)
 
 
 def set_session_option(settings: Any, name: str, value: Any) -> None:
@@ -127,13 +148,21 @@ def run_bound(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]
 class OnnxSession(Session):
     """An inference session."""
 
-    def __init__(self, session: Any, folder: Path, *, bound: bool = False) -> None:
+    def __init__(
+        self, session: Any, folder: Path, *, bound: bool = False, constants: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self._session = session
+        self._constants = dict(constants or {})
         self._bound = bound
         self._folder = folder
-        self._inputs = {item.name: item for item in session.get_inputs()}
+        self._inputs = {item.name: item for item in session.get_inputs() if item.name not in self._constants}
         self._outputs = [item.name for item in session.get_outputs()]
         self._encoder: Any = None
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        """The graph's outputs in order."""
+        return tuple(self._outputs)
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
         """See Session.forward."""
@@ -145,6 +174,7 @@ class OnnxSession(Session):
         feeds = {
             name: np.ascontiguousarray(batch[name], dtype=_TYPES.get(item.type)) for name, item in self._inputs.items()
         }
+        feeds |= self._constants
         try:
             values = run_bound(self._session, feeds) if self._bound else self._session.run(None, feeds)
         except Exception as error:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from drupe.core.context import PassContext
 from drupe.plugins.quantization.layers import blocks_of
 
-__all__ = ["Blocks"]
+__all__ = ["Blocks", "Part"]
 
 Solve = Callable[[str, Any, Any], None]
 """Called with a layer's name, the layer and its inputs' second moments (columns, columns); it may change the layer."""
+SolveBlock = Callable[["Part"], None]
+"""Called with a block and what its layers are given; it may change the block."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A decoder's block, or its head. prefix: its name; layers: the wanted ones by name; moments: their inputs' second
+    moments; run: gives what the block adds to the first sequence's states."""
+
+    prefix: str
+    block: Any
+    layers: Mapping[str, Any]
+    moments: Mapping[str, Any]
+    run: Callable[[], Any]
 
 
 class Blocks:
@@ -26,25 +41,34 @@ class Blocks:
 
     def each_layer(self, wanted: Set[str], solve: Solve) -> None:
         """Call `solve` for each wanted layer in order; layers that it changes feed the blocks behind them."""
+
+        def each(part: Part) -> None:
+            for name, module in part.layers.items():
+                solve(name, module, part.moments[name])
+
+        self.each_block(wanted, each)
+
+    def each_block(self, wanted: Set[str], solve: SolveBlock) -> None:
+        """Call `solve` for each block in order, and for the head where it is wanted."""
         import torch
 
         with torch.inference_mode():
             states, arguments = self._first()
             for number, block in enumerate(self.blocks):
                 self.context.progress(number, len(self.blocks), f"block {number + 1} of {len(self.blocks)}")
-                names = {
-                    f"{self.prefix}.{number}.{name}": module
-                    for name, module in block.named_modules()
-                    if f"{self.prefix}.{number}.{name}" in wanted
+                prefix = f"{self.prefix}.{number}"
+                layers = {
+                    f"{prefix}.{name}": module for name, module in block.named_modules() if f"{prefix}.{name}" in wanted
                 }
-                moments = self._moments(names, partial(self._through, number, states, arguments))
-                for name, module in names.items():
-                    solve(name, module, moments.pop(name))
+                moments = self._moments(layers, partial(self._through, number, states, arguments))
+                solve(
+                    Part(prefix, block, layers, moments, partial(self._added, number, states[0], arguments[number][0]))
+                )
+                del moments
                 states = self._through(number, states, arguments)
             if "lm_head" in wanted:
                 head = {"lm_head": self.network.get_submodule("lm_head")}
-                moments = self._moments(head, self._whole)
-                solve("lm_head", head["lm_head"], moments["lm_head"])
+                solve(Part("lm_head", head["lm_head"], head, self._moments(head, self._whole), self._whole))
 
     def _first(self) -> tuple[list[Any], list[list[tuple[Any, Any]]]]:
         """Return the first block's inputs, and each block's further arguments, for each sequence.
@@ -79,9 +103,16 @@ class Blocks:
         outputs = []
         for state, (positional, named) in zip(states, arguments[number], strict=True):
             self.context.raise_if_cancelled()
-            out = self.blocks[number](state, *positional, **named)
-            outputs.append(out[0] if isinstance(out, tuple) else out)
+            outputs.append(self._one(number, state, (positional, named)))
         return outputs
+
+    def _added(self, number: int, state: Any, arguments: tuple[Any, Any]) -> Any:
+        return self._one(number, state, arguments) - state
+
+    def _one(self, number: int, state: Any, arguments: tuple[Any, Any]) -> Any:
+        positional, named = arguments
+        out = self.blocks[number](state, *positional, **named)
+        return out[0] if isinstance(out, tuple) else out
 
     def _whole(self) -> None:
         for ids in self.tokens:

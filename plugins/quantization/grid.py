@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["dequantize", "fit", "quantize"]
+__all__ = ["dequantize", "fit", "fit_to_inputs", "quantize"]
 
 _SHRINK = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.825, 0.8)
 """Shares of the full range that are tried: a smaller step for most weights may be worth cutting the largest."""
@@ -17,6 +17,15 @@ def fit(weights: Any, bits: int, symmetric: bool, *, search: bool = True) -> tup
     their zero in the middle, and the number of largest magnitude at the end that has one step more; so a scale may be
     negative. search: choose the range with the least squared error.
     """
+    return fit_to_inputs(weights, None, bits, symmetric, search=search)
+
+
+def fit_to_inputs(weights: Any, moments: Any, bits: int, symmetric: bool, *, search: bool = True) -> tuple[Any, Any]:
+    """Return what `fit` does, chosen by the error of the layer's outputs.
+
+    weights: (rows, groups, group). moments: the second moments (groups, group, group) of each group's inputs, or None
+    for inputs that are alike.
+    """
     import torch
 
     levels = (1 << bits) - 1
@@ -24,8 +33,9 @@ def fit(weights: Any, bits: int, symmetric: bool, *, search: bool = True) -> tup
     least: Any = None
     for share in _SHRINK if search else _SHRINK[:1]:
         for scale, zero in _candidates(weights, bits, symmetric, share):
-            rounded = dequantize(quantize(weights, scale, zero, bits), scale, zero)
-            error = (rounded - weights).square().sum(-1, keepdim=True)
+            change = dequantize(quantize(weights, scale, zero, bits), scale, zero) - weights
+            felt = change if moments is None else torch.einsum("rgi,gij->rgj", change, moments)
+            error = (felt * change).sum(-1, keepdim=True)
             if best is None:
                 best, least = (scale, zero), error
             else:

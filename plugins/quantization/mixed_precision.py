@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +14,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.plugins.huggingface.files import weight_names
 
 __all__ = ["SelectiveMixedPrecision", "SelectiveMixedPrecisionConfig"]
 
@@ -99,7 +98,7 @@ class SelectiveMixedPrecision(Pass):
 
 def _by_place(pass_name: str, folder: Path, algorithm: str) -> set[str]:
     """Return the head, and those projections of the first and last blocks and of every third between that matter."""
-    found = [match for name in _weight_names(folder) if (match := _LAYER.match(name))]
+    found = [match for name in weight_names(folder) if (match := _LAYER.match(name))]
     if not found:
         raise PassError(f"{pass_name}: the model has no numbered blocks (model.layers.0…), so no layer can be chosen")
     count = 1 + max(int(match[2]) for match in found)
@@ -114,11 +113,3 @@ def _by_place(pass_name: str, folder: Path, algorithm: str) -> set[str]:
         if match[3].split(".")[-1] in wanted and matters(int(match[2]))
     }
     return {"lm_head", *layers}
-
-
-def _weight_names(folder: Path) -> Iterator[str]:
-    """The names in the headers of a folder's safetensors files; their layout is public and light to read."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as handle:
-            header: Mapping[str, Any] = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        yield from (name for name in header if name != "__metadata__")

@@ -29,7 +29,14 @@ def drupe_passes() -> list[PassSpec]:
             requires=("auto-round>=0.16", "safetensors>=0.5", "torch>=2.7", "transformers>=5"),
             key_packages=("auto-round", "safetensors", "torch", "transformers"),
         ),
+        _pass(
+            "AutoAWQQuantizer",
+            "awq",
+            "Quantize a decoder's weights after scaling up the columns that see large inputs",
+            aliases=("Awq",),
+        ),
         _pass("Gptq", "gptq", "Quantize a decoder's weights so that its layers' outputs change least"),
+        _pass("QuaRot", "quarot", "Rotate a decoder's states so that no channel has outliers"),
         _pass("Rtn", "rtn", "Quantize a decoder's weights by rounding to nearest"),
         _pass(
             "SelectiveMixedPrecision", "mixed_precision", "Choose the layers that the next quantizer gives more bits"

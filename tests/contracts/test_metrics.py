@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,31 @@ class TestLatency(MetricContract):
     @pytest.fixture
     def config_values(self) -> dict[str, Any]:
         return {"warmup_num": 1, "repeat_test_num": 5}
+
+
+class TestEmbeddingSimilarity(MetricContract):
+    name = "embedding_similarity"
+
+    @pytest.fixture
+    def session(self) -> Session:
+        return Classifier()
+
+    @pytest.fixture
+    def samples(self) -> Sequence[Sample]:
+        reference = {"logits": np.array([0.5, 1.0])}
+        return [replace(sample, extras={"reference": reference}) for sample in classified()]
+
+
+class TestWordErrors(MetricContract):
+    name = "wer"
+
+    @pytest.fixture
+    def session(self) -> Session:
+        return Letters()
+
+    @pytest.fixture
+    def samples(self) -> Sequence[Sample]:
+        return [Sample(f"s{i}", {"prompt": f"say {i}"}, target=f"say {i % 2}", content_key=f"k{i}") for i in range(4)]
 
 
 class TestSizeOnDisk(MetricContract):

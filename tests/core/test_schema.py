@@ -146,7 +146,10 @@ def test_the_examples_are_valid(validator: jsonschema.Draft202012Validator) -> N
     files = [*EXAMPLES.rglob("drupe.yaml"), *EXAMPLES.rglob("workflow*.json")]
     assert files
     for path in files:
-        assert [e.message for e in validator.iter_errors(yaml.safe_load(path.read_text()))] == [], path
+        document = yaml.safe_load(path.read_text())
+        # What has an engine is of an older form, which is read and has no schema.
+        if "engine" not in document:
+            assert [e.message for e in validator.iter_errors(document)] == [], path
 
 
 def test_it_tells_editors_what_a_parameter_means(registry: Registry) -> None:

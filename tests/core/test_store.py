@@ -19,6 +19,7 @@ from drupe.core.digests import file_digest
 from drupe.core.errors import Interrupted, StoreError
 from drupe.core.model import Model
 from drupe.core.store import Store
+from drupe.core.store.files import stamp
 
 KEY = "a" * 64
 OTHER = "b" * 64
@@ -388,3 +389,12 @@ def test_what_is_published_is_what_is_staged_and_exported(
     for place in ("staged", "exported"):
         assert {p.name: p.read_bytes() for p in (folder / place).iterdir()} == files
     assert all(file_digest(store.blob_path(d)) == d for d in model.files.values())
+
+
+def test_a_file_that_is_about_to_be_published_is_not_swept(store: Store, tmp_path: Path) -> None:
+    """A collection may come between the stamp that a blob has, the first second of 2000, and its rename."""
+    waiting = store.root / "tmp" / "waiting"
+    waiting.write_text("about to be published")
+    stamp(waiting)
+    store.gc()
+    assert waiting.exists()

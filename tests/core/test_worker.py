@@ -291,21 +291,35 @@ def launched(launcher: str, job: Path, environment: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_under_torchrun_the_ranks_see_each_other(
-    stage: Callable[..., Path], environment: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_under_a_launcher_the_ranks_see_each_other(
+    launcher: str, stage: Callable[..., Path], environment: dict[str, str], tmp_path: Path
 ) -> None:
     job = stage("Rank")
-    result = launched("torchrun", job, environment, tmp_path)
+    result = launched(launcher, job, environment, tmp_path)
     assert result["status"] == "done", result["error"]
     assert (job / "outputs" / "text.txt").read_text() == "[0, 1]"
     assert (job / "ranks" / "1" / "result.json").exists()
 
 
-@pytest.mark.slow
-def test_under_accelerate_a_job_runs(stage: Callable[..., Path], environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "package"), [("torchrun", 0.0, "torch"), ("accelerate", 1.0, "accelerate")]
+)
+def test_a_launcher_that_is_not_installed_is_one_message(
+    launcher: str, gpus: float, package: str, stage: Callable[..., Path]
+) -> None:
+    from drupe.core.context import Resources
+    from drupe.core.hosts import JobOptions
+    from drupe.hosts.launch import worker_command
+    from drupe.hosts.oneshot import run_command
+
     job = stage("Say")
-    result = launched("accelerate", job, environment, tmp_path)
-    assert result["status"] == "done", result["error"]
+    options = JobOptions(Resources(gpus=gpus), launcher=launcher)
+    # An interpreter that sees nothing of what is installed for it.
+    command = worker_command([sys.executable, "-I", "-S"], job, options, processes=2)
+    with pytest.raises(HostError, match=f"pip install {package} there") as caught:
+        run_command(command, job, lambda event: None, lambda: False)
+    assert caught.value.retry is False
 
 
 def test_faults_travel_as_data() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drupe.core.workflow.clients import with_client
 from drupe.core.workflow.read import Examination
 from tests.core.workflow.plugins import base_document, faults
 
@@ -332,25 +333,33 @@ def test_the_file_itself_is_not_changed(look: Look) -> None:
     assert document == {"engine": {"host": {"type": "X"}}, "passes": {"p": {"type": "LoRA", "config": {"lora_r": 1}}}}
 
 
-def test_the_azure_client_and_its_references_are_missing_today(look: Look) -> None:
-    result = look(
-        base_document(
-            azureml_client={"workspace_name": "w"},
-            input_model={"type": "HfModel", "model_path": {"type": "azureml_registry_model", "config": {"name": "m"}}},
-            data_configs=[
-                {
-                    "name": "tone",
-                    "type": "HuggingfaceContainer",
-                    "load_dataset_config": {"data_files": {"type": "azureml_datastore", "config": {}}},
-                }
-            ],
-        )
-    )
-    assert faults(result) == []
-    assert [fault.path for fault in result.of_kind("missing")] == [
-        "data_configs.tone.load_dataset_config.data_files.type",
-        "input_model.model_path.type",
-    ]
+def test_references_get_the_azure_client_of_the_workflow() -> None:
+    client = {"subscription_id": "s", "resource_group": "g", "workspace_name": "w"}
+    own = {"subscription_id": "own"}
+    document = {
+        "azureml_client": client,
+        "input_model": {"model_path": {"type": "azureml_registry_model", "config": {"name": "m"}}},
+        "data_configs": [
+            {"load_dataset_config": {"data_files": {"type": "azureml_datastore", "azureml_client": own}}},
+            {"load_dataset_config": {"data_files": "azureml://datastores/d/paths/p"}},
+            {"load_dataset_config": {"data_files": "https://somewhere/p"}},
+        ],
+        "systems": {"aml": {"type": "AzureML"}},
+    }
+    given = with_client(document)
+    model = {"type": "azureml_registry_model", "name": "m", "azureml_client": client}
+    assert given["input_model"]["model_path"] == model
+    files = [entry["load_dataset_config"]["data_files"] for entry in given["data_configs"]]
+    assert files[0] == {"type": "azureml_datastore", "azureml_client": own}
+    assert files[1] == {"type": "azureml_uri", "uri": "azureml://datastores/d/paths/p", "azureml_client": client}
+    assert files[2] == "https://somewhere/p" and given["systems"] == document["systems"]
+    assert document["input_model"] == {"model_path": {"type": "azureml_registry_model", "config": {"name": "m"}}}
+
+
+def test_a_source_that_nobody_has_is_told_with_its_place(look: Look) -> None:
+    files = {"load_dataset_config": {"data_files": {"type": "azureml_nothing"}}}
+    result = look(base_document(data_configs=[{"name": "tone", "type": "HuggingfaceContainer", **files}]))
+    assert any("data_files.type: no model source" in fault for fault in faults(result))
 
 
 def test_an_azure_client_alone_is_missing_its_host(look: Look) -> None:

@@ -336,3 +336,27 @@ def test_functions_of_a_script_need_consent_and_give_samples(load: Load, tmp_pat
     assert [(s.inputs["x"].tolist(), s.target) for s in batched] == [([0, 0], 0), ([1, 1], 1), ([2, 2], 2)]
     with pytest.raises(ConfigError, match="defines no other"):
         load({"user_script": "s.py", "load_dataset_config": {"type": "other"}}, allow=["user-scripts"])
+
+
+def test_items_of_a_function_may_be_batches_already(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(SCRIPT)
+    config = {"user_script": "s.py", "load_dataset_config": {"type": "my_pairs"}}
+    whole, _ = load({**config, "dataloader_config": {"type": "no_auto_batch_dataloader"}}, allow=["user-scripts"])
+    assert [s.extras for s in whole] == [{"whole_batch": True}] * 3
+    single, _ = load(config, allow=["user-scripts"])
+    assert [s.extras for s in single] == [{}] * 3
+
+
+def test_a_local_dataset_of_nothing_leaves_it_to_the_next_function(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("def made(items, data_num):\n    yield from [{'x': [[0.0]]}] * data_num\n")
+    config = {
+        "user_script": "s.py",
+        "load_dataset_config": {"type": "local_dataset"},
+        "dataloader_config": {"type": "made", "data_num": 3},
+    }
+    assert not checked(tmp_path, **config)
+    samples, _ = load(config, allow=["user-scripts"])
+    assert [s.inputs["x"].tolist() for s in samples] == [[0.0]] * 3
+    write_rows(tmp_path / "rows.jsonl", [{"text": "x"}])
+    rows, _ = load({"load_dataset_config": {"type": "local_dataset", "data_files": "rows.jsonl"}})
+    assert [s.inputs["text"] for s in rows] == ["x"]

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from drupe.core.errors import ConfigError
+from drupe.core.model import Model
 from drupe.plugins.data.dummy import DummyDataConfig
 from tests.plugins.data.conftest import Loaded
 
@@ -54,6 +55,44 @@ def test_tokens_are_below_the_models_vocabulary(load: Load) -> None:
     assert ids.shape == (2000,)
     assert 200 < ids.max() < 264
     assert (samples[0].inputs["attention_mask"] == 1).all()
+
+
+def graph(folder: Path, **config: Any) -> Model:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"")
+    told = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+    (folder / "config.json").write_text(json.dumps({**told, "vocab_size": 50, **config}))
+    return Model.from_dir("onnx", folder, {"task": "text-generation"})
+
+
+def test_a_prompt_and_a_next_token_have_what_graphs_with_keys_and_values_take(load: Load, tmp_path: Path) -> None:
+    model = graph(tmp_path / "graph")
+    (prompt, *_), _ = load(
+        {"load_dataset_config": {"seq_len": 5}}, type="TransformersPromptDummyDataContainer", model=model
+    )
+    assert prompt.inputs["input_ids"].shape == (5,) == prompt.inputs["attention_mask"].shape
+    assert prompt.inputs["position_ids"].tolist() == [0, 1, 2, 3, 4]
+    assert prompt.inputs["past_key_values.1.value"].shape == (2, 0, 8)
+    options = {"past_seq_len": 7, "use_fp16": True, "ort_past_key_name": "past_key_<id>"}
+    (token, *_), _ = load({"load_dataset_config": options}, type="TransformersTokenDummyDataContainer", model=model)
+    assert token.inputs["input_ids"].shape == (1,)
+    assert token.inputs["attention_mask"].shape == (8,)
+    assert token.inputs["position_ids"].tolist() == [7]
+    assert token.inputs["past_key_0"].shape == (2, 7, 8)
+    assert token.inputs["past_key_0"].dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("type_", "options", "message"),
+    [
+        ("Prompt", {"past_seq_len": 3}, "use TransformersTokenDummyDataContainer"),
+        ("Token", {"past_seq_len": 9, "max_seq_len": 9}, "pass max_seq_len 9"),
+        ("Token", {"ort_past_key_name": "past"}, "no <id>"),
+    ],
+)
+def test_token_options_that_do_not_go_together(type_: str, options: dict[str, Any], message: str, load: Load) -> None:
+    with pytest.raises(ValidationError, match=message):
+        load({"load_dataset_config": options}, type=f"Transformers{type_}DummyDataContainer")
 
 
 @pytest.fixture

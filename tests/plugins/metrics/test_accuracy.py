@@ -120,6 +120,23 @@ def test_positions_with_a_label_of_their_own_are_rows(tmp_path: Path) -> None:
     assert {key: row[0] for key, row in rows.items()} == {"s#0": 1.0, "s#1": 0.0}
 
 
+def test_a_short_sequence_is_judged_without_its_padding(tmp_path: Path) -> None:
+    rows = [[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]
+    samples = [
+        Sample("long", {"x": np.array(rows)}, np.array([1, 0, 0])),
+        Sample("short", {"x": np.array(rows[:2])}, np.array([1, 1])),
+    ]
+    session = ForwardSession(lambda batch: {"logits": batch["x"]})
+    found = run(session, samples, tmp_path, method="classify", batch_size=2)[2]
+    assert {key: row[0] for key, row in found.items()} == {
+        "long#0": 1,
+        "long#1": 1,
+        "long#2": 1,
+        "short#0": 1,
+        "short#1": 0,
+    }
+
+
 def test_one_number_is_the_chance_of_class_one(tmp_path: Path) -> None:
     samples = [Sample("a", {"x": np.array([0.4])}, 1), Sample("b", {"x": np.array([2.0])}, 1)]
     session = ForwardSession(lambda batch: {"y": batch["x"].astype(float)})

@@ -67,3 +67,12 @@ def test_a_sample_too_long_for_a_model_of_fixed_size_is_an_error(tmp_path: Path)
 def test_a_missing_input_is_named_with_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"no input 'pixels'.*input_ids, text"):
         made(tokens(1), tmp_path, {"pixels": (("b", 3), "float32")})
+
+
+def test_a_sample_that_is_a_whole_batch_is_fed_as_it_is(tmp_path: Path) -> None:
+    whole = {"whole_batch": True}
+    inputs = {"texts": np.zeros((10, 7), np.int64), "image": np.zeros((1, 3), np.float32)}
+    samples = [Sample(f"s{i}", inputs, i, extras=whole) for i in range(2)]
+    first, second = made(samples, tmp_path, {"texts": ((10, 7), "int64"), "image": ((1, 3), "float32")}, size=5)
+    assert (first.inputs["texts"].shape, first.inputs["image"].shape) == ((10, 7), (1, 3))
+    assert (second.ids, second.targets) == (("s1",), (1,))

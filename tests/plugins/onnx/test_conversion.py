@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -62,6 +63,9 @@ def test_an_encoder_gives_the_same_at_any_shape(tmp_path: Path, config: dict[str
     plain = session.run(["logits"], batch)[0]
     np.testing.assert_allclose(plain, outputs_of("hf", source, batch)["logits"], atol=1e-5)
     assert list(session.get_inputs()[0].shape) == ["batch", "sequence"]
+    names = [node.name for node in onnx.load(str(graph.folder / "model.onnx")).graph.node]
+    assert "/bert/encoder/layer.1/attention/self/query/MatMul" in names
+    assert len(set(names)) == len(names)
 
 
 def test_a_decoder_scores_as_its_source_does(tmp_path: Path) -> None:
@@ -89,7 +93,6 @@ def test_weights_can_lie_beside_the_graph(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attributes", "config", "message"),
     [
-        ({"adapter": "adapter"}, {}, "MergeAdapterWeights"),
         ({"quantization": "gptq"}, {}, "quantized"),
         ({}, {"target_opset": 17, "use_dynamo_exporter": True}, "use_dynamo_exporter: false"),
     ],

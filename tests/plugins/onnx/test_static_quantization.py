@@ -102,6 +102,14 @@ def test_images_go_through_convolutions(tmp_path: Path) -> None:
     assert cosine(answers(result, {"image": images})[0], answers(source, {"image": images})[0]) > 0.98
 
 
+def test_a_sample_that_is_a_whole_batch_calibrates_as_it_is(tmp_path: Path) -> None:
+    source = mlp(tmp_path / "model")
+    one_by_one = quantize("OnnxStaticQuantization", source, tmp_path / "a")
+    whole = [Sample("all", {"x": ROWS}, extras={"whole_batch": True})]
+    at_once = quantize("OnnxStaticQuantization", source, tmp_path / "b", whole)
+    assert at_once.digest == one_by_one.digest
+
+
 def test_token_data_are_completed_and_padded(tmp_path: Path) -> None:
     source = run_pass("OnnxConversion", tiny_encoder(tmp_path / "m"), tmp_path / "a", use_dynamo_exporter=False)
     data = [Sample(f"t{n}", {"input_ids": RANDOM.integers(5, 90, n)}) for n in (4, 9, 6)]

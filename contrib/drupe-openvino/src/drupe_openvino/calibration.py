@@ -35,5 +35,5 @@ def model_inputs(graph: Any, sample: Sample) -> Mapping[str, np.ndarray]:
             raise ConfigError(
                 f"sample {sample.id} has no input {name!r}, which the model takes; it has: {', '.join(sample.inputs)}"
             )
-        inputs[name] = np.asarray(value)[None]
+        inputs[name] = np.asarray(value) if sample.extras.get("whole_batch") else np.asarray(value)[None]
     return inputs

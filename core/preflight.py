@@ -1,0 +1,139 @@
+"""Looks at the systems of a workflow before work starts: what can't work is told in seconds, and not after hours.
+
+A system is asked whether jobs can run there, whether it has the devices that it is a target for, and whether what the
+passes and metrics need is installed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.engine import Engine
+from drupe.core.errors import DrupeError, Fault, HostError
+from drupe.core.hosts import HostDescription
+from drupe.core.registry import Registered
+from drupe.core.specs import MetricSpec
+from drupe.core.workflow.findings import join
+
+__all__ = ["check_systems", "system_faults"]
+
+_LAUNCHERS = {"torchrun": ("torch",), "accelerate": ("accelerate", "torch")}
+"""What a pass's launcher is part of."""
+
+
+def check_systems(engine: Engine) -> None:
+    """Check every system that the workflow uses, at the same time. Raises HostError with all that was found."""
+    names = _used(engine)
+    for name in names:
+        engine.host(name)
+    with ThreadPoolExecutor(max(1, len(names))) as pool:
+        faults = [fault for found in pool.map(lambda name: system_faults(engine, name), names) for fault in found]
+    if len(faults) == 1:
+        raise HostError(str(faults[0]), retry=False)
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise HostError(f"{len(faults)} things keep the systems from their work\n{lines}", retry=False)
+
+
+def system_faults(engine: Engine, name: str) -> list[Fault]:
+    """Return what keeps a system from its part in the workflow, each with its path in the file."""
+    where = join("systems", name)
+    try:
+        host = engine.host(name)
+        faults = [_below(where, fault) for fault in host.check()]
+        if faults:
+            return faults
+        description = host.describe()
+    except DrupeError as error:
+        return [Fault(where, str(error), kind="needs")]
+    if name in engine.workflow.targets and _measuring(engine):
+        faults += _device_faults(where, description, engine.workflow.systems[name].accelerators)
+    return faults + [Fault(where, *told, kind="needs") for told in _unmet(description, _needed(engine, name))]
+
+
+def _used(engine: Engine) -> list[str]:
+    workflow = engine.workflow
+    hosts = [alternative.host for entry in workflow.passes.values() for alternative in entry.alternatives]
+    targets = workflow.targets if workflow.evaluator else ()
+    return list(dict.fromkeys([workflow.host, *(host for host in hosts if host), *targets]))
+
+
+def _below(where: str, fault: Fault) -> Fault:
+    path = join(where, fault.path) if fault.path else where
+    return Fault(path, fault.found, fault.expected, fault.hint, fault.kind)
+
+
+def _measuring(engine: Engine) -> bool:
+    """Whether models are opened on the target: only then must its devices be there."""
+    return any(cast(MetricSpec, entry.spec).needs is not None for entry in _metrics(engine))
+
+
+def _metrics(engine: Engine) -> list[Registered]:
+    evaluator = engine.workflow.evaluators.get(engine.workflow.evaluator or "")
+    found = [engine.registry.find("drupe_metrics", metric.type) for metric in (evaluator.metrics if evaluator else ())]
+    return [entry for entry in found if entry is not None]
+
+
+def _device_faults(where: str, description: HostDescription, accelerators: Sequence[Accelerator]) -> list[Fault]:
+    """Return the devices that a target is to have and does not. What an NPU's driver shows only its plugin knows."""
+    faults = []
+    for index, accelerator in enumerate(accelerators):
+        count = sum(1 for device in description.devices if device.get("device") == accelerator.device)
+        path = join(where, f"accelerators.{index}")
+        if accelerator.device in ("cpu", "npu"):
+            continue
+        if not count:
+            hint = "measure on a system that has one, or leave the evaluator out"
+            faults.append(Fault(join(path, "device"), f"no {accelerator.device} is found there", "", hint, "needs"))
+            continue
+        number = accelerator.options.get("provider_options", {}).get("device_id")
+        if number is not None and str(number).isdigit() and int(number) >= count:
+            numbers = "only 0" if count == 1 else f"0 to {count - 1}"
+            found = f"device_id {number}; there are the {accelerator.device}s {numbers}"
+            faults.append(Fault(join(path, "execution_providers"), found, kind="needs"))
+    return faults
+
+
+def _needed(engine: Engine, name: str) -> Iterable[Registered]:
+    """What of the plugins the jobs on a system use."""
+    workflow, registry = engine.workflow, engine.registry
+    for entry in workflow.passes.values():
+        for alternative in entry.alternatives:
+            if (alternative.host or workflow.host) == name:
+                found = registry.find("drupe_passes", alternative.type)
+                if found is not None:
+                    yield found
+    if name in workflow.targets:
+        yield from _metrics(engine)
+
+
+def _unmet(description: HostDescription, needed: Iterable[Registered]) -> list[tuple[str, str, str]]:
+    """Return (found, expected, hint) of each distribution that is not there in the version that is needed."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    if not description.versions:
+        return []
+    found: dict[str, tuple[str, str, str]] = {}
+    for entry in needed:
+        name, plugin = entry.spec.name, entry.plugin
+        if plugin.distribution.lower() not in ("drupe", "?"):
+            there = description.versions.get(plugin.distribution)
+            if there != plugin.version:
+                wanted = f"{plugin.distribution} {plugin.version}"
+                hint = "install the same version there"
+                found[wanted] = (f"{name} is of {wanted}; there is {there or 'none'}", "", hint)
+        launcher = _LAUNCHERS.get(getattr(entry.spec, "launcher", None) or "", ())
+        for text in (*entry.spec.requires, *launcher):
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:
+                continue
+            if requirement.marker is not None and not requirement.marker.evaluate():
+                continue
+            there = description.versions.get(requirement.name.lower().replace("_", "-"))
+            if there is None or not requirement.specifier.contains(there, prereleases=True):
+                found[text] = (f"{name} needs {text}; there is {there or 'none'}", "", f"pip install '{text}' there")
+    return list(found.values())

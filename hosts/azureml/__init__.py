@@ -1,0 +1,1 @@
+"""Azure Machine Learning: a host, and sources of models and data."""

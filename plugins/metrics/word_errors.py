@@ -1,0 +1,144 @@
+"""Word error rate: how many words must be changed, put in or taken out to make a model's text the expected one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.metrics import Metric, Rows, SubType
+from drupe.core.model import Model
+from drupe.core.runtimes import GenerateOptions, Session
+from drupe.plugins.metrics import answers
+from drupe.plugins.metrics.batches import batches
+from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.outputs import tensors
+from drupe.plugins.metrics.scripts import script_function
+
+__all__ = ["WordErrors", "WordErrorsConfig", "edits"]
+
+
+class WordErrorsConfig(DataMetricConfig):
+    """How texts are got and compared."""
+
+    method: Literal["auto", "generate", "forward"] = Field(
+        "auto",
+        description="generate: the text after the sample's prompt; forward: what post_processing_func makes of the "
+        "outputs, a text per sample. auto: forward where there is a post_processing_func.",
+    )
+    max_new_tokens: int = Field(128, ge=1, description="Longest generated text.")
+    stop: list[str] | None = Field(None, description="Where a generated text ends; default: at the line's end.")
+    ignore_case: bool = Field(True, description="Compare without case.")
+    ignore_punctuation: bool = Field(True, description="Compare without punctuation.")
+
+
+class WordErrors(Metric):
+    """Rows: (word errors, words expected, character errors, characters expected).
+
+    Errors are the fewest substitutions, insertions and deletions (Levenshtein 1966). wer and cer are the errors of all
+    samples by the words or characters of all expected texts, so long texts weigh more; either may exceed 1.
+    """
+
+    Config = WordErrorsConfig
+    version = 1
+    sub_types: ClassVar[Mapping[str, SubType]] = {
+        "wer": SubType("", "lower"),
+        "cer": SubType("", "lower"),
+    }
+    default_sub_type = "wer"
+
+    def needs(self, config: WordErrorsConfig) -> Sequence[str]:
+        """See Metric.needs."""
+        return ("forward",) if self._forward(config) else ("generate",)
+
+    def measure(
+        self,
+        model: Model,
+        session: Session | None,
+        samples: Sequence[Sample],
+        config: WordErrorsConfig,
+        context: JobContext,
+    ) -> Rows:
+        """See Metric.measure."""
+        assert session is not None
+        note_settings(config, context)
+        if self._forward(config):
+            pairs = self._read(session, samples, config, context)
+        else:
+            pairs = self._generated(session, samples, config, context)
+        rows = {}
+        for key, (said, wanted) in pairs.items():
+            ours, theirs = (self._plain(text, config) for text in (said, wanted))
+            if not theirs:
+                raise EvaluationError(f"the expected text of sample {key} has no words")
+            rows[key] = (
+                float(edits(ours.split(), theirs.split())),
+                float(len(theirs.split())),
+                float(edits(ours, theirs)),
+                float(len(theirs)),
+            )
+        return rows
+
+    def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: WordErrorsConfig) -> float:
+        """See Metric.aggregate."""
+        first = 0 if sub_type == "wer" else 2
+        return math.fsum(row[first] for row in rows) / math.fsum(row[first + 1] for row in rows)
+
+    def _forward(self, config: WordErrorsConfig) -> bool:
+        return config.method == "forward" or (config.method == "auto" and config.post_processing_func is not None)
+
+    def _plain(self, text: str, config: WordErrorsConfig) -> str:
+        return answers.normalised(text, ignore_case=config.ignore_case, ignore_punctuation=config.ignore_punctuation)
+
+    def _generated(
+        self, session: Session, samples: Sequence[Sample], config: WordErrorsConfig, context: JobContext
+    ) -> Mapping[str, tuple[str, str]]:
+        if not samples:
+            raise EvaluationError("the metric has no data; name a data config as its data_config")
+        stop = tuple(config.stop) if config.stop is not None else answers.stops_of(samples)
+        options = GenerateOptions(max_new_tokens=config.max_new_tokens, stop=stop, seed=context.seed)
+        given = answers.generated_answers(session, samples, options, context)
+        return {sample.id: (given[sample.id], _expected(sample.target, sample.id)) for sample in samples}
+
+    def _read(
+        self, session: Session, samples: Sequence[Sample], config: WordErrorsConfig, context: JobContext
+    ) -> Mapping[str, tuple[str, str]]:
+        function = script_function(config, "post_processing_func", context)
+        if function is None:
+            raise EvaluationError("wer of a forward call needs a post_processing_func that makes texts of the outputs")
+        own = config.func_kwargs.get("post_processing_func", {})
+        found = {}
+        for batch in batches(session, samples, config, context):
+            outputs = tensors(session.forward(batch.inputs).outputs)
+            first: Any = next(iter(outputs.values())) if len(outputs) == 1 else outputs
+            texts = list(function(first, **own))
+            if len(texts) < len(batch.ids) or not all(isinstance(text, str) for text in texts):
+                raise EvaluationError(
+                    f"{config.post_processing_func} must return a text for each of the {len(batch.ids)} samples of a "
+                    f"batch, not {texts!r}"
+                )
+            for key, text, target in zip(batch.ids, texts, batch.targets, strict=False):
+                found[key] = (text, _expected(target, key))
+        return found
+
+
+def edits(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """Return the fewest substitutions, insertions and deletions that turn one sequence into the other."""
+    before = list(range(len(theirs) + 1))
+    for number, item in enumerate(ours, 1):
+        row = [number]
+        for position, other in enumerate(theirs):
+            row.append(min(before[position] + (item != other), before[position + 1] + 1, row[-1] + 1))
+        before = row
+    return before[-1]
+
+
+def _expected(target: Any, key: str) -> str:
+    if target is None:
+        raise EvaluationError(f"sample {key} has no target; its data config must name the expected text")
+    return str(target)

@@ -1,0 +1,1 @@
+"""A small Azure on loopback, and the tests of what talks to it."""
