@@ -114,9 +114,35 @@ def searchable(
     """Declare a config field with its default, the range it is worth searching over, and its doc.
 
     when: {"other_field": [values]} — the field matters only where the other field has one of the values.
-    field: further arguments for pydantic's Field (ge, le, alias, …).
+    field: further arguments for pydantic's Field (ge, le, alias, …). Raises TypeError or ValueError for a range that
+    holds nothing, and for what is no range.
     """
+    _check_range(over)
     return Field(default, description=doc, json_schema_extra={"drupe_search": _range_json(over, when)}, **field)
+
+
+def _check_range(over: Any) -> None:
+    match over:
+        case IntRange(low, high, log, step) | FloatRange(low, high, log, step):
+            kinds = (int,) if isinstance(over, IntRange) else (int, float)
+            for value in (low, high, *([] if step is None else [step])):
+                if not isinstance(value, kinds) or isinstance(value, bool):
+                    raise TypeError(f"searchable: {over} holds {value!r}; expected numbers of its kind")
+            if low > high:
+                raise ValueError(f"searchable: {over} starts above its end; expected low at most high")
+            if log and low <= 0:
+                raise ValueError(f"searchable: {over} is logarithmic; expected low above 0")
+            if step is not None and step <= 0:
+                raise ValueError(f"searchable: {over} has no step forward; expected a step above 0")
+            if log and step not in (None, 1):
+                raise ValueError(f"searchable: {over} has log spacing and a step; expected one of the two")
+        case Choice(values) | Ordered(values):
+            if not values:
+                raise ValueError(
+                    f"searchable: {type(over).__name__}() lists nothing; expected the values to choose from"
+                )
+        case _:
+            raise TypeError(f"searchable: the range is {over!r}; expected IntRange, FloatRange, Choice or Ordered")
 
 
 def search_range(config: type[BaseModel], name: str) -> Range | None:

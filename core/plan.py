@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.digests import canonical_json
@@ -72,7 +73,7 @@ class Plan:
             alternative = self.workflow.passes[name].alternatives[index]
             values = replaced(alternative.config, self.map.values(name, index, point))
             config = self._config(alternative, values)
-            dumped = config.model_dump(mode="json")
+            dumped = self._dumped(alternative, config)
             host = alternative.host or self.workflow.host
             found.append((StepPlan(name, alternative.type, dumped, host, alternative.where), config))
         return found
@@ -124,6 +125,21 @@ class Plan:
             except ValidationError as error:
                 raise ConfigError(faults=_faults_of(error, alternative.where)) from error
         return cast(BaseModel, self._configs[key])
+
+    def _dumped(self, alternative: PassAlternative, config: BaseModel) -> dict[str, Any]:
+        try:
+            return config.model_dump(mode="json")
+        except PydanticSerializationError as error:
+            entry = self.registry.get("drupe_passes", alternative.type)
+            raise ConfigError(
+                faults=[
+                    Fault(
+                        alternative.where,
+                        f"a parameter of {entry.spec.name} of {entry.plugin} can't be written as JSON: {error}",
+                        "parameters, defaults as well, that are JSON: the config travels to hosts",
+                    )
+                ]
+            ) from error
 
     def _input(self) -> ModelInfo:
         if self._start is None:

@@ -44,6 +44,7 @@ def check_plugin(registry: Registry, plugin: Plugin, *, run: bool = True) -> Ite
     for warning in record["warnings"]:
         yield Finding("FAIL", str(plugin), "is light to discover", warning)
     entries = [entry for entry in fresh.entries if _same(entry.plugin, plugin)]
+    broken = []
     for entry in entries:
         what = f"{entry.hook.removeprefix('drupe_')} {entry.spec.name}"
         try:
@@ -51,14 +52,22 @@ def check_plugin(registry: Registry, plugin: Plugin, *, run: bool = True) -> Ite
             fresh.find(entry.hook, entry.spec.name)
         except PluginError as error:
             yield Finding("FAIL", what, "can be loaded", str(error))
+            broken.append(entry)
         else:
             yield Finding("ok", what, "can be loaded", entry.spec.target)
+    if not entries and not record["observers"]:
+        what = f"{plugin.module} has no function that is marked with @hookimpl and named like a hook (drupe_passes, …)"
+        yield Finding("FAIL", str(plugin), "contributes something", what)
+        return
     if importlib.util.find_spec("pytest") is None:
         yield Finding("not checked", str(plugin), "the contracts", "pytest is not installed; pip install 'drupe[test]'")
         return
     from drupe.core.testing.check import run_contracts
 
-    yield from run_contracts(fresh, entries, run=run)
+    # What can't be loaded would fail every case with the same words.
+    loadable = [entry for entry in entries if entry not in broken]
+    if loadable:
+        yield from run_contracts(fresh, loadable, run=run)
 
 
 def _same(one: Plugin, other: Plugin) -> bool:

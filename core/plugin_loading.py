@@ -144,6 +144,8 @@ class PluginLoader:
     def _check_marks(self, module: Any) -> None:
         for name in dir(module):
             function = inspect.getattr_static(module, name, None)
+            if _has_spec(self.manager, name) and not callable(function):
+                raise _Problem(f"{name} is a {type(function).__name__}; expected a function, marked with @hookimpl")
             if not inspect.isfunction(function) or hasattr(function, "drupe_spec"):
                 continue
             if _has_spec(self.manager, name) and not hasattr(function, "drupe_impl"):

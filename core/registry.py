@@ -366,6 +366,11 @@ def _base_fault(hook: str, found: Any) -> str | None:
     # A target that never imported the base class's module can't derive from it.
     base = getattr(sys.modules.get(module), name, None)
     if isinstance(found, type) and base is not None and issubclass(found, base):
+        config = getattr(found, "Config", None)
+        if config is not None and not hasattr(config, "model_fields"):
+            return (
+                "has a Config that is no config; derive it from drupe.PassConfig, or from the base that fits its kind"
+            )
         return None
     return f"is no subclass of drupe.{name}"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from drupe.core.context import JobContext
 from drupe.core.digests import file_digest
 from drupe.core.errors import ConfigError
 
-__all__ = ["user_function"]
+__all__ = ["call_with_known", "script_function", "user_function"]
 
 
 def user_function(script: str | Path, name: str, context: JobContext, *, folder: str | None = None) -> Any:
     """Return what `name` is in a script.
 
-    script, folder: relative to the workflow's folder; `folder` is searched for what the script imports, after the
+    script, folder: relative to the workflow's folder; `folder` is searched for what the script imports, before the
     script's own. Raises ConfigError without consent, when the file or the name does not exist, or when the script can't
     be imported.
     """
@@ -34,6 +35,33 @@ def user_function(script: str | Path, name: str, context: JobContext, *, folder:
     if found is None:
         raise ConfigError(f"user_script: {path} defines no {name}")
     return found
+
+
+def script_function(config: Any, field: str, context: JobContext) -> Callable[..., Any] | None:
+    """Return the function that `field` of a config names, or None where it names none.
+
+    config: has user_script and script_dir beside the field. Raises ConfigError without consent, or when the file or the
+    function in it does not exist.
+    """
+    name = getattr(config, field)
+    if name is None or config.user_script is None:
+        return None
+    function = user_function(config.user_script, name, context, folder=config.script_dir)
+    if not callable(function):
+        raise ConfigError(f"{field}: {name} of {config.user_script} is no function")
+    return function  # type: ignore[no-any-return]
+
+
+def call_with_known(function: Callable[..., Any], offered: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+    """Call a user's function with those of `offered` that its signature names, and with all of `own`.
+
+    own wins; a key of `own` that the signature lacks is the user's error and raises TypeError.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    names = {p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    known = {key: value for key, value in offered.items() if takes_any or key in names}
+    return function(**{**known, **own})
 
 
 def _load(path: Path, search: list[str]) -> Any:

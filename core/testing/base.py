@@ -86,13 +86,26 @@ class ConfigContract(Contract):
         with pytest.raises(ValidationError, match="no_such_parameter"):
             type(config).model_validate({**config_values, "no_such_parameter": 1})
 
+    def test_every_default_is_valid(self, config_class: type[BaseModel]) -> None:
+        """A workflow that leaves a parameter out is not to be told that it is wrong."""
+        try:
+            config_class.model_validate({})
+        except ValidationError as error:
+            own = {name for name, info in config_class.model_fields.items() if not info.is_required()}
+            wrong = [f"{e['loc'][0]}: {e['msg']}" for e in error.errors() if e["loc"] and e["loc"][0] in own]
+            assert not wrong, f"these defaults are refused by their own fields: {'; '.join(wrong)}"
+
     def test_the_config_survives_json(self, config: BaseModel) -> None:
         """It travels to the host as JSON, and means the same there."""
         assert type(config).model_validate_json(config.model_dump_json()) == config
 
     def test_search_ranges_fit_their_fields(self, config: BaseModel, config_values: dict[str, Any]) -> None:
         """Every listed value and both ends of a declared range are valid for the field."""
-        for name in type(config).model_fields:
+        for name, info in type(config).model_fields.items():
+            extra = info.json_schema_extra
+            when: Any = extra.get("drupe_search", {}) if isinstance(extra, dict) else {}
+            strange = sorted(set(when.get("when", {})) - set(type(config).model_fields))
+            assert not strange, f"{name} is searched where {', '.join(strange)} has some value, which is no parameter"
             for value in _ends(search_range(type(config), name)):
                 try:
                     type(config).model_validate({**config_values, name: value})

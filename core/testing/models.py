@@ -93,6 +93,7 @@ def tiny_encoder(folder: Path, *, labels: int = 2, seed: int = 0) -> Model:
         sep_token="[SEP]",
         mask_token="[MASK]",
         model_max_length=128,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary),

@@ -10,8 +10,8 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import Session
+from drupe.core.user_scripts import call_with_known, script_function
 from drupe.plugins.metrics.config import DataMetricConfig
-from drupe.plugins.metrics.scripts import call_with_known, script_function
 
 if TYPE_CHECKING:
     import numpy as np

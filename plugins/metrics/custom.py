@@ -15,10 +15,10 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
+from drupe.core.user_scripts import call_with_known, script_function
 from drupe.plugins.metrics.batches import array, batches, call_arguments
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
 from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
-from drupe.plugins.metrics.scripts import call_with_known, script_function
 
 if TYPE_CHECKING:
     pass

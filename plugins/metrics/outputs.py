@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import EvaluationError
+from drupe.core.user_scripts import script_function
 from drupe.plugins.metrics.batches import array
 from drupe.plugins.metrics.config import DataMetricConfig
-from drupe.plugins.metrics.scripts import script_function
 
 if TYPE_CHECKING:
     import numpy as np

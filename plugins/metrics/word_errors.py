@@ -14,11 +14,11 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
+from drupe.core.user_scripts import script_function
 from drupe.plugins.metrics import answers
 from drupe.plugins.metrics.batches import batches
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
 from drupe.plugins.metrics.outputs import tensors
-from drupe.plugins.metrics.scripts import script_function
 
 __all__ = ["WordErrors", "WordErrorsConfig", "edits"]
 

@@ -66,6 +66,7 @@ _EXPORTS = {
     "SubType": "drupe.core.metrics",
     "hookimpl": "drupe.core.hookspecs",
     "searchable": "drupe.core.config",
+    "user_function": "drupe.core.user_scripts",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -137,3 +138,4 @@ if TYPE_CHECKING:
     from drupe.core.specs import PassSpec as PassSpec
     from drupe.core.specs import RuntimeSpec as RuntimeSpec
     from drupe.core.specs import StudySpec as StudySpec
+    from drupe.core.user_scripts import user_function as user_function

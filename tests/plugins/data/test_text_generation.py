@@ -29,7 +29,7 @@ ASKING = {"prompt_template": "Q: {q}\nA:", "answer_template": " {a}"}
 
 def ids_of(text: str) -> list[int]:
     """What the byte tokenizer gives: the symbols of bytes in sorted order."""
-    from tests.conftest import byte_tokenizer
+    from drupe.testing import byte_tokenizer
 
     return list(byte_tokenizer()(text)["input_ids"])
 

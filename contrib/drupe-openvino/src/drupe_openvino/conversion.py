@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from drupe import Accelerator, ConfigError, FileRef, Model, ModelInfo, Pass, PassConfig, PassContext
+from drupe import Accelerator, ConfigError, FileRef, Model, ModelInfo, Pass, PassConfig, PassContext, user_function
 from pydantic import Field, model_validator
 
 from drupe_openvino.ir import WEIGHT_SUFFIXES, replaced, save_ir, single_file
@@ -126,22 +123,7 @@ def _example(model: Model, loaded: Any) -> Any:
 def _user_example(config: ConversionConfig, context: PassContext) -> Any:
     if config.example_input_func is None or config.user_script is None:
         return None
-    context.require_consent("user-scripts", f"running {config.example_input_func} of {config.user_script}")
-    folder = context.workflow_dir or Path()
-    path = folder / config.user_script
-    spec = importlib.util.spec_from_file_location("drupe_openvino_user_script", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"user_script: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    sys.path[:0] = [str(path.parent), *([str(folder / config.script_dir)] if config.script_dir else [])]
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path[:] = before
-    function = getattr(module, config.example_input_func, None)
-    if function is None:
-        raise ConfigError(f"example_input_func: {path} defines no {config.example_input_func}")
+    function = user_function(config.user_script, config.example_input_func, context, folder=config.script_dir)
     return function()
 
 
