@@ -41,9 +41,13 @@ class GraphPassConfig(PassConfig):
 
 
 class GraphPass(Pass):
-    """Subclasses implement `rewrite`, and `outcome` where the result has other attributes."""
+    """Subclasses implement `rewrite`, and `outcome` where the result has other attributes.
+
+    replaces_operators: the input may hold operators that ONNX Runtime lacks, since the pass may take them out.
+    """
 
     Config: ClassVar[type[PassConfig]] = GraphPassConfig
+    replaces_operators: ClassVar[bool] = False
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Check how the graph is to be written; say what the result is like."""
@@ -99,7 +103,7 @@ class GraphPass(Pass):
 
     def _check_operators(self, proto: Any, model: Model, context: PassContext) -> None:
         """Raise PassError, before the work, for operators that ONNX Runtime lacks."""
-        if not _for_this_cpu(model, context):
+        if self.replaces_operators or not _for_this_cpu(model, context):
             return
         if unknown := unknown_operators(proto):
             operator, node = unknown[0]

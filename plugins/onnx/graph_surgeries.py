@@ -61,6 +61,7 @@ class GraphSurgeries(GraphPass):
     """Applies surgeons to the graph. The places that each changed are counted; one that found none is told."""
 
     Config: ClassVar[type[PassConfig]] = GraphSurgeriesConfig
+    replaces_operators: ClassVar[bool] = True
     version = 1
 
     def fingerprint(self, context: PassContext) -> str:

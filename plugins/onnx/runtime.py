@@ -95,8 +95,12 @@ class OnnxRuntime(Runtime):
             session = ort.InferenceSession(str(path), settings, providers=[(provider, dict(accelerator.options))])
         except Exception as error:
             import onnx
+            from google.protobuf.message import DecodeError
 
-            unknown = unknown_operators(onnx.load(str(path), load_external_data=False))
+            try:
+                unknown = unknown_operators(onnx.load(str(path), load_external_data=False))
+            except (OSError, DecodeError):
+                unknown = []
             which = "".join(f"; node {node!r} has the operator {operator}" for operator, node in unknown[:1])
             raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}{which}") from error
         bound = full["io_bind"]

@@ -188,7 +188,6 @@ def test_read_workflow_raises_with_all_of_them(read: Callable[..., Workflow]) ->
         ({"passes": {"q": {"type": "insertbeamsearch"}}}, "passes.q.type", "not yet"),
         ({"systems": {"here": {"type": "IsolatedORT"}}}, "systems.here.type", "not yet"),
         ({"evaluators": {"judge": {"type": "LMEvaluator", "tasks": ["a"]}}}, "evaluators.judge.type", "not yet"),
-        ({"data_configs": [{"name": "tone", "type": "ImageDataContainer"}]}, "data_configs.tone.type", "not yet"),
         ({"input_model": {"type": "OpenVINOModel", "model_path": "x"}}, "input_model.type", "contrib: drupe-openvino"),
     ],
 )
