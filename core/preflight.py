@@ -7,7 +7,6 @@ passes and metrics need is installed there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 from drupe.core.accelerators import Accelerator
@@ -25,12 +24,10 @@ _LAUNCHERS = {"torchrun": ("torch",), "accelerate": ("accelerate", "torch")}
 
 
 def check_systems(engine: Engine) -> None:
-    """Check every system that the workflow uses, at the same time. Raises HostError with all that was found."""
+    """Check every system that the workflow uses. Raises HostError with all that was found."""
     names = _used(engine)
-    for name in names:
-        engine.host(name)
-    with ThreadPoolExecutor(max(1, len(names))) as pool:
-        faults = [fault for found in pool.map(lambda name: system_faults(engine, name), names) for fault in found]
+    # One after the other, in this thread: what a library starts (a Ray cluster) may end with the thread that started it.
+    faults = [fault for name in names for fault in system_faults(engine, name)]
     if len(faults) == 1:
         raise HostError(str(faults[0]), retry=False)
     if faults:

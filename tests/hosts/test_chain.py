@@ -74,9 +74,14 @@ def document(model: Path, system: dict[str, Any], folder: Path) -> dict[str, Any
 
 def chain(model: Path, system: dict[str, Any], folder: Path, **env: str) -> dict[str, Any]:
     """Run the chain on a system and return the digest of each step's model, and the measured accuracy."""
+    return run(document(model, system, folder), folder, **env)
+
+
+def run(workflow: dict[str, Any], folder: Path, **env: str) -> dict[str, Any]:
+    """Run a workflow of that chain; see `chain`."""
     folder.mkdir()
     (folder / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _ROWS))
-    (folder / "workflow.json").write_text(json.dumps(document(model, system, folder)))
+    (folder / "workflow.json").write_text(json.dumps(workflow))
     done = subprocess.run(
         [sys.executable, "-m", "drupe.core.cli", "run", "workflow.json"],
         cwd=folder,
@@ -87,7 +92,7 @@ def chain(model: Path, system: dict[str, Any], folder: Path, **env: str) -> dict
     )
     assert done.returncode == 0, done.stdout + done.stderr
     manifest = json.loads((folder / "out" / "drupe.json").read_text())
-    (candidate,) = manifest["targets"]["there"]["candidates"]
+    (candidate,) = next(iter(manifest["targets"].values()))["candidates"]
     found = {step["pass"]: step["model"] for step in candidate["chain"]}
     assert all(found.values()) and len(found) == 3
     return {**found, "accuracy": candidate["measurements"]["accuracy-accuracy_score"]["value"]}
@@ -161,6 +166,54 @@ def test_docker(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path, 
             "environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         }
         assert chain(tiny_llama_dir, system, tmp_path / "run") == expected
+
+
+def test_each_step_on_the_host_that_the_workflow_names(
+    expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """Tuned on a Ray cluster, merged and built here, measured over SSH: the same models, each made where it is told."""
+    pytest.importorskip("ray")
+    _needs("sshd")
+    from drupe.core.store import Store
+
+    (tmp_path / "token").write_text("t" * 64)
+    folder = tmp_path / "run"
+    workflow = document(tiny_llama_dir, {"type": "LocalSystem"}, folder)
+    same = {"threads": 1, "resources": {"cpus": 1}}
+    with sshd(tmp_path / "sshd") as server:
+        path = {"environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
+        workflow["systems"] = {
+            "cluster": {"type": "Ray", "folder": str(tmp_path / "on the cluster"), **same},
+            "here": {"type": "LocalSystem", **same},
+            "board": {"type": "SSH", **server.reach(tmp_path / "on the board"), **path, **same},
+        }
+        workflow |= {"host": "here", "target": "board"}
+        workflow["passes"]["tune"]["host"] = "cluster"
+        assert run(workflow, folder, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token")) == expected
+    hosts = {record["name"]: record["host"] for record in Store(folder / "cache").records()}
+    assert hosts == {
+        "input model": "here",
+        "tune": "cluster",
+        "merge": "here",
+        "build": "here",
+        "accuracy": "board",
+    }
+    # The board got the built model and nothing of the ones before it; the cluster never saw the built one.
+    blobs = {record["name"]: set(record["model"]["files"].values()) for record in Store(folder / "cache").records()
+             if record["model"]}  # fmt: skip
+    board, cluster = (set(Store(tmp_path / f"on the {name}").sizes()) for name in ("board", "cluster"))
+    assert blobs["build"] <= board and not board & (blobs["tune"] - blobs["build"])
+    assert blobs["tune"] <= cluster and not cluster & (blobs["build"] - blobs["tune"])
+
+
+def test_two_processes_tune_under_torchrun(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
+    """Each takes half of every step's rows: as many are seen, so that another adapter comes out, which works."""
+    folder = tmp_path / "run"
+    workflow = document(tiny_llama_dir, {"type": "LocalSystem", "launcher_processes": 2}, folder)
+    workflow["passes"]["tune"]["training_args"]["per_device_train_batch_size"] = 2
+    assert run(workflow, folder).keys() == expected.keys()
+    (target,) = json.loads((folder / "out" / "drupe.json").read_text())["targets"].values()
+    assert target["candidates"][0]["chain"][0]["report"]["tuning"]["processes"] == 2
 
 
 def _needs(*programs: str) -> None:
