@@ -26,7 +26,7 @@ _LAUNCHERS = {"torchrun": ("torch",), "accelerate": ("accelerate", "torch")}
 def check_systems(engine: Engine) -> None:
     """Check every system that the workflow uses. Raises HostError with all that was found."""
     names = _used(engine)
-    # One after the other, in this thread: what a library starts (a Ray cluster) may end with the thread that started it.
+    # One after the other, in this thread: what a library starts (a Ray cluster) may end with the thread that did.
     faults = [fault for name in names for fault in system_faults(engine, name)]
     if len(faults) == 1:
         raise HostError(str(faults[0]), retry=False)
