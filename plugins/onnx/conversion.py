@@ -126,6 +126,10 @@ class OnnxConversion(Pass):
             loaded = loaded.get_base_model()
         inputs, axes = _example(model, loaded)
         constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
+        if str(model.attributes.get("task")).endswith("-with-past"):
+            told_so = "the graph has no past keys and values: it takes the whole text at each call"
+            context.log.warning("%s: %s; ModelBuilder makes a decoder that keeps them", self.spec.name, told_so)
+            context.report["past"] = told_so
         told = model.attributes.get("io_config")
         outputs = _outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
         context.progress(0, 1, "exporting")

@@ -159,23 +159,31 @@ def quantize_statically(
     # The quantizer knows types only where shape inference reached; inside fused operators all is float32.
     options.setdefault("DefaultTensorType", onnx.TensorProto.FLOAT)
     work = scratch / "quantized.onnx"
-    quantize_static(
-        proto,
-        str(work),
-        reader(batches, context),
-        quant_format=QuantFormat[config.quant_format],
-        op_types_to_quantize=sorted(config.op_types_to_quantize or _quantizable()),
-        per_channel=config.per_channel,
-        reduce_range=config.reduce_range,
-        activation_type=_quant_type(QuantType, config.activation_type),
-        weight_type=_quant_type(QuantType, config.precision),
-        nodes_to_quantize=config.nodes_to_quantize,
-        nodes_to_exclude=[*(config.nodes_to_exclude or ()), *excluded],
-        use_external_data_format=proto.ByteSize() > 2**30,
-        calibrate_method=CalibrationMethod[config.calibrate_method],
-        calibration_providers=config.calibration_providers,
-        extra_options=options,
-    )
+    try:
+        quantize_static(
+            proto,
+            str(work),
+            reader(batches, context),
+            quant_format=QuantFormat[config.quant_format],
+            op_types_to_quantize=sorted(config.op_types_to_quantize or _quantizable()),
+            per_channel=config.per_channel,
+            reduce_range=config.reduce_range,
+            activation_type=_quant_type(QuantType, config.activation_type),
+            weight_type=_quant_type(QuantType, config.precision),
+            nodes_to_quantize=config.nodes_to_quantize,
+            nodes_to_exclude=[*(config.nodes_to_exclude or ()), *excluded],
+            use_external_data_format=proto.ByteSize() > 2**30,
+            calibrate_method=CalibrationMethod[config.calibrate_method],
+            calibration_providers=config.calibration_providers,
+            extra_options=options,
+        )
+    except (AttributeError, KeyError, TypeError, AssertionError) as error:
+        # Faults of the library on graphs that it does not foresee, fused operators in QOperator format among them.
+        other = "try quant_format: QDQ, or " if config.quant_format == "QOperator" else ""
+        raise PassError(
+            f"{name}: onnxruntime's quantizer failed on this graph ({type(error).__name__}: {error}); {other}leave "
+            "operators out with op_types_to_exclude or nodes_to_exclude"
+        ) from error
     result = onnx.load(str(work))
     marks = ("QLinear", "QuantizeLinear", "Integer")
     count = sum(any(mark in node.op_type for mark in marks) for node in result.graph.node)

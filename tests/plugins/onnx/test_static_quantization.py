@@ -241,3 +241,18 @@ def test_minilm_with_16_bit_activations_stays_near(minilm_dir: Path, tmp_path: P
     ids = RANDOM.integers(1000, 9000, (2, 16))
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     assert cosine(answers(result, batch)[0], answers(graph, batch)[0]) > 0.95
+
+
+def test_a_fault_of_the_quantizer_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In QOperator format it fails on some fused graphs; what it says then names no cause."""
+    import onnxruntime.quantization
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'extend'")
+
+    monkeypatch.setattr(onnxruntime.quantization, "quantize_static", fails)
+    with pytest.raises(PassError, match=r"failed on this graph \(AttributeError: .*try quant_format: QDQ, or"):
+        quantize("OnnxStaticQuantization", mlp(tmp_path / "model"), tmp_path / "job", quant_format="QOperator")
+    with pytest.raises(PassError, match=r"extend'\); leave operators out") as told:
+        quantize("OnnxStaticQuantization", mlp(tmp_path / "other"), tmp_path / "again")
+    assert "QDQ" not in str(told.value)
