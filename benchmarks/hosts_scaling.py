@@ -96,9 +96,8 @@ class Pretended(Host):
         self._lock = threading.Lock()
 
     def describe(self):
-        from drupe import __version__
-
-        return HostDescription({"drupe": __version__}, [{"device": "cpu", "cores": 1}], self.config.nodes)
+        # No versions: nothing is installed there, and nothing is asked for.
+        return HostDescription({}, [{"device": "cpu", "cores": 1}], self.config.nodes)
 
     def run(self, job, options, events, cancelled):
         data = json.loads((job / "job.json").read_text())
