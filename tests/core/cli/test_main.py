@@ -181,7 +181,14 @@ def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path: Path) -> None:
     source = tmp_path / "site" / "failing" / "plugin.py"
     source.write_text("import time\nprint('loading', flush=True)\ntime.sleep(30)\n")
     command = [sys.executable, "-m", "drupe.core.cli", "passes"]
-    with subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE, text=True) as process:
+    # Started in the background of a script, the tests themselves, and so their children, would ignore the signal.
+    with subprocess.Popen(
+        command,
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "loading\n"
         time.sleep(0.1)

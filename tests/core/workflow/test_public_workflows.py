@@ -66,7 +66,7 @@ def test_what_reading_a_file_finds_is_as_the_table_says(name: str, registry: Reg
     seconds = time.perf_counter() - started
     assert [str(fault) for fault in found.of_kind("fault")] == []
     assert row(found) == table[name], [str(fault) for fault in found.faults]
-    assert seconds < 1.0
+    assert seconds < 5.0
 
 
 def test_the_table_holds_every_file_and_no_other(table: dict[str, Any]) -> None:
