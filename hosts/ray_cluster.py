@@ -108,7 +108,7 @@ class Ray(Host):
         options = with_config(options, self.config)
         resources = options.resources
         shape = self._shape(resources.cpus, resources.gpus, options.exclusive)
-        plain = options_to_json(options, self.config.environment, self.config.launcher_processes)
+        plain = options_to_json(options, self._environment(), self.config.launcher_processes)
         with self._slots.take(cancelled), self._actor(shape, cancelled) as actor:
             watch = Watch(job, cancelled, options.timeout)
             link = _ActorLink(self, actor)
@@ -201,12 +201,17 @@ class Ray(Host):
             return None
         return actor
 
+    def _environment(self) -> dict[str, str]:
+        """Return the system's variables less those that its runtime_env sets: what is closer to the cluster wins."""
+        closer = self.config.runtime_env.get("env_vars", {})
+        return {name: value for name, value in self.config.environment.items() if name not in closer}
+
     def _started(self, shape: Shape, cancelled: Callable[[], bool]) -> Any:
         ray = _ray()
         from drupe.hosts.ray_actor import RaySite
 
         cpus, gpus, _ = shape
-        env = dict(self.config.environment)
+        env = self._environment()
         runtime = dict(self.config.runtime_env)
         runtime["env_vars"] = {**env, **runtime.get("env_vars", {})}
         actor = (

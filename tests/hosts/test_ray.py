@@ -86,6 +86,14 @@ class TestRay(HostContract):
         assert not host.check()
         assert self.run(host, jobs.stage("ContractAppend"))["status"] == "done"
 
+    def test_a_runtime_env_reaches_the_job(self, reach: Any, site: Path, jobs: JobFolders) -> None:
+        """Beside the system's own variables; where both name one, Ray's wins."""
+        own = {"PYTHONPATH": str(site), "GIVEN": "by the system"}
+        host = reach(environment=own, runtime_env={"env_vars": {"GIVEN": "by the runtime_env"}})
+        job = jobs.stage("ContractEnvironment", {"variable": "GIVEN"})
+        assert self.run(host, job)["status"] == "done"
+        assert (job / "outputs" / "text.txt").read_text() == "by the runtime_env"
+
     def test_a_timed_job_has_a_node_to_itself(self, host: Host, jobs: JobFolders) -> None:
         """It asks for all cores of a node."""
         job = jobs.stage("ContractAppend")
