@@ -143,6 +143,10 @@ class Plan:
 
     def _input(self) -> ModelInfo:
         if self._start is None:
+            if not self.workflow.model_kind:
+                # Public files leave it open for tools that fill it in.
+                hint = "write a model's reference there, such as {type: HfModel, model_path: FOLDER}"
+                raise ConfigError(faults=[Fault("input_model", "a place holder", "a model", hint)])
             kind = self.registry.create("drupe_model_kinds", self.workflow.model_kind)
             values = {key: value for key, value in self.workflow.input_model.items() if key != "type"}
             try:

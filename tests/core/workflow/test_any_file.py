@@ -86,3 +86,12 @@ def test_a_damaged_file_is_told_and_never_crashes(tmp_path_factory: pytest.TempP
             build_plan(found.workflow, REGISTRY)
         except ConfigError as error:
             assert str(error)
+
+
+def test_a_model_that_is_left_open_is_told_when_chains_are_planned(tmp_path: Path) -> None:
+    path = tmp_path / "open.json"
+    path.write_text(json.dumps({"input_model": "<place_holder>", "passes": {"c": {"type": "OnnxConversion"}}}))
+    found = examine(path, REGISTRY)
+    assert found.workflow is not None
+    with pytest.raises(ConfigError, match="a place holder"):
+        build_plan(found.workflow, REGISTRY)
