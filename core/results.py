@@ -168,7 +168,7 @@ def _without_password(document: Mapping[str, Any]) -> dict[str, Any]:
     strategy = document.get("search_strategy")
     if not isinstance(strategy, Mapping) or not isinstance(strategy.get("storage"), str):
         return dict(document)
-    shown = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", strategy["storage"])
+    shown = re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", strategy["storage"])
     return {**document, "search_strategy": {**strategy, "storage": shown}}
 
 

@@ -326,8 +326,7 @@ class OptunaStudy:
         return [dict(trial.point) for trial in leading(self.finished(), self.objectives)[:count]]
 
     def warm_start(self, first: Sequence[Point]) -> int:
-        """Have a study without trials try these points first, those that fit its space. Returns how many it starts
-        from."""
+        """Have a study without trials try these points first, as far as they fit. Returns how many it starts from."""
         with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
             fitting = [dict(p) for p in first if self._encode(p) is not None]
             if fitting and not self._storage.get_n_trials(self._study_id):

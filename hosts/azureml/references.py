@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from drupe.core.config import PluginConfig
 from drupe.core.errors import ConfigError
@@ -21,41 +21,31 @@ class Reference(PluginConfig):
     azureml_client: ClientConfig | None = Field(None, description="The workspace; default: the workflow's.")
 
 
-class RegistryModel(Reference):
+class _NamedModel(Reference):
+    name: str
+    version: str | None = None
+    label: str | None = None
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _one_version(self) -> Self:
+        if bool(self.version) == bool(self.label):
+            raise ValueError("give version or label (such as latest)")
+        return self
+
+
+class RegistryModel(_NamedModel):
     """A model of a registry."""
 
-    name: str
     registry_name: str = "azureml"
-    version: str | None = None
-    label: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text(cls, data: Any) -> Any:
-        return _with_text_version(data)
-
-    @model_validator(mode="after")
-    def _one_version(self) -> RegistryModel:
-        _check_version(self.version, self.label)
-        return self
 
 
-class WorkspaceModel(Reference):
+class WorkspaceModel(_NamedModel):
     """A model of a workspace."""
-
-    name: str
-    version: str | None = None
-    label: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text(cls, data: Any) -> Any:
-        return _with_text_version(data)
-
-    @model_validator(mode="after")
-    def _one_version(self) -> WorkspaceModel:
-        _check_version(self.version, self.label)
-        return self
 
 
 class JobOutput(Reference):
@@ -135,14 +125,3 @@ def _validated(kind: type[Reference], values: Mapping[str, Any], what: str) -> R
             place = ".".join(str(part) for part in item["loc"])
             faults.append(f"{place}: {item['msg'].removeprefix('Value error, ')}" if place else item["msg"])
         raise ConfigError(f"{what}: {'; '.join(faults)}") from error
-
-
-def _with_text_version(data: Any) -> Any:
-    if isinstance(data, Mapping) and isinstance(data.get("version"), int):
-        return {**data, "version": str(data["version"])}
-    return data
-
-
-def _check_version(version: str | None, label: str | None) -> None:
-    if bool(version) == bool(label):
-        raise ValueError("give version or label (such as latest)")

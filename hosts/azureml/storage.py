@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from drupe.core.errors import HostError
 from drupe.hosts.azureml.client import Absent, Workspace
 
-__all__ = ["Container", "Item", "Share", "Store", "container_at", "open_datastore"]
+__all__ = ["Container", "Item", "Share", "Store", "open_datastore"]
 
 T = TypeVar("T")
 _BLOCK = 16 << 20
@@ -211,17 +211,6 @@ def open_datastore(workspace: Workspace, name: str | None = None) -> Store:
         f"the datastore {found.name} is of type {kind}; expected a blob container, Data Lake Gen2 or a file share",
         retry=False,
     )
-
-
-def container_at(workspace: Workspace, url: str, name: str) -> Container:
-    """Return the container behind an address that may carry its own signature. name: for messages."""
-
-    def blobs() -> Any:
-        from azure.storage.blob import ContainerClient
-
-        return ContainerClient.from_container_url(url, **_options(workspace))
-
-    return Container(workspace, name, _kept(workspace, blobs))
 
 
 def _kept(workspace: Workspace, make: Callable[[], Any]) -> Callable[[], Any]:

@@ -78,15 +78,7 @@ class _BlockQuantization(GraphPass):
     """Subclasses say how their scheme is configured."""
 
     scheme: ClassVar[str] = ""
-
-    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
-        """Refuse a graph that is quantized already."""
-        if info.attributes.get("quantization"):
-            raise ConfigError(
-                f"{self.spec.name} quantizes float graphs; this one is quantized already "
-                f"({info.attributes['quantization']})"
-            )
-        return super().plan(info, config, accelerator)
+    takes_quantized = False
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is quantized."""

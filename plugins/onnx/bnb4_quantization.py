@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, Ordered, PassConfig, searchable
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
-from drupe.core.model import Model, ModelInfo
+from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 
 __all__ = ["OnnxBnb4Quantization", "OnnxBnb4QuantizationConfig"]
@@ -41,16 +40,8 @@ class OnnxBnb4Quantization(GraphPass):
     """Quantizes the weights of MatMul."""
 
     Config: ClassVar[type[PassConfig]] = OnnxBnb4QuantizationConfig
+    takes_quantized = False
     version = 1
-
-    def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
-        """Refuse a graph that is quantized already."""
-        if info.attributes.get("quantization"):
-            raise ConfigError(
-                f"{self.spec.name} quantizes float graphs; this one is quantized already "
-                f"({info.attributes['quantization']})"
-            )
-        return super().plan(info, config, accelerator)
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is quantized."""

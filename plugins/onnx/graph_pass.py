@@ -44,13 +44,19 @@ class GraphPass(Pass):
     """Subclasses implement `rewrite`, and `outcome` where the result has other attributes.
 
     replaces_operators: the input may hold operators that ONNX Runtime lacks, since the pass may take them out.
+    takes_quantized: the input may be quantized already.
     """
 
     Config: ClassVar[type[PassConfig]] = GraphPassConfig
     replaces_operators: ClassVar[bool] = False
+    takes_quantized: ClassVar[bool] = True
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Check how the graph is to be written; say what the result is like."""
+        if not self.takes_quantized and (quantization := info.attributes.get("quantization")):
+            raise ConfigError(
+                f"{self.spec.name} quantizes float graphs; this one is quantized already ({quantization})"
+            )
         planned = super().plan(info, config, accelerator)
         if not config.all_tensors_to_one_file:
             raise ConfigError(f"{self.spec.name} writes weights to one file; leave all_tensors_to_one_file true")

@@ -194,7 +194,9 @@ class Session:
         # Measured times differ a little between processes; the plan must not.
         self.chain = self.team.same(self._chain(found))
         if self.team.sharded:
-            self.context.log.info("with fsdp a process that runs out of memory ends the job: there is no smaller plan")
+            self.notes.append("with fsdp a process that runs out of memory ends the job: there is no smaller plan")
+            if self.gpu:
+                self.notes.append("the forecast of time with fsdp is an upper bound, measured on one small pass")
         self._take(self.chain.pop(0))
         self._tell_forecast(costs, steps)
 
