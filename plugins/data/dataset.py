@@ -109,10 +109,7 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
                 found, label_names = image_rows(path)
                 part += found
                 continue
-            files = _data_files(path, config) if path.is_dir() else [path]
-            if not files:
-                return _saved_table(path, config)
-            for file in files:
+            for file in _data_files(path, config) if path.is_dir() else [path]:
                 part += read_file(file, _kind(config, file), field=config.field, delimiter=config.delimiter)
         rows += part[_bound(start, len(part), 0) : _bound(stop, len(part), len(part))]
     return Table(rows, label_names, ", ".join(origins))
@@ -223,14 +220,16 @@ def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -
 
 
 def _data_files(folder: Path, config: LoadDataset) -> list[Path]:
-    """Return the files of rows in a folder that was fetched; none where it is a data set that was saved whole."""
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return []
+    """Return the files of rows in a folder that was fetched. Raises ConfigError where there are none."""
     found = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith((".", "README"))]
     named = [path for path in found if format_of(path) is not None]
     # Files whose names tell no format are of the one that data_name tells.
     known = (config.data_name or "").lower() in _BUILDERS
-    return named or (found if known else [])
+    if not named and not (found and known):
+        raise ConfigError(
+            f"{folder} holds no file of rows; expected {', '.join(sorted(FORMATS))} files, a saved data set, or images"
+        )
+    return named or found
 
 
 def _bound(text: str | None, size: int, default: int) -> int:

@@ -25,7 +25,7 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 def image_splits(folder: Path) -> dict[str, Path]:
     """Return split → folder: sub-folders that are named like splits, else the whole as "train"; {} without images."""
-    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
+    if not has_images(folder):
         return {}
     named = {_SPLITS[path.name.lower()]: path for path in _folders(folder) if path.name.lower() in _SPLITS}
     return named or {"train": folder}
