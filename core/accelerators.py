@@ -16,12 +16,17 @@ __all__ = ["Accelerator", "AcceleratorDevice"]
 class Accelerator:
     """device: "cpu", "gpu", "npu" or a plugin's own. execution_provider: as ONNX Runtime names them, or None.
 
-    options: what the runtime is opened with (provider options, memory limit), part of measurement keys.
+    options: what the workflow says besides: "provider_options", "memory"; part of measurement keys.
     """
 
     device: str = "cpu"
     execution_provider: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def provider_options(self) -> dict[str, Any]:
+        """What the execution provider is opened with, by its own names."""
+        return dict(self.options.get("provider_options") or {})
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON data."""

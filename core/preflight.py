@@ -86,7 +86,7 @@ def _device_faults(where: str, description: HostDescription, accelerators: Seque
             hint = "measure on a system that has one, or leave the evaluator out"
             faults.append(Fault(join(path, "device"), f"no {accelerator.device} is found there", "", hint, "needs"))
             continue
-        number = accelerator.options.get("provider_options", {}).get("device_id")
+        number = accelerator.provider_options.get("device_id")
         if number is not None and str(number).isdigit() and int(number) >= count:
             numbers = "only 0" if count == 1 else f"0 to {count - 1}"
             found = f"device_id {number}; there are the {accelerator.device}s {numbers}"

@@ -47,7 +47,7 @@ class GenAIRuntime(Runtime):
             config.clear_providers()
             if provider is not None:
                 config.append_provider(provider)
-                for key, value in accelerator.options.items():
+                for key, value in accelerator.provider_options.items():
                     config.set_provider_option(provider, str(key), str(value))
             threads = options.get("threads")
             if threads:

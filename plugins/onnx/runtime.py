@@ -92,7 +92,7 @@ class OnnxRuntime(Runtime):
             values = [ort.OrtValue.ortvalue_from_numpy(value) for value in outside.values()]
             settings.add_external_initializers(list(outside), values)
         try:
-            session = ort.InferenceSession(str(path), settings, providers=[(provider, dict(accelerator.options))])
+            session = ort.InferenceSession(str(path), settings, providers=[(provider, accelerator.provider_options)])
         except Exception as error:
             import onnx
             from google.protobuf.message import DecodeError

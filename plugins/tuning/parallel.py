@@ -14,7 +14,7 @@ from drupe.core.context import JobContext
 from drupe.plugins.tuning.layers import decoder_layers
 from drupe.plugins.tuning.rows import Row
 
-__all__ = ["Alone", "Processes", "join", "shard"]
+__all__ = ["Alone", "Processes", "deal", "join", "shard"]
 
 
 class Alone:
@@ -68,10 +68,8 @@ class Processes(Alone):
         self._cancelled = False
 
     def share(self, rows: Sequence[Row]) -> list[Row]:
-        """Deal the rows out by length, back and forth, so that all get about the same number of tokens."""
-        order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
-        there = [*range(self.size), *reversed(range(self.size))]
-        return [rows[i] for place, i in enumerate(order) if there[place % len(there)] == self.rank]
+        """Return the rows of a step that are this process's; see `deal`."""
+        return deal(rows, self.rank, self.size)
 
     def any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether it is set in any process; takes up a cancellation as well."""
@@ -129,6 +127,13 @@ class Processes(Alone):
 
         self._asked = context.cancelled
         return replace(context, is_cancelled=lambda: self._cancelled)
+
+
+def deal(rows: Sequence[Row], rank: int, size: int) -> list[Row]:
+    """Return one of `size` shares of rows: dealt by length, back and forth, so that all have about as many tokens."""
+    order = sorted(range(len(rows)), key=lambda i: -rows[i].length)
+    there = [*range(size), *reversed(range(size))]
+    return [rows[i] for place, i in enumerate(order) if there[place % len(there)] == rank]
 
 
 def join(context: JobContext, *, cpu: bool, sharded: bool) -> tuple[Alone, Any]:

@@ -87,3 +87,20 @@ def test_a_batch_that_does_not_fit_the_graph_is_named(tmp_path: Path) -> None:
             session.forward({"x": np.ones((1, 8)), "y": np.ones(1)})
     with pytest.raises(ConfigError, match="unknown runtime option"):
         runtime.options(CPU, {"thread": 1})
+
+
+def test_the_provider_is_opened_with_its_own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the memory, nor with the mapping that holds the options in a workflow."""
+    asked: list[Any] = []
+    real = ort.InferenceSession
+
+    def noting(*arguments: Any, **named: Any) -> Any:
+        asked.extend(named["providers"])
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(ort, "InferenceSession", noting)
+    options = {"provider_options": {"device_id": "0"}, "memory": "4GB"}
+    accelerator = Accelerator("cpu", "CPUExecutionProvider", options)
+    runtime = get_registry().create("drupe_runtimes", "onnx")
+    runtime.open(tiny_onnx_mlp(tmp_path / "model"), accelerator, {}).close()
+    assert asked == [("CPUExecutionProvider", {"device_id": "0"})]

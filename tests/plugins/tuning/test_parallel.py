@@ -20,7 +20,7 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 from drupe.plugins.tuning.arguments import TrainingArgs
-from drupe.plugins.tuning.parallel import Alone, Processes
+from drupe.plugins.tuning.parallel import Alone, deal
 from drupe.plugins.tuning.rows import rows_of
 
 from .conftest import make_pass, run_pass, toy_samples
@@ -134,21 +134,10 @@ def base_weights(folder: Path) -> list[tuple[str, torch.Tensor]]:
     return [pair for path in folder.glob("*.safetensors") for pair in load_file(path).items()]
 
 
-def dealt(size: int) -> list[list[int]]:
-    """The lengths of the rows that each process gets."""
-    rows = rows_of(toy_samples(), None, "toy")[0]
-    shares = []
-    for rank in range(size):
-        processes = Processes.__new__(Processes)
-        processes.rank, processes.size = rank, size
-        shares.append([row.length for row in processes.share(rows)])
-    return shares
-
-
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_every_row_is_dealt_once_and_tokens_evenly(size: int) -> None:
-    shares = dealt(size)
     rows = rows_of(toy_samples(), None, "toy")[0]
+    shares = [[row.length for row in deal(rows, rank, size)] for rank in range(size)]
     assert sorted(length for share in shares for length in share) == sorted(row.length for row in rows)
     sums = [sum(share) for share in shares]
     assert max(sums) - min(sums) <= 2 * max(row.length for row in rows)
