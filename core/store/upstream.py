@@ -32,6 +32,8 @@ _WHOLE = ("memory", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss
 """Where a file appears whole or not at all; elsewhere it is written under another name and renamed."""
 _LEASE_SECONDS = 60.0
 _POLL_SECONDS = 0.5
+_creating = threading.Lock()
+"""fsspec looks whether a file is there and then writes it; between threads of one process this makes it one step."""
 _YOUNG_SECONDS = 24 * 3600
 """What nobody refers to may belong to a step whose record is about to be written."""
 
@@ -213,36 +215,56 @@ class Upstream:
         with self._errors(f"the lease of step {key[:12]} can't be taken"):
             if holder is None:
                 try:
-                    self._make_parent(self._lease(key))
-                    self._fs.pipe_file(self._lease(key), self._lease_data(), mode="create")
+                    self._create(self._lease(key), self._lease_data())
                 except FileExistsError:
                     return False
-                except (NotImplementedError, TypeError):
-                    self._fs.pipe_file(self._lease(key), self._lease_data())
             else:
-                self._fs.pipe_file(self._lease(key), self._lease_data())
+                self._write_lease(key)
                 # Two that take over the same one at once: the one that wrote last has it.
                 time.sleep(_POLL_SECONDS)
         return self._holder(key)[0] == self._owner
 
+    def _create(self, place: str, data: bytes) -> None:
+        """Write a file that is not there yet. Raises FileExistsError."""
+        self._make_parent(place)
+        if "file" in self._protocols:
+            # fsspec's own way would let two write into one file, which then holds neither's text.
+            with self._fs.open(place, "xb") as handle:
+                handle.write(data)
+            return
+        with _creating:
+            try:
+                self._fs.pipe_file(place, data, mode="create")
+            except (NotImplementedError, TypeError):
+                self._fs.pipe_file(place, data)
+
+    def _write_lease(self, key: str) -> None:
+        data = self._lease_data()
+        self._write(self._lease(key), lambda place: self._fs.pipe_file(place, data))
+
     def _renew(self, key: str, done: threading.Event) -> None:
         while not done.wait(self._lease_seconds / 3):
             try:
-                self._fs.pipe_file(self._lease(key), self._lease_data())
+                if self._holder(key)[0] not in (None, self._owner):
+                    _log.warning("the lease of step %s was taken over while it was held", key[:12])
+                    return
+                self._write_lease(key)
             except Exception as error:
                 _log.warning("the lease of step %s can't be renewed: %s", key[:12], error)
 
     def _holder(self, key: str) -> tuple[str | None, float]:
+        """Return who holds a lease, and until when; (None, 0) if nobody."""
         self._fs.invalidate_cache()
+        place = self._lease(key)
         with self._errors(f"the lease of step {key[:12]} can't be read"):
             try:
-                lease = json.loads(self._fs.cat_file(self._lease(key)))
+                lease = json.loads(self._fs.cat_file(place))
                 return str(lease["owner"]), float(lease["expires"])
             except FileNotFoundError:
                 return None, 0.0
             except (ValueError, KeyError, TypeError):
-                # Half written this very moment.
-                return "?", time.time() + 1
+                # Half written this very moment, or by a machine that died over it.
+                return "?", self._modified(place) + self._lease_seconds
 
     def _lease_data(self) -> bytes:
         return json.dumps({"owner": self._owner, "expires": time.time() + self._lease_seconds}).encode()

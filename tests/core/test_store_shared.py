@@ -127,6 +127,51 @@ def test_a_lease_is_renewed_while_it_is_held_and_taken_over_when_it_has_run_out(
         assert time.monotonic() - started > 0.4
 
 
+def test_a_lease_that_was_half_written_when_its_machine_died_is_taken_over(url: str) -> None:
+    upstream = Upstream(url, lease_seconds=1.0)
+    upstream._make_parent(upstream._lease(KEY))
+    upstream._fs.pipe_file(upstream._lease(KEY), b'{"owner": "gone", "expi')
+    with pytest.raises(Interrupted), upstream.lease(KEY, lambda: True):
+        pass
+    deadline = time.monotonic() + 30
+    with upstream.lease(KEY, lambda: time.monotonic() > deadline):
+        assert upstream.leased(KEY)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_two_that_take_a_lease_at_the_same_moment_do_not_both_have_it(tmp_path: Path, kind: str) -> None:
+    """Nor do both write into one file, which then belongs to neither and keeps everybody out."""
+    url = f"{kind}://{tmp_path}/shared" if kind == "file" else f"memory://{tmp_path.name}"
+    machines = [Upstream(url), Upstream(url)]
+    for turn in range(200):
+        start, taken = threading.Barrier(2), []
+
+        def take(
+            machine: Upstream, key: str = f"{turn:064}", start: threading.Barrier = start, taken: list[bool] = taken
+        ) -> None:
+            start.wait()
+            taken.append(machine._take(key))
+
+        threads = [threading.Thread(target=take, args=(machine,), daemon=True) for machine in machines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(taken) == [False, True], turn
+
+
+def test_who_lost_a_lease_does_not_take_it_back(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A machine that was asleep finds that another one took over: it finishes its own work and leaves theirs alone."""
+    upstream = Upstream(url, lease_seconds=0.6)
+    other = json.dumps({"owner": "other", "expires": time.time() + 60}).encode()
+    with upstream.lease(KEY):
+        upstream._fs.pipe_file(upstream._lease(KEY), other)
+        time.sleep(0.5)
+        assert upstream._fs.cat_file(upstream._lease(KEY)) == other
+    assert upstream._fs.cat_file(upstream._lease(KEY)) == other
+    assert "taken over" in caplog.text
+
+
 def test_a_lease_that_cant_be_given_back_fails_no_step(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream = Upstream(url)
     monkeypatch.setattr(upstream._fs, "rm_file", _refuses)
@@ -160,7 +205,8 @@ def test_two_machines_do_a_step_once(tmp_path: Path, url: str) -> None:
                     done.append(turn)
                     put(store, tmp_path / f"out-{number}-{turn}", key, text=str(turn))
 
-    threads = [threading.Thread(target=work, args=(n, store)) for n, store in enumerate(two(tmp_path, url))]
+    stores = two(tmp_path, url)
+    threads = [threading.Thread(target=work, args=(n, store), daemon=True) for n, store in enumerate(stores)]
     for thread in threads:
         thread.start()
     for thread in threads:
