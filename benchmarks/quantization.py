@@ -65,7 +65,7 @@ class Scheme:
 
 NO_FIT = {128: "groups of 128 do not divide the 576 columns of most layers"}
 ODD = {
-    64: "k-quants need an even number of blocks; 576 columns make 9",
+    64: "zero points need an even number of blocks; 576 columns make 9",
     128: "576 columns make 5 blocks, an odd number",
 }
 
@@ -90,7 +90,9 @@ def schemes(iters: int) -> dict[str, Scheme]:
     return {
         "builder default": Scheme([built(**block)]),
         "builder rtn": Scheme([built(algo_config="rtn", **block)]),
-        "builder rtn, offset": Scheme([built(algo_config="rtn", is_symmetric=False, **block)], offset=True),
+        "builder rtn, offset": Scheme(
+            [built(algo_config="rtn", is_symmetric=False, **block)], (32,), offset=True, why=ODD
+        ),
         "builder k_quant": Scheme([built(algo_config="k_quant", **block)], (32,), True, why=ODD),
         "builder k_quant_last": Scheme([built(algo_config="k_quant_last", **block)], (32,), True, why=ODD),
         "builder k_quant_mixed": Scheme([built(algo_config="k_quant_mixed", **block)], (32,), True, why=ODD),

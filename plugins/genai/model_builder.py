@@ -187,6 +187,7 @@ class ModelBuilder(Pass):
         from drupe.plugins.huggingface.scrub import scrub_folder
 
         provider = builder_name(context.accelerator)
+        _check_blocks(model.folder, config)
         options = _builder_options(config)
         if context.allow and "remote-code" in context.allow:
             options["hf_remote"] = "true"
@@ -265,6 +266,26 @@ def _check_combination(config: ModelBuilderConfig) -> None:
             raise ConfigError(
                 f"ModelBuilder: {', '.join(wrong)} has no effect at precision {config.precision}; "
                 "it is for int4 and int8"
+            )
+
+
+def _check_blocks(folder: Path, config: ModelBuilderConfig) -> None:
+    """Refuse rows with an odd number of blocks: two zero points share a byte, and rtn and k_quant lay them out by rows
+    (seen with onnxruntime 1.32)."""
+    offset = "k_quant" in (config.algo_config or "") or (config.algo_config == "rtn" and config.is_symmetric is False)
+    path = folder / "config.json"
+    if config.precision != "int4" or not offset or not path.is_file():
+        return
+    shape = json.loads(path.read_text(encoding="utf-8"))
+    shape = shape.get("text_config") or shape
+    block = config.block_size or 32
+    for name in ("hidden_size", "intermediate_size"):
+        columns = shape.get(name)
+        if isinstance(columns, int) and -(-columns // block) % 2:
+            raise ConfigError(
+                f"ModelBuilder: {config.algo_config} with zero points needs an even number of blocks in a row; "
+                f"{name} {columns} makes {-(-columns // block)} blocks of {block}; "
+                "take another block_size, is_symmetric: true with rtn, or the default algorithm"
             )
 
 

@@ -52,6 +52,17 @@ class TestGenAIRuntime(RuntimeContract):
         return build(small(tmp_path / "model"), tmp_path / "job", precision="fp32")
 
 
+@pytest.mark.parametrize(
+    "config", [{"algo_config": "k_quant"}, {"algo_config": "rtn", "is_symmetric": False}], ids=["k_quant", "rtn"]
+)
+def test_rows_that_zero_points_cant_be_packed_for_are_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    """The builder's quantizer ends in a reshape of its own otherwise."""
+    model = tiny_causal_lm(tmp_path / "model", hidden_size=192, intermediate_size=256, num_attention_heads=4)
+    with pytest.raises(ConfigError, match="hidden_size 192 makes 3 blocks of 64"):
+        build(model, tmp_path / "job", precision="int4", block_size=64, **config)
+    assert build(model, tmp_path / "even", precision="int4", block_size=32, **config).kind == "genai"
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_a_precision_that_does_not_run_there_is_refused(precision: str) -> None:
     with pytest.raises(ConfigError, match=f"{precision} model does not run on cpu.*fp32, int4, int8"):
