@@ -13,8 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from drupe.core.config_classes import ConfigClassError, own_fields, reserved_name
+
 __all__ = [
     "Choice",
+    "ConfigClassError",
     "DataRef",
     "FileRef",
     "FloatRange",
@@ -103,6 +106,25 @@ class PluginConfig(BaseModel):
         defer_build=True,
     )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises ConfigClassError for a field by the name of a method: before pydantic warns of it, and it is lost."""
+        super().__init_subclass__(**kwargs)
+        for name in own_fields(cls):
+            if hasattr(PluginConfig, name):
+                raise ConfigClassError(reserved_name(cls.__qualname__, name))
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises ConfigClassError for a default outside of the field's own search range."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            over = search_range(cls, name)
+            if over is not None and outside(field.default, over):
+                raise ConfigClassError(
+                    f"{cls.__qualname__}: the default {field.default!r} of the field {name!r} lies outside its own "
+                    f"search range {over}; take it into the range, or another default (None, where it means not set)"
+                )
+
 
 class PassConfig(PluginConfig):
     """Base of pass configs."""
@@ -115,7 +137,8 @@ def searchable(
 
     when: {"other_field": [values]} — the field matters only where the other field has one of the values.
     field: further arguments for pydantic's Field (ge, le, alias, …). Raises TypeError or ValueError for a range that
-    holds nothing, and for what is no range.
+    holds nothing, and for what is no range. A default outside the range is an error of the class that has the field,
+    unless it is None (not set) or a word beside numbers ("auto").
     """
     _check_range(over)
     return Field(default, description=doc, json_schema_extra={"drupe_search": _range_json(over, when)}, **field)
@@ -143,6 +166,23 @@ def _check_range(over: Any) -> None:
                 )
         case _:
             raise TypeError(f"searchable: the range is {over!r}; expected IntRange, FloatRange, Choice or Ordered")
+
+
+def outside(default: Any, over: Range) -> bool:
+    """Whether a default is of the kind that a range holds, and not in it."""
+    if default is None or (isinstance(default, bool) and isinstance(over, (IntRange, FloatRange))):
+        return False
+    match over:
+        case IntRange(low, high) | FloatRange(low, high):
+            return isinstance(default, (int, float)) and not low <= default <= high
+        case Choice(values) | Ordered(values):
+            kinds = {_kind(value) for value in values}
+            return _kind(default) in kinds and not any(_kind(v) == _kind(default) and v == default for v in values)
+
+
+def _kind(value: Any) -> type:
+    """The kind of a listed value: whole numbers and others are one, true and false are none."""
+    return float if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value)
 
 
 def search_range(config: type[BaseModel], name: str) -> Range | None:

@@ -8,11 +8,20 @@ import importlib
 import sys
 from typing import Any
 
+from drupe.core.config_classes import class_fault
+
 __all__ = ["PluginImportError", "import_guarded", "in_words", "shortened"]
 
 
 class PluginImportError(Exception):
-    """A module or an attribute of it could not be imported; the message says why in one line."""
+    """A module or an attribute of it could not be imported; the message says why in one line.
+
+    broken: it is the module's own text that is wrong, whatever is installed.
+    """
+
+    def __init__(self, message: str, *, broken: bool = False) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 def import_guarded(target: str) -> Any:
@@ -36,6 +45,9 @@ def import_guarded(target: str) -> Any:
                 f"importing {name} needs the module {error.name}, which is not installed"
             ) from error
         except BaseException as error:
+            fault = class_fault(error)
+            if fault is not None:
+                raise PluginImportError(" ".join(fault.split()), broken=True) from error
             raise PluginImportError(f"importing {name} raised {in_words(error)}") from error
         for part in attribute.split(".") if attribute else ():
             try:

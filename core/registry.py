@@ -234,6 +234,8 @@ class Registry:
             try:
                 found = import_guarded(entry.spec.target)
             except PluginImportError as error:
+                if error.broken:
+                    raise PluginError(f"the {_what(entry.hook)} {who} is broken: {error}") from error
                 raise PluginError(f"{who} can't be loaded: {error}{_unmet_hint(entry.spec)}") from error
             fault = _base_fault(entry.hook, found)
             if fault:
