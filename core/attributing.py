@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drupe.core.driver import part_that_selects, with_certification_split
+from drupe.core.certification import part_that_selects, with_certification_split
 from drupe.core.engine import ChainResult, Engine
 from drupe.core.errors import ConfigError, DrupeError
 from drupe.core.measuring import Measurer, full_name

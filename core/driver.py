@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+from drupe.core.certification import SELECTION, part_that_selects, with_certification_split
 from drupe.core.data_checks import Checks
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
 from drupe.core.engine import Engine
-from drupe.core.errors import ConfigError, DrupeError
+from drupe.core.errors import ConfigError, DrupeError, HostError
 from drupe.core.joining import check_same, offer
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
@@ -27,19 +28,18 @@ from drupe.core.plan import Plan, build_plan
 from drupe.core.preflight import check_systems
 from drupe.core.registry import Registry
 from drupe.core.results import Candidate, RunResult, TargetResult, write_candidates, write_manifest
+from drupe.core.set_aside import HostFailures, SetAside, stop
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
-from drupe.core.target_space import LeftOut, target_space
+from drupe.core.target_space import LeftOut, Refusals, target_space
 from drupe.core.trial_workers import TrialWorkers, timed_search
 from drupe.core.trials import TrialRunner, racing_runner
 from drupe.core.warm_start import Findings
 from drupe.core.workflow.model import Evaluator, Workflow
 
-__all__ = ["Driver", "part_that_selects", "with_certification_split"]
+__all__ = ["Driver"]
 
 Events = Callable[[Mapping[str, Any]], None]
-_EVERYTHING_HELD_OUT = "evaluation"
-_SELECTION = "selection"
 _WRITES_APART = 20
 """How many times as long as writing the manifest took passes before it is written for another trial."""
 
@@ -80,6 +80,8 @@ class Driver:
         }
         self._write_lock = threading.Lock()
         self._findings = Findings(events)
+        self._failures = HostFailures()
+        self._refusals: dict[str, Refusals] = {}
         self._assisting = False
         self._next_write = 0.0
 
@@ -94,7 +96,11 @@ class Driver:
                 assert source.model is not None
                 for target in self.workflow.targets:
                     self.result.targets[target] = TargetResult(target)
-                    self._run_target(target, plan, source.model)
+                    try:
+                        self._run_target(target, plan, source.model)
+                    except HostError as error:
+                        # Outside of a trial: the input model's measurement, or the winner's certification.
+                        stop(self.result.targets[target], error)
             except DrupeError as error:
                 self.result.exit_code = error.exit_code
                 raise
@@ -111,7 +117,7 @@ class Driver:
     def _run_target(self, target: str, plan: Plan, source: Model) -> None:
         evaluator = self.workflow.evaluators[self.workflow.evaluator] if self.workflow.evaluator else None
         searching = bool(plan.space.dimensions) and self.workflow.search is not None
-        certify = part_that_selects(plan) == _SELECTION
+        certify = part_that_selects(plan) == SELECTION
         runner = self._runner(target, plan, source)
         result = self.result.targets[target]
         result.generate = self._generate_hint(evaluator)
@@ -125,11 +131,13 @@ class Driver:
         try:
             known = {c.number: c for c in self._earlier(study, runner)}
             result.candidates = [known[n] for n in sorted(known)]
-            self._search(study, runner, result)
+            aside = self._search(study, runner, result)
+            self._tell_left_out(result, settings)
             if runner.racer is not None:
                 result.sample_evaluations = runner.racer.counts(runner, result.candidates)
             self._findings.take(study, target, settings)
-            decider.decide(study, runner, result, certify=certify)
+            if not aside.none_left():
+                decider.decide(study, runner, result, certify=certify)
         finally:
             study.close()
         self._write()
@@ -147,8 +155,8 @@ class Driver:
             checks=Checks(self.registry, self._events),
         )
 
-    def assist(self, target: str, source: Model, name: str) -> list[Candidate]:
-        """Run trials of the study `name`, which another process drives, until it is complete; return them.
+    def assist(self, target: str, source: Model, name: str) -> TargetResult:
+        """Run trials of the study `name`, which another process drives, until it is complete; return what came of them.
 
         source: the input model, as that process has imported it. Verdict, hand-over and manifest stay with the other.
         Raises ConfigError also where this machine would run another study than that one.
@@ -160,12 +168,13 @@ class Driver:
         result = TargetResult(target)
         study = self._open_study(target, plan, runner, True)
         runner = racing_runner(runner, study, self.workflow.search)
+        aside = SetAside(study, result, self._failures, self._events)
         try:
-            self._trial_workers(study, runner, result, workers=1, aside=True).work()
+            self._trial_workers(study, runner, result, aside, workers=1, several=True).work()
         finally:
             study.close()
             self.engine.close()
-        return result.candidates
+        return result
 
     def _open_study(self, target: str, plan: Plan, runner: TrialRunner, searching: bool) -> Study:
         evaluator = runner.evaluator
@@ -183,8 +192,10 @@ class Driver:
         folder.mkdir(parents=True, exist_ok=True)
         space, left_out = target_space(plan, target) if searching else (replace(plan.space, dimensions=()), ())
         for left in left_out:
-            self._facts["notices"].append(str(left))
-            self._events({"event": "notice", "message": str(left)})
+            self._notice(str(left))
+        if searching:
+            self._refusals[target] = Refusals(plan, target, self._notice)
+            space = replace(space, refuses=self._refusals[target])
         study.open(self._study_name(target, runner, left_out), space, goals, objectives, settings, folder)
         return study
 
@@ -223,29 +234,46 @@ class Driver:
             yield runner.describe(trial, outcome, chain, {})
 
     def _trial_workers(
-        self, study: Study, runner: TrialRunner, result: TargetResult, *, workers: int, aside: bool
+        self,
+        study: Study,
+        runner: TrialRunner,
+        result: TargetResult,
+        aside: SetAside,
+        *,
+        workers: int,
+        several: bool,
     ) -> TrialWorkers:
+        """several: whether other workers, of this process or of others, may be at a step that a trial needs."""
         return TrialWorkers(
             study,
             runner,
-            lambda trial, lock: self._run_trial(study, runner, result, trial, lock),
+            lambda trial, lock: self._run_trial(study, runner, result, aside, trial, lock),
             workers=workers,
-            aside=aside,
+            aside=several,
             cancelled=self._cancelled,
             stop=self._stop.set,
+            stopped=lambda: aside.stopped,
         )
 
-    def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> None:
+    def _search(self, study: Study, runner: TrialRunner, result: TargetResult) -> SetAside:
+        aside = SetAside(study, result, self._failures, self._events)
         count = self.workflow.search.workers if self.workflow.search else 1
         with timed_search(self.measurer, result, self.workflow.search):
-            self._trial_workers(study, runner, result, workers=count, aside=count > 1).work()
+            self._trial_workers(study, runner, result, aside, workers=count, several=count > 1).work()
         # What workers in other processes have told meanwhile.
         mine = {candidate.number for candidate in result.candidates}
         others = self._earlier(study, runner, besides=mine)
         result.candidates = sorted([*result.candidates, *others], key=lambda c: c.number)
+        return aside
 
     def _run_trial(
-        self, study: Study, runner: TrialRunner, result: TargetResult, trial: Trial, lock: threading.Lock
+        self,
+        study: Study,
+        runner: TrialRunner,
+        result: TargetResult,
+        aside: SetAside,
+        trial: Trial,
+        lock: threading.Lock,
     ) -> None:
         event = {"number": trial.number, "point": dict(trial.point), "target": runner.target}
         self._events({"event": "trial started", **event})
@@ -253,7 +281,13 @@ class Driver:
             outcome = trial.answered
             candidate = runner.describe(trial, outcome, None, {})
         else:
-            outcome, candidate = runner.run(trial)
+            try:
+                outcome, candidate = runner.run(trial)
+            except HostError as error:
+                with lock:
+                    aside.take(trial, error)
+                return
+            self._failures.worked(candidate, runner.target)
         with lock:
             study.tell(trial, outcome)
             result.candidates = sorted([*result.candidates, candidate], key=lambda c: c.number)
@@ -262,6 +296,20 @@ class Driver:
         self._write_soon()
 
     # Odds and ends
+
+    def _notice(self, message: str) -> None:
+        self._facts["notices"].append(message)
+        self._events({"event": "notice", "message": message})
+
+    def _tell_left_out(self, result: TargetResult, settings: StudySettings | None) -> None:
+        """Note which combinations of values were no trials, and whether that ended the search early."""
+        refusals = self._refusals.get(result.target)
+        result.left_out = refusals.left_out if refusals else []
+        done = len(result.candidates) + len(result.set_aside)
+        limits = settings is None or settings.max_time is not None or settings.stop_when_goals_met
+        if result.left_out and settings and not limits and done < (settings.max_trials or 0):
+            left = f"the search for {result.target} ended after {done} of {settings.max_trials} trials"
+            self._notice(f"{left}: no other combination of values fits")
 
     def _measure_input(self, runner: TrialRunner, result: TargetResult) -> None:
         if runner.evaluator is not None and self.workflow.options.get("evaluate_input_model"):
@@ -328,39 +376,7 @@ class Driver:
             yield
 
 
-def with_certification_split(workflow: Workflow) -> Workflow:
-    """Give data that only evaluates, and has no split of its own, halves to select and to certify on."""
-    evaluator = workflow.evaluators.get(workflow.evaluator or "")
-    if workflow.search is None or not _wants_confidence(evaluator):
-        return workflow
-    assert evaluator is not None
-    evaluating = {metric.data for metric in evaluator.metrics if metric.data}
-    trained = {
-        value
-        for entry in workflow.passes.values()
-        for alternative in entry.alternatives
-        for value in alternative.config.values()
-        if isinstance(value, str) and value in workflow.data
-    }
-    half = {"selection": 0.5, "certification": 0.5, "seed": workflow.seed}
-    data = {
-        name: replace(entry, split=half) if name in evaluating - trained and not entry.split else entry
-        for name, entry in workflow.data.items()
-    }
-    return replace(workflow, data=data)
-
-
-def part_that_selects(plan: Plan) -> str:
-    """Return the split that candidates are chosen on: everything held out, unless some of it must certify."""
-    workflow = plan.workflow
-    searching = bool(plan.space.dimensions) and workflow.search is not None
-    certify = searching and _wants_confidence(workflow.evaluators.get(workflow.evaluator or ""))
-    return _SELECTION if certify else _EVERYTHING_HELD_OUT
-
-
-def _wants_confidence(evaluator: Evaluator | None) -> bool:
-    return evaluator is not None and any(goal.confidence is not None for goal in evaluator.goals)
-
-
 def _exit_code(target: TargetResult) -> int:
-    return {"met": 0, "certified": 0, "failed": 1}.get(target.status, 3)
+    if target.set_aside:
+        return 1
+    return {"met": 0, "certified": 0, "failed": 1, "stopped": 1}.get(target.status, 3)

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.context import Resources
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, HostError
 from drupe.core.executor import Executor, StepResult
 from drupe.core.hosts import Host, JobOptions
 from drupe.core.job import Job, JobData
@@ -106,7 +106,11 @@ class Engine:
 
     def packages(self, host: str, names: Sequence[str]) -> dict[str, str]:
         """Return the versions of distributions as the host has them; an absent one reads "absent"."""
-        versions = self.host(host).describe().versions
+        try:
+            versions = self.host(host).describe().versions
+        except HostError as error:
+            error.host = error.host or host
+            raise
         return {name: versions.get(name, "absent") for name in sorted(names)}
 
     # Data

@@ -85,13 +85,15 @@ class PassError(DrupeError):
 class HostError(DrupeError):
     """A host failed to run a job: the host's fault, worth a retry. `log_tail` holds the last lines of the job's log.
 
-    retry is False where another try would fail as well: a distribution that is not installed there, a wrong key.
+    retry is False where another try would fail as well: a distribution that is not installed there, a wrong key. host:
+    the system's name in the workflow, as soon as it is known which one failed.
     """
 
-    def __init__(self, message: str, log_tail: str = "", *, retry: bool = True) -> None:
+    def __init__(self, message: str, log_tail: str = "", *, retry: bool = True, host: str = "") -> None:
         super().__init__(message)
         self.log_tail = log_tail
         self.retry = retry
+        self.host = host
 
 
 class EvaluationError(DrupeError):

@@ -177,6 +177,7 @@ class Executor:
                 result = self._attempt(job, host, options, folder)
                 break
             except HostError as error:
+                error.host = error.host or host
                 self._events({"event": "host failed", "attempt": attempt, "error": str(error), **step})
                 _log.warning("%s failed on %s (attempt %d of %d): %s", job.name, host, attempt, _ATTEMPTS, error)
                 if attempt == _ATTEMPTS or not error.retry:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from drupe.core.certification import with_certification_split
 from drupe.core.config import Choice, FloatRange, IntRange, Ordered, Range
-from drupe.core.driver import with_certification_split
 from drupe.core.engine import Engine
 from drupe.core.errors import DrupeError, Interrupted
 from drupe.core.measuring import Measurer

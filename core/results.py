@@ -67,7 +67,8 @@ class Candidate:
 
 @dataclass
 class TargetResult:
-    """What came out for one target. status: "met" | "certified" | "undecided" | "infeasible" | "failed" | "running"."""
+    """What came out for one target. status: "met" | "certified" | "undecided" | "infeasible" | "failed" | "running" |
+    "stopped": a host kept it from its end."""
 
     target: str
     status: str = "running"
@@ -89,6 +90,10 @@ class TargetResult:
     """Multi-fidelity: how many were taken, and how many measuring everything would have taken."""
     artifact: Mapping[str, Any] | None = None
     """Kind, files by digest and attributes of the model that was handed over."""
+    set_aside: list[Mapping[str, Any]] = field(default_factory=list)
+    """Trials that a host failed, with the host and its error: the next run of the same command takes them up."""
+    left_out: list[Mapping[str, Any]] = field(default_factory=list)
+    """Why combinations of values were not tried, each reason with an example and how many points were drawn."""
     search: Mapping[str, Any] = field(default_factory=dict)
     """What the trials of this run took: workers, seconds, and how many of these timed metrics had a machine alone."""
 
@@ -105,6 +110,8 @@ class TargetResult:
             "generate": dict(self.generate),
             **({"started_from": dict(self.started_from)} if self.started_from else {}),
             "search": dict(self.search),
+            **({"set_aside": [dict(one) for one in self.set_aside]} if self.set_aside else {}),
+            **({"left_out": [dict(one) for one in self.left_out]} if self.left_out else {}),
             "warnings": list(self.warnings),
             **({"explanation": dict(self.explanation)} if self.explanation else {}),
             **({"sample_evaluations": dict(self.sample_evaluations)} if self.sample_evaluations else {}),

@@ -8,7 +8,7 @@ never runs a pass, and a pass never sees a study.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -53,9 +53,14 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """What can be searched. Points are never enumerated here; memory grows with trials."""
+    """What can be searched. Points are never enumerated here; memory grows with trials.
+
+    refuses: whether a point is known to fit nowhere before any work. Such a point is not to be given as a trial. None:
+    every point may be.
+    """
 
     dimensions: tuple[Dimension, ...] = ()
+    refuses: Callable[[Point], bool] | None = field(default=None, compare=False, repr=False)
 
     def active(self, dimension: Dimension, point: Point) -> bool:
         """Whether `dimension` is active given the values already in `point`."""
@@ -92,13 +97,16 @@ class MultiFidelity:
 
     first: samples of the first look; growth: by what factor each further look has more. risk: the chance, over all
     looks at a candidate, to drop one that would have won. keep: "winner" drops what can't be picked any more, "front"
-    only what another candidate beats in every objective.
+    only what another candidate beats in every objective. indifference: what is unlikely to beat the best so far by more
+    than this, in the metric's own unit, is dropped as well; it counts for the first objective, by priority, of those
+    that are measured sample by sample.
     """
 
     first: int = 16
     growth: float = 2.0
     risk: float = 0.1
     keep: Literal["winner", "front"] = "winner"
+    indifference: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,11 @@ class Study(Protocol):
         trial again. A study that knows of no other processes may lack this method."""
         ...
 
+    def release(self, trial: Trial) -> None:
+        """Give back a trial that could not be run here, since its host failed. This process is not given it again;
+        another one may be, or the next run. A study that lacks this method keeps such a trial for the next run."""
+        ...
+
     def finished(self) -> Sequence[tuple[Trial, Outcome]]:
         """Return every trial that was told, earlier runs' included, in order of number."""
         ...
@@ -227,6 +240,9 @@ class OnePointStudy:
     def waiting(self) -> bool:
         """See Study.waiting."""
         return False
+
+    def release(self, trial: Trial) -> None:
+        """See Study.release."""
 
     def finished(self) -> Sequence[tuple[Trial, Outcome]]:
         """See Study.finished."""

@@ -7,16 +7,16 @@ no combination is left out of that target's space before the study is asked, and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from drupe.core.config import Choice, Ordered
 from drupe.core.errors import ConfigError
 from drupe.core.plan import MOST_CHECKS, MOST_TRIES, Plan, all_points, check_points, in_words
-from drupe.core.study import Dimension, Space
+from drupe.core.study import Dimension, Point, Space
 
-__all__ = ["LeftOut", "target_space"]
+__all__ = ["LeftOut", "Refusals", "target_space"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,48 @@ class LeftOut:
     why: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.what} is left out for the target {self.target}: {self.why.removesuffix(f' (target {self.target})')}"
-        )
+        return f"{self.what} is left out for the target {self.target}: {self.why}"
+
+
+class Refusals:
+    """Which points make no chain that fits a target, and why; told once for each reason. See Space.refuses.
+
+    tell: is given the message of a new reason.
+    """
+
+    def __init__(self, plan: Plan, target: str, tell: Callable[[str], None]) -> None:
+        self._plan, self._target, self._tell = plan, target, tell
+        self._reasons: dict[str, tuple[Mapping[str, object], int]] = {}
+
+    def __call__(self, point: Point) -> bool:
+        """Whether the chain of a point does not fit."""
+        try:
+            self._plan.chain(point, self._target)
+        except ConfigError as error:
+            self._note(point, _reason(error, self._target))
+            return True
+        return False
+
+    @property
+    def left_out(self) -> list[Mapping[str, object]]:
+        """Each reason, an example, and how many of the points that were drawn it kept from being tried."""
+        return [
+            {"why": why, "example": dict(example), "points": count} for why, (example, count) in self._reasons.items()
+        ]
+
+    def _note(self, point: Point, why: str) -> None:
+        example, count = self._reasons.get(why, (dict(point), 0))
+        self._reasons[why] = (example, count + 1)
+        if not count:
+            values = ", ".join(f"{name}={value}" for name, value in point.items())
+            self._tell(
+                f"combinations such as {values} are left out for the target {self._target} and count as no trial: {why}"
+            )
+
+
+def _reason(error: ConfigError, target: str) -> str:
+    text = error.faults[0].found if error.faults else str(error)
+    return text.removesuffix(f" (target {target})")
 
 
 def target_space(plan: Plan, target: str) -> tuple[Space, tuple[LeftOut, ...]]:
@@ -93,7 +132,7 @@ def _why_not(plan: Plan, target: str, dimension: Dimension, value: Any) -> str |
         try:
             plan.chain(point, target)
         except ConfigError as error:
-            first = first or (error.faults[0].found if error.faults else str(error))
+            first = first or _reason(error, target)
         else:
             return None
     return first

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from drupe.core.errors import ConfigError, Interrupted
+from drupe.core.errors import ConfigError, HostError, Interrupted
 from drupe.core.measuring import Measurer
 from drupe.core.model import Model
 from drupe.core.results import TargetResult
@@ -38,15 +38,18 @@ class TrialWorkers:
         cancelled: Callable[[], bool],
         stop: Callable[[], None],
         aside: bool,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """run: runs a trial and tells its outcome, holding the lock for the latter. stop: makes the trials of the other
-        workers end when one of them could not go on. aside: whether trials that would wait are put aside."""
+        workers end when one of them could not go on. aside: whether trials that would wait are put aside. stopped:
+        whether no more trials are to be begun; those that run are run to their end."""
         self._study = study
         self._runner = runner
         self._run = run
         self._workers = workers
         self._cancelled = cancelled
         self._stop = stop
+        self._stopped = stopped
         # Even a single worker, of several processes, is to get another trial in place of one that waits.
         self._may_wait = max(2, workers) if aside else 0
         self._lock = threading.Lock()
@@ -68,7 +71,7 @@ class TrialWorkers:
             raise Interrupted("stopped by the user; the same command goes on from here")
 
     def _work(self) -> None:
-        while not self._failures and not self._cancelled():
+        while not self._failures and not self._cancelled() and not self._stopped():
             try:
                 with self._lock:
                     trial = self._take()
@@ -123,8 +126,8 @@ def next_step(runner: TrialRunner, point: Mapping[str, Any]) -> str | None:
             if record is None:
                 return key
             model = Model.from_json(record["model"])
-    except ConfigError:
-        # What is wrong with this chain is told when it is run.
+    except (ConfigError, HostError):
+        # What is wrong with this chain, or with its host, is told when it is run.
         return None
     return None
 

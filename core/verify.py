@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drupe.core.driver import with_certification_split
+from drupe.core.certification import with_certification_split
 from drupe.core.engine import Engine
 from drupe.core.errors import ConfigError
 from drupe.core.measuring import Measurer

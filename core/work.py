@@ -13,7 +13,7 @@ from typing import Any
 from drupe.core.accelerators import Accelerator
 from drupe.core.context import JobContext
 from drupe.core.digests import digest_of
-from drupe.core.errors import ConfigError, DrupeError, EvaluationError, Interrupted
+from drupe.core.errors import ConfigError, DrupeError, EvaluationError, HostError, Interrupted, StoreError
 from drupe.core.job import Job
 from drupe.core.metrics import Metric
 from drupe.core.model import Model
@@ -72,7 +72,8 @@ def run_measure(job: Job, folder: Path, context: JobContext) -> Mapping[str, Any
             context.progress(index, len(job.options["metrics"]), request["name"])
             try:
                 results[request["name"]] = _measure_one(request, job, registry, model, others, sessions, context)
-            except Interrupted:
+            except (Interrupted, HostError, StoreError):
+                # The machine's fault, not the model's: another try or another machine may do.
                 raise
             except DrupeError as error:
                 results[request["name"]] = {"error": str(error)}

@@ -43,6 +43,7 @@ def worker(
     from drupe.core.cli.progress import make_reporter
     from drupe.core.cli.run import stoppable
     from drupe.core.driver import Driver
+    from drupe.core.errors import HostError
     from drupe.core.joining import offered_model
     from drupe.core.registry import get_registry
     from drupe.search.reading import find_home, read_work
@@ -62,7 +63,13 @@ def worker(
             done = driver.assist(work["target"], source, name)
         finally:
             reporter.close()
-    click.echo(f"{name} is complete; {len(done)} of its trials were run here")
+    ran = f"{len(done.candidates)} of its trials were run here"
+    if done.set_aside:
+        count, last = len(done.set_aside), done.set_aside[-1]
+        raise HostError(
+            f"{name}: {ran}, {count} could not be and are left to others; last: {last['error']}", host=last["host"]
+        )
+    click.echo(f"{name} is complete; {ran}")
 
 
 def _workflow(

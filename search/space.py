@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,7 +17,7 @@ from drupe.core.study import Dimension, Point, Space
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["Axis", "axes_of", "definition", "fits", "point_key", "points", "size", "values_of"]
+__all__ = ["Axis", "axes_of", "definition", "drawn", "fits", "point_key", "points", "size", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,26 @@ def _extend(space: Space, axes: Sequence[Axis], index: int, point: dict[str, Any
         return
     for value in values_of(dimension.over) or ():
         yield from _extend(space, axes, index + 1, {**point, dimension.name: value})
+
+
+def drawn(space: Space, axes: Sequence[Axis], source: random.Random) -> Point:
+    """Return a point drawn blindly, each value of an axis as likely as any other. axes: the space's, in order."""
+    point: dict[str, Any] = {}
+    for axis in axes:
+        if space.active(axis.dimension, point):
+            point[axis.dimension.name] = _any_of(axis.dimension.over, source)
+    return point
+
+
+def _any_of(over: Range, source: random.Random) -> Any:
+    values = values_of(over)
+    if values is not None and not (isinstance(over, IntRange) and over.log):
+        return values[source.randrange(len(values))]
+    assert isinstance(over, (IntRange, FloatRange))
+    if not over.log:
+        return source.uniform(over.low, over.high)
+    value = math.exp(source.uniform(math.log(over.low), math.log(over.high)))
+    return round(value) if isinstance(over, IntRange) else min(max(value, over.low), over.high)
 
 
 def size(space: Space, at_most: int) -> float:

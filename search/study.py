@@ -19,17 +19,15 @@ from typing import TYPE_CHECKING, Any
 from drupe.core.digests import canonical_json
 from drupe.core.errors import ConfigError
 from drupe.core.study import Goal, Objective, Outcome, Point, Space, StudySettings, Trial
+from drupe.search.drawing import Drawer, Values
 from drupe.search.explain import summary
 from drupe.search.picking import best, feasible, leading
 from drupe.search.presence import Presence
 from drupe.search.records import constraint_value, describe, differences, from_record, to_record
-from drupe.search.samplers import Chosen, choose, find_sampler, next_params, seed_of
-from drupe.search.space import Axis, axes_of, point_key, size
-from drupe.search.specs import SamplerContext
+from drupe.search.space import point_key
 from drupe.search.storage import Home, open_home, told_as_store_error
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
     from drupe.core.specs import StudySpec
@@ -37,11 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["OptunaStudy"]
 
 log = logging.getLogger(__name__)
-
-_ATTEMPTS = 16
-"""How often a sampler may repeat a known point before another one is taken for it."""
-_COUNTED = 10_000
-"""Up to this size a space's points are counted, so that it is known when it is exhausted."""
 
 
 class OptunaStudy:
@@ -72,17 +65,7 @@ class OptunaStudy:
         self.name, self.space, self.settings, self.folder = name, space, settings, folder
         self.goals = tuple(goals)
         self.objectives = tuple(sorted(objectives, key=lambda o: o.priority))
-        try:
-            self._axes = axes_of(space)
-        except ValueError as error:
-            raise ConfigError(f"the search space can't be searched: {error}") from error
-        self._size = size(space, _COUNTED)
-        auto = settings.sampler.lower() == "auto"
-        self._named: Chosen | None = None if auto else find_sampler(settings.sampler)
-        if self._size == math.inf and settings.max_trials is None and settings.max_time is None:
-            raise ConfigError(
-                "search_strategy: this space has no end; set max_trials or max_time, or give its ranges a step"
-            )
+        self._drawer = Drawer(space, settings, self.objectives)
         self._home: Home = open_home(settings.storage, folder)
         self._storage = self._home.storage
         self._closing.callback(self._storage.remove_session)
@@ -133,9 +116,9 @@ class OptunaStudy:
                 return self._begin(abandoned)
             if self.settings.max_trials is not None and len(trials) >= self.settings.max_trials:
                 return None
-            if len(self._keys) >= self._size:
-                return None
             number = len(trials)
+            if self._drawer.exhausted(self._keys, number):
+                return None
             trial_id = self._storage.create_new_trial(self._study_id)
             frozen = self._storage.get_trial(trial_id)
             assert frozen.number == number, "two workers asked at the same moment, though the lock was held"
@@ -144,8 +127,15 @@ class OptunaStudy:
     def waiting(self) -> bool:
         """Whether trials of other, living workers still run: their outcome, or their death, may bring more to do."""
         with self._mutex, self._home.lock.held():
-            running = [t for t in self._trials() if not t.state.is_finished() and t.number not in self._mine]
+            running = [t for t in self._trials() if not t.state.is_finished() and self._elsewhere(t)]
             return bool(running) and not self._over()
+
+    def _elsewhere(self, trial: FrozenTrial) -> bool:
+        """Whether a trial is another worker's, as one may be that was released here."""
+        if trial.number not in self._mine:
+            return True
+        owner = trial.user_attrs.get("owner")
+        return bool(owner) and owner != self._present().name and self._present().alive(owner)
 
     def _over(self) -> bool:
         """Whether the time is spent, or the goals are met where that ends the search."""
@@ -162,7 +152,7 @@ class OptunaStudy:
         if trial.state.is_finished() or trial.number in self._mine:
             return False
         owner = trial.user_attrs.get("owner")
-        return owner is None or not self._present().alive(owner)
+        return not owner or not self._present().alive(owner)
 
     def _begin(self, frozen: FrozenTrial) -> Trial:
         """Give a trial its point, unless it has one, and make it this worker's."""
@@ -179,72 +169,26 @@ class OptunaStudy:
             self._storage.set_trial_user_attr(trial_id, "point", text)
         known = self._keys.setdefault(text, number)
         self._mine[number] = time.monotonic()
-        return Trial(number, self._point(text), self._outcomes.get(known) if known != number else None)
+        return Trial(number, self._drawer.read(text), self._outcomes.get(known) if known != number else None)
 
-    def _draw(self, frozen: FrozenTrial) -> tuple[Point, list[tuple[Axis, Any]]]:
-        """Draw the point of a trial. A known point is drawn again; where a sampler insists on it, a finite space gives
-        its next free point, and in an endless one the repetition stands and is answered from the earlier trial."""
-        first = self._first_points()
-        if frozen.number < len(first):
-            values = self._encode(first[frozen.number])
-            if values is not None and point_key(self._decode(values)) not in self._keys:
-                return self._decode(values), values
+    def _draw(self, frozen: FrozenTrial) -> tuple[Point, Values]:
         import optuna
 
-        chosen = self._sampler_now()
-        directions = max(1, len(self.objectives))
-        context = SamplerContext(0, self.space, directions, self._sampler_options(chosen))
         study = optuna.load_study(study_name=self.name, storage=self._storage, sampler=optuna.samplers.RandomSampler())
-        values = []
-        for attempt in range(1 if chosen.finite else _ATTEMPTS):
-            seed = seed_of(self.settings.seed, frozen.number, attempt)
-            sampler = chosen.make(SamplerContext(seed, context.space, directions, context.options))
-            values = self._sample(study, sampler, frozen)
-            if point_key(self._decode(values)) not in self._keys:
-                return self._decode(values), values
-        if self._size < math.inf:
-            params = next_params(self.space, set(self._keys))
-            values = [(axis, params[axis.key]) for axis in self._axes if axis.key in params]
-        return self._decode(values), values
+        return self._drawer.draw(study, frozen, self._keys, costs=self._costs(), first=self._first_points())
 
-    def _sample(self, study: Any, sampler: BaseSampler, frozen: FrozenTrial) -> list[tuple[Axis, Any]]:
-        """Ask a sampler for one value after the other, as far as each is active given those before it."""
-        import copy
-
-        frozen = copy.copy(frozen)
-        frozen.params, frozen.distributions = {}, {}
-        study.sampler = sampler
-        sampler.before_trial(study, frozen)
-        jointly = sampler.sample_relative(study, frozen, sampler.infer_relative_search_space(study, frozen))
-        values: list[tuple[Axis, Any]] = []
-        point: dict[str, Any] = {}
-        for axis in self._axes:
-            if not self.space.active(axis.dimension, point):
-                continue
-            distribution = axis.distribution()
-            value = jointly.get(axis.key)
-            if axis.key not in jointly or not distribution._contains(distribution.to_internal_repr(value)):
-                value = sampler.sample_independent(study, frozen, axis.key, distribution)
-            values.append((axis, value))
-            point[axis.dimension.name] = axis.decode(value)
-            frozen.distributions = {**frozen.distributions, axis.key: distribution}
-            frozen.params = {**frozen.params, axis.key: value}
-        return values
-
-    def _sampler_now(self) -> Chosen:
-        if self._named is not None:
-            return self._named
-        costs = [self._outcomes[n].cost + self._outcomes[n].saved for n in sorted(self._outcomes)]
-        return find_sampler(choose(self.space, self.settings, len(self.objectives), costs))
+    def _costs(self) -> list[float]:
+        return [self._outcomes[n].cost + self._outcomes[n].saved for n in sorted(self._outcomes)]
 
     def learns_from_pruned(self) -> bool:
         """Whether the sampler can do with trials that were cut short; others are given them as finished ones."""
-        return bool(getattr(self._sampler_now().entry.spec, "pruned", False))
+        return bool(getattr(self._drawer.sampler(self._costs()).entry.spec, "pruned", False))
 
-    def _sampler_options(self, chosen: Chosen) -> Mapping[str, Any]:
-        """Return the options for the sampler. Those given beside "auto" are for whichever it chooses, so they are left
-        out for the one that takes none."""
-        return {} if self._named is None and chosen.finite else self.settings.options
+    def release(self, trial: Trial) -> None:
+        """See Study.release."""
+        with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
+            trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
+            self._storage.set_trial_user_attr(trial_id, "owner", "")
 
     # Telling
 
@@ -310,7 +254,7 @@ class OptunaStudy:
         with self._mutex, told_as_store_error(self._home.url):
             trials = self._trials()
             self._note(trials)
-            points = {t.number: self._point(t.user_attrs["point"]) for t in trials if "point" in t.user_attrs}
+            points = {t.number: self._drawer.read(t.user_attrs["point"]) for t in trials if "point" in t.user_attrs}
             return [(Trial(n, points[n]), self._outcomes[n]) for n in sorted(self._outcomes) if n in points]
 
     def select(self, exclude: Sequence[int] = ()) -> int | None:
@@ -328,7 +272,7 @@ class OptunaStudy:
     def warm_start(self, first: Sequence[Point]) -> int:
         """Have a study without trials try these points first, as far as they fit. Returns how many it starts from."""
         with self._mutex, told_as_store_error(self._home.url), self._home.lock.held():
-            fitting = [dict(p) for p in first if self._encode(p) is not None]
+            fitting = [dict(p) for p in first if self._drawer.encode(p) is not None]
             if fitting and not self._storage.get_n_trials(self._study_id):
                 self._storage.set_study_user_attr(self._study_id, "first", canonical_json(fitting))
             return len(self._first_points())
@@ -377,24 +321,3 @@ class OptunaStudy:
     def _first_points(self) -> list[Point]:
         text = self._storage.get_study_user_attrs(self._study_id).get("first")
         return json.loads(text) if text else []
-
-    def _point(self, text: str) -> Point:
-        """Read a point; its dimensions in the order of the space, as a person would name them."""
-        point = json.loads(text)
-        return {axis.dimension.name: point[axis.dimension.name] for axis in self._axes if axis.dimension.name in point}
-
-    def _encode(self, point: Point) -> list[tuple[Axis, Any]] | None:
-        """Return a point's parameters, or None where it does not fit the space."""
-        values = []
-        for axis in self._axes:
-            name = axis.dimension.name
-            if not self.space.active(axis.dimension, point):
-                continue
-            try:
-                values.append((axis, axis.encode(point[name])))
-            except (KeyError, ValueError):
-                return None
-        return values
-
-    def _decode(self, values: Sequence[tuple[Axis, Any]]) -> Point:
-        return {axis.dimension.name: axis.decode(value) for axis, value in values}

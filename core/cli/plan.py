@@ -30,7 +30,7 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
     Every chain is checked: whether each pass takes what the one before it makes, on every target. The power of a goal
     is the chance that a model without loss is certified; the time is what the same steps took before in this store.
     """
-    from drupe.core.driver import part_that_selects, with_certification_split
+    from drupe.core.certification import part_that_selects, with_certification_split
     from drupe.core.forecast import goal_powers
     from drupe.core.plan import build_plan
     from drupe.core.policy import workflow_rules

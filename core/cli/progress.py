@@ -25,7 +25,7 @@ def make_reporter(stream: TextIO | None = None, *, quiet: bool = False) -> Repor
     """Return the reporter for a stream: bars for a terminal, lines otherwise, only notices and warnings if quiet."""
     stream = stream or sys.stdout
     if quiet:
-        return _Lines(stream, only=("notice", "warning", "host failed"))
+        return _Lines(stream, only=("notice", "warning", "host failed", "trial set aside"))
     return _Bars(stream) if stream.isatty() else _Lines(stream)
 
 
@@ -50,6 +50,8 @@ def _line(event: Mapping[str, Any]) -> str | None:
             return f"  host {event['host']} failed (attempt {event['attempt']}): {event['error']}"
         case "trial finished":
             return "  " + _candidate_line(event["candidate"])
+        case "trial set aside":
+            return f"  trial {event['number']} is set aside, other trials go on; {event['error']}"
         case "warm start":
             return f"{event['target']}: the search starts from the {event['points']} best points of {event['origin']}"
         case "certifying":
@@ -200,14 +202,25 @@ def _verdict_lines(target: TargetResult) -> list[str]:
     lines += [f"  warning: {text}" for text in target.warnings]
     if target.sample_evaluations:
         lines.append(f"  {_saved_text(target.sample_evaluations)}")
+        lines += [f"  {target.sample_evaluations[key]}" for key in ("guarantee",) if key in target.sample_evaluations]
+    lines += [f"  {line}" for line in _set_aside_lines(target)]
     head = {
         "certified": f"Winner for {target.target}: candidate {target.winner}, certified",
         "met": f"Winner for {target.target}: candidate {target.winner}, met, not certified",
         "undecided": f"No winner for {target.target}: undecided; {target.message}",
         "infeasible": f"No winner for {target.target}: no candidate met the goals; {target.message}",
         "failed": f"No winner for {target.target}: {target.message}",
+        "stopped": f"No winner for {target.target}: stopped; {target.message}",
     }.get(target.status, target.message)
     return [head, *lines]
+
+
+def _set_aside_lines(target: TargetResult) -> list[str]:
+    """Say which trials their hosts failed. The last error of a target that was stopped stands in its message."""
+    lines = [f"trial {one['number']} was set aside: {one['error']}" for one in target.set_aside]
+    if lines and target.status != "stopped":
+        lines.append("the same command takes up the trials that were set aside")
+    return lines
 
 
 def _explained(explanation: Mapping[str, Any]) -> list[str]:

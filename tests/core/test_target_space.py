@@ -129,3 +129,69 @@ def test_no_trial_is_spent_on_what_a_target_can_not_serve(tmp_path: Path, monkey
     assert told in shown.stdout
     rehearsed = drupe("rehearse", path, folder=tmp_path)
     assert rehearsed.returncode == 0, rehearsed.stdout + rehearsed.stderr
+
+
+SPEAKS = """
+from drupe import ConfigError, Model, Pass, PassConfig, PassSpec, hookimpl
+
+
+@hookimpl
+def drupe_passes():
+    return [
+        PassSpec(name="Shout", target="speaks.plugin:Shout", accepts={"text"}),
+        PassSpec(name="Calm", target="speaks.plugin:Calm"),
+    ]
+
+
+class OnConfig(PassConfig):
+    on: bool = False
+
+
+class Speaks(Pass):
+    Config = OnConfig
+
+    def run(self, model, config, context):
+        text = (model.folder / "text.txt").read_text() + type(self).__name__[0] * (1 + config.on)
+        (context.output_dir / "text.txt").write_text(text)
+        return Model.from_dir(self.plan(model.info, config, context.accelerator).kind, context.output_dir)
+
+
+class Shout(Speaks):
+    def plan(self, info, config, accelerator):
+        return info.with_(kind="loud" if config.on else "text")
+
+
+class Calm(Speaks):
+    def plan(self, info, config, accelerator):
+        return info.with_(kind="text" if config.on else info.kind)
+"""
+
+
+@pytest.mark.parametrize(("budget", "sampler"), [(3, "brute-force"), (9, "tpe")])
+def test_a_combination_that_no_runtime_serves_is_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int, sampler: str
+) -> None:
+    """Each value fits beside another one; only what is shouted and never calmed can't be measured."""
+    files = {"speaks/__init__.py": "", "speaks/plugin.py": SPEAKS}
+    site = install_plugin(tmp_path / "site", "speaks", files, plugins={"speaks": "speaks.plugin"})
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    passes = {
+        "shout": {"type": "Shout", "on": {"search": [True, False]}},
+        "calm": {"type": "Calm", "on": {"search": [False, True]}},
+    }
+    strategy = {"max_trials": budget, "sampler": sampler}
+    path = write_workflow(tmp_path, toy_document(tmp_path, passes=passes, search_strategy=strategy))
+    done = drupe("run", path, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    target = manifest(tmp_path)["targets"]["here"]
+    assert [(c["number"], c["state"]) for c in target["candidates"]] == [(n, "complete") for n in range(3)]
+    (left,) = target["left_out"]
+    assert left["example"] == {"shout.on": True, "calm.on": False}
+    assert left["points"] == 1
+    assert "serves loud models on cpu" in left["why"]
+    told = "combinations such as shout.on=True, calm.on=False are left out for the target here and count as no trial"
+    assert done.stdout.count(f"notice: {told}") == 1
+    ended = "the search for here ended after 3 of 9 trials: no other combination of values fits"
+    assert (f"notice: {ended}" in done.stdout) is (budget == 9)
+    assert drupe("run", path, folder=tmp_path).returncode == 0
+    assert len(manifest(tmp_path)["targets"]["here"]["candidates"]) == 3

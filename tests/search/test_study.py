@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -341,3 +342,59 @@ def test_the_next_target_starts_from_the_best_points_of_the_last(tmp_path: Path)
     following = opened(tmp_path / "two", goals=GOALS, sampler="tpe")
     following.warm_start(study.leading(2))
     assert [following.ask().point for _ in range(2)] == order[:2]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "random", "brute-force"])
+def test_what_fits_nowhere_is_no_trial_and_the_search_ends(tmp_path: Path, sampler: str) -> None:
+    space = replace(SMALL, refuses=lambda point: point["lora.r"] == 4 and point["build.precision"] != "int8")
+    study = opened(tmp_path, space, sampler=sampler, max_trials=20)
+    found = []
+    while trial := study.ask():
+        found.append((trial.number, *trial.point.values()))
+        study.tell(trial, Outcome("complete"))
+    assert [number for number, *_ in found] == [0, 1, 2, 3]
+    assert sorted(p[1:] for p in found) == [(4, "int8"), (16, "fp32"), (16, "int4"), (16, "int8")]
+
+
+ENDLESS = Space((Dimension("p.low", FloatRange(0.0, 1.0)), Dimension("p.high", FloatRange(0.0, 1.0))))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_an_endless_space_of_which_little_fits_gives_its_whole_budget(tmp_path: Path, sampler: str) -> None:
+    """A sixteenth of the points fits; each trial gets one that does."""
+    space = replace(ENDLESS, refuses=lambda point: point["p.high"] < 0.75 or point["p.low"] > 0.25)
+    study = opened(tmp_path, space, sampler=sampler, max_trials=12)
+    points = []
+    while trial := study.ask():
+        points.append(trial.point)
+        study.tell(trial, Outcome("complete"))
+    assert len(points) == 12
+    assert all(point["p.high"] >= 0.75 and point["p.low"] <= 0.25 for point in points)
+
+
+def test_an_endless_space_of_which_nothing_fits_ends_at_once(tmp_path: Path) -> None:
+    study = opened(tmp_path, replace(ENDLESS, refuses=lambda point: True), max_trials=5)
+    assert study.ask() is None
+    assert study._trials() == []
+
+
+def test_a_trial_that_is_released_goes_to_another_process_and_not_back(tmp_path: Path) -> None:
+    mine, other = opened(tmp_path, max_trials=2), opened(tmp_path, max_trials=2)
+    trial = mine.ask()
+    assert trial is not None
+    mine.release(trial)
+    second = mine.ask()
+    assert second is not None
+    assert second.number == 1
+    mine.tell(second, Outcome("complete"))
+    assert mine.ask() is None
+    taken = other.ask()
+    assert taken == trial
+    assert mine.waiting()
+    other.release(trial)
+    assert other.ask() is None
+    assert not other.waiting()
+    mine.close()
+    other.close()
+    next_run = opened(tmp_path, max_trials=2)
+    assert next_run.ask() == trial

@@ -1,6 +1,7 @@
 """Data, runtime and metrics: a text answers an item right when the item's difficulty is below the text's length."""
 
 import hashlib
+import os
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from drupe import (
     DataConfig,
     DataContainer,
     EvaluationError,
+    HostError,
     Metric,
     MetricConfig,
     Result,
@@ -46,6 +48,8 @@ class ToySession(Session):
 
 class ToyRuntime(Runtime):
     def open(self, model, accelerator, options):
+        if options.get("gone") and not os.path.exists(os.environ.get("DRUPE_TOY_SPACE", "")):  # noqa: PTH110
+            raise HostError("the rack is dark", retry=False)
         return ToySession((model.folder / "text.txt").read_text())
 
 

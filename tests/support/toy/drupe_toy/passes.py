@@ -6,7 +6,7 @@ import time
 
 from pydantic import Field
 
-from drupe import Choice, DataRef, Model, Pass, PassConfig, searchable
+from drupe import Choice, DataRef, HostError, Model, Pass, PassConfig, searchable
 
 
 def note(line):
@@ -91,6 +91,23 @@ class Dies(Pass):
         if not os.path.exists(os.environ.get("DRUPE_TOY_SPACE", "")):  # noqa: PTH110
             os.kill(os.getpid(), 9)
         (context.output_dir / "text.txt").write_text((model.folder / "text.txt").read_text() + "d")
+        return Model.from_dir("text", context.output_dir)
+
+
+class UnluckyConfig(PassConfig):
+    fatal: bool = True
+
+
+class Unlucky(Pass):
+    """Finds its machine unfit at once, until there is space."""
+
+    Config = UnluckyConfig
+
+    def run(self, model, config, context):
+        note(f"Unlucky {config.fatal}")
+        if config.fatal and not os.path.exists(os.environ.get("DRUPE_TOY_SPACE", "")):  # noqa: PTH110
+            raise HostError("the board is gone", retry=False)
+        (context.output_dir / "text.txt").write_text((model.folder / "text.txt").read_text() + "u" * (1 + config.fatal))
         return Model.from_dir("text", context.output_dir)
 
 

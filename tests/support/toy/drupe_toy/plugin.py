@@ -13,7 +13,7 @@ from drupe import (
 
 @hookimpl
 def drupe_passes():
-    names = ("Append", "Learn", "Sleepy", "Raises", "Dies", "ChangesInput", "WritesNothing", "FullDisk")
+    names = ("Append", "Learn", "Sleepy", "Raises", "Dies", "Unlucky", "ChangesInput", "WritesNothing", "FullDisk")
     return [PassSpec(name=name, target=f"drupe_toy.passes:{name}", accepts={"text"}, produces="text") for name in names]
 
 
