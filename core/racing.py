@@ -14,6 +14,7 @@ from drupe.core.growing import Growing
 from drupe.core.metrics import Measurement
 from drupe.core.model import Model
 from drupe.core.results import Candidate
+from drupe.core.sample_evaluations import sample_evaluations
 from drupe.core.statistics.goals import limit_of, violation
 from drupe.core.statistics.racing import Decision, Look, chance_to_win, decide, stages
 from drupe.core.study import Goal, MultiFidelity, Objective, Outcome, Trial
@@ -22,7 +23,7 @@ from drupe.core.workflow.model import Evaluator, MetricEntry
 if TYPE_CHECKING:
     from drupe.core.trials import TrialRunner
 
-__all__ = ["Raced", "Racer", "sample_evaluations"]
+__all__ = ["Raced", "Racer"]
 
 Finished = Callable[[], Sequence[tuple[Trial, Outcome]]]
 
@@ -104,11 +105,31 @@ class Racer:
         """How many of the best are measured in full."""
         return self._finalists
 
+    def indifference(self, runner: TrialRunner, objective: Objective) -> float:
+        """Return the margin of an objective: that of the settings for the one that it counts for, else 0."""
+        return self._settings.indifference if objective == self._indifferent(runner) else 0.0
+
+    def _indifferent(self, runner: TrialRunner) -> Objective | None:
+        evaluator = runner.evaluator
+        growing = {m.name for m in evaluator.metrics if runner.measurer.grows(m)} if evaluator else set()
+        objectives = sorted(evaluator.objectives, key=lambda o: o.priority) if evaluator else []
+        return next((o for o in objectives if _entry_name(o.metric) in growing), None)
+
     def counts(self, runner: TrialRunner, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        """Return what `sample_evaluations` says of the trials of this race."""
+        """Return what `sample_evaluations` says of the trials of this race, and what its margin promises."""
         evaluator = runner.evaluator
         entries = [m for m in evaluator.metrics if runner.measurer.grows(m)] if evaluator else []
-        return sample_evaluations(candidates, [m.name for m in entries if evaluator and m.name in _deciding(evaluator)])
+        names = [m.name for m in entries if evaluator and m.name in _deciding(evaluator)]
+        counted = sample_evaluations(candidates, names)
+        objective = self._indifferent(runner)
+        if not self._settings.indifference or objective is None:
+            return counted
+        margin, sure = self._settings.indifference, 1 - self._settings.risk
+        promise = f"with a probability of at least {sure:g}, the winner's {objective.metric} on all selection samples"
+        among = "the best feasible one's"
+        if evaluator and any(o.priority < objective.priority for o in evaluator.objectives):
+            among += " that equals it in the objectives before"
+        return {**counted, "indifference": margin, "guarantee": f"{promise} is within {margin:g} of {among}"}
 
 
 class _Race:
@@ -247,7 +268,12 @@ class _Race:
                 rest = objectives[index + 1 :]
                 pair = (objective.direction, look, _whole(look, theirs))
                 return decide(
-                    (), pair, looks=number, risk=risk, tie_wins=self._wins_a_tie(rest, looks, measured, rival)
+                    (),
+                    pair,
+                    looks=number,
+                    risk=risk,
+                    tie_wins=self._wins_a_tie(rest, looks, measured, rival),
+                    indifference=self._racer.indifference(self._runner, objective),
                 )
             if ours.value != theirs.value:
                 return self._told(objective, ours, theirs, rival)
@@ -299,35 +325,6 @@ class _Race:
             return Decision(True)
         text = f"{objective.metric} {ours.value:.4g} {ours.unit}".rstrip()
         return Decision(False, f"can't win: {text} where candidate {rival} has {theirs.value:.4g}", 0.0)
-
-
-def sample_evaluations(candidates: Sequence[Candidate], metrics: Sequence[str]) -> dict[str, Any]:
-    """Return how many sample evaluations the candidates took, and how many they would have taken in full.
-
-    metrics: the names of the evaluator's entries that were measured on growing parts. Candidates that are the same
-    model count once, and one whose metric failed does not count for it.
-    """
-    measured = in_full = cut = 0
-    seen: set[str] = set()
-    counts: list[tuple[Candidate, dict[str, int]]] = []
-    totals: dict[str, int] = {}
-    for c in candidates:
-        if c.state == "failed" or c.model is None or c.model in seen:
-            continue
-        seen.add(c.model)
-        found: dict[str, int] = {}
-        for name, m in c.measurements.items():
-            if _entry_name(name) in metrics:
-                found[_entry_name(name)] = m.n
-                totals[_entry_name(name)] = max(totals.get(_entry_name(name), 0), m.of or m.n)
-        counts.append((c, found))
-    for c, found in counts:
-        cut += c.state == "pruned"
-        for entry, total in totals.items():
-            if entry in found or c.state == "pruned":
-                measured += found.get(entry, 0)
-                in_full += total
-    return {"measured": measured, "in_full": in_full, "cut_short": cut, "metrics": list(totals)}
 
 
 def _deciding(evaluator: Evaluator) -> set[str]:

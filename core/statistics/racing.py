@@ -5,6 +5,11 @@ the value on *all* selection samples, the one that selects: the samples seen are
 drawn from what the seen ones allow. A candidate is dropped only where the chance that it would be feasible, or would
 win, falls under a small risk shared by all looks. So against measuring everything, the winner is lost with at most that
 risk. Goals are asked one by one: a candidate that is unlikely to meet any single one can't be feasible.
+
+With a margin of indifference a candidate goes that is unlikely to win by more than the margin. The best one is lost
+wrongly only where it would have: so with at most that risk the winner is worse than the best, on all selection samples,
+by more than the margin. Margins don't add up, however many candidates there are: the winner is at least as good as
+whatever any candidate was dropped against.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ __all__ = ["RISK", "Decision", "Look", "chance_to_meet", "chance_to_win", "decid
 
 RISK = 0.1
 """The chance, over all looks at a candidate, to drop one that would have won."""
+_ROUNDING = 1e-9
+"""A difference that is the margin up to the rounding of floats is no more than the margin."""
 _PRIOR = 0.5
 """What is added to each count of outcomes that were seen (Jeffreys)."""
 
@@ -78,12 +85,15 @@ def chance_to_meet(look: Look, limit: float, direction: str) -> float:
     return _normal_chance(distance, influence(rows, look.aggregate), seen, rest)
 
 
-def chance_to_win(candidate: Look, incumbent: Look, direction: str, *, tie_wins: bool = False) -> float:
-    """Return the chance that the candidate's metric over all samples is better than the incumbent's.
+def chance_to_win(
+    candidate: Look, incumbent: Look, direction: str, *, tie_wins: bool = False, by: float = 0.0
+) -> float:
+    """Return the chance that the candidate's metric over all samples is better than the incumbent's, by more than `by`.
 
-    The incumbent must have been seen on the candidate's samples at least. tie_wins: equal is enough (a later objective
-    decides then).
+    The incumbent must have been seen on the candidate's samples at least. tie_wins: where `by` is 0, equal is enough (a
+    later objective decides then).
     """
+    tie_wins = tie_wins and by == 0
     ids = [i for i in candidate.rows if i in incumbent.rows]
     rest = candidate.total - len(ids)
     if len(ids) < 2:
@@ -92,15 +102,17 @@ def chance_to_win(candidate: Look, incumbent: Look, direction: str, *, tie_wins:
     sign = 1.0 if direction == "higher" else -1.0
     distance = sign * (candidate.aggregate(ours) - incumbent.aggregate(theirs))
     if rest <= 0:
-        return float(distance >= 0 if tie_wins else distance > 0)
+        beyond = distance - by
+        return float(beyond >= 0 if tie_wins else beyond > _ROUNDING)
     if candidate.proportion:
         # Each sample says better, equal or worse; unseen ones are predicted from these counts.
         gains = [sign * (o[0] - t[0]) for o, t in zip(ours, theirs, strict=True)]
         better, worse = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
-        return _net_gain_chance(better, worse, len(ids), rest, 0 if tie_wins else 1)
+        margin = 0 if tie_wins else math.floor(by * candidate.total + _ROUNDING) + 1
+        return _net_gain_chance(better, worse, len(ids), rest, margin)
     mine = influence(ours, candidate.aggregate)
     other = influence(theirs, incumbent.aggregate)
-    return _normal_chance(distance, [m - o for m, o in zip(mine, other, strict=True)], len(ids), rest)
+    return _normal_chance(distance - by, [m - o for m, o in zip(mine, other, strict=True)], len(ids), rest)
 
 
 def decide(
@@ -110,13 +122,14 @@ def decide(
     looks: int,
     risk: float = RISK,
     tie_wins: bool = False,
+    indifference: float = 0.0,
 ) -> Decision:
     """Decide at one of `looks` looks whether a candidate goes on.
 
     goals: each with what was seen of its metric, and its limit resolved. objective: (direction, candidate, incumbent)
     of the objective that matters most, where a feasible incumbent is known on the same samples. With several objectives
     the pick follows the first one, so losing in it loses; where the whole front is wanted, leave it out. tie_wins: see
-    `chance_to_win`.
+    `chance_to_win`. indifference: a candidate that is unlikely to win by more than this does not go on either.
     """
     share = risk / max(1, looks)
     for goal, look, limit in goals:
@@ -132,14 +145,13 @@ def decide(
             )
     if objective is not None:
         direction, candidate, incumbent = objective
-        chance = chance_to_win(candidate, incumbent, direction, tie_wins=tie_wins)
+        chance = chance_to_win(candidate, incumbent, direction, tie_wins=tie_wins, by=indifference)
         if chance < share:
-            return Decision(
-                False,
-                f"after {len(candidate.rows)} of {candidate.total} samples it is unlikely to reach the best candidate "
-                f"so far (chance {chance:.2g})",
-                chance,
-            )
+            what = "reach the best candidate so far"
+            if indifference:
+                what = f"beat the best candidate so far by more than the indifference of {indifference:g}"
+            seen = f"after {len(candidate.rows)} of {candidate.total} samples"
+            return Decision(False, f"{seen} it is unlikely to {what} (chance {chance:.2g})", chance)
     return Decision(True)
 
 

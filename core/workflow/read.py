@@ -22,7 +22,7 @@ from drupe.core.workflow.model import Notice, PassEntry, Workflow
 from drupe.core.workflow.read_data import read_data
 from drupe.core.workflow.read_evaluators import read_evaluators
 from drupe.core.workflow.read_passes import Passes, read_flows, read_passes
-from drupe.core.workflow.read_strategy import read_search_strategy
+from drupe.core.workflow.read_strategy import check_indifference, read_search_strategy
 from drupe.core.workflow.read_systems import read_roles, read_systems
 from drupe.core.workflow.reading import Reading, take_placeholders, walk
 from drupe.core.workflow.upgrade import upgrade
@@ -144,6 +144,9 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
     passes = read_passes(checked, evaluators, reading)
     flows = read_flows(checked, passes.entries, reading)
     options = _options(checked, reading)
+    evaluator = _evaluator(checked, evaluators, passes.entries, findings)
+    search = _search(checked, passes, reading)
+    check_indifference(search, evaluators.get(evaluator or ""), reading)
     return Workflow(
         path=path.absolute(),
         name=_text(checked, "name", path.stem, findings),
@@ -154,10 +157,10 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
         evaluators=evaluators,
         passes=passes.entries,
         flows=flows,
-        evaluator=_evaluator(checked, evaluators, passes.entries, findings),
+        evaluator=evaluator,
         host=host,
         targets=targets,
-        search=_search(checked, passes, reading),
+        search=search,
         cache_dir=_cache_dir(checked, reading),
         store_url=_store_url(checked),
         output_dir=_folder(checked, "output_dir", f"outputs/{path.stem}", reading),

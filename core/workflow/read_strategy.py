@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+from drupe.core.specs import MetricSpec
 from drupe.core.study import MultiFidelity, StudySettings
 from drupe.core.workflow.findings import join, nearest, shown
+from drupe.core.workflow.model import Evaluator
 from drupe.core.workflow.reading import Reading
 
-__all__ = ["read_search_strategy"]
+__all__ = ["check_indifference", "read_search_strategy"]
 
 _PATH = "search_strategy"
 _AUTO = "auto"
@@ -44,6 +47,10 @@ _FIDELITY_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "growth": (lambda value: _number(value) and value > 1, "a number above 1"),
     "risk": (lambda value: _number(value) and 0 < value < 1, "a chance between 0 and 1"),
     "keep": (lambda value: value in ("winner", "front"), '"winner" or "front"'),
+    "indifference": (
+        lambda value: _number(value) and 0 <= value < math.inf,
+        "a difference of at least 0, in the metric's own unit",
+    ),
 }
 
 
@@ -75,8 +82,38 @@ def read_search_strategy(value: Any, marked: Sequence[str], reading: Reading) ->
         asked, where = good["multi_fidelity"], join(_PATH, "multi_fidelity")
         details = _checked(where, asked, _FIDELITY_KEYS, reading) if isinstance(asked, dict) else {}
         good["multi_fidelity"] = None if asked is False else MultiFidelity(**details)
+        if details.get("indifference") and details.get("keep") == "front":
+            reading.findings.fault(
+                join(where, "indifference"),
+                f"{shown(details['indifference'])} beside keep: front, which keeps what is nearly equal",
+                "keep: winner",
+                "or leave indifference out",
+            )
     _check_sampler(good.get("sampler", _AUTO), reading)
     return StudySettings(**good)
+
+
+def check_indifference(search: StudySettings | None, evaluator: Evaluator | None, reading: Reading) -> None:
+    """A margin of indifference needs an objective that is measured sample by sample."""
+    if search is None or search.multi_fidelity is None or not search.multi_fidelity.indifference:
+        return
+    names = {objective.metric.rpartition("-")[0] for objective in evaluator.objectives} if evaluator else set()
+    for metric in evaluator.metrics if evaluator else ():
+        if metric.name in names:
+            found = reading.registry.find("drupe_metrics", metric.type)
+            # What no plugin provides is told as missing.
+            if found is None or (metric.data is not None and _by_sample(cast(MetricSpec, found.spec))):
+                return
+    reading.findings.fault(
+        join(_PATH, "multi_fidelity.indifference"),
+        "no objective of the evaluator is measured sample by sample",
+        "a sub_type with a priority, of a metric with a data_config that is not timed",
+        "or leave indifference out",
+    )
+
+
+def _by_sample(spec: MetricSpec) -> bool:
+    return spec.needs is not None and not spec.timed
 
 
 def _checked(

@@ -142,3 +142,29 @@ def test_two_workers_race_to_the_same_winner(tmp_path: Path) -> None:
     assert [c["number"] for c in done["candidates"]] == list(range(16))
     assert done["sample_evaluations"]["measured"] == evaluations(tmp_path) - SAMPLES
     assert {c["state"] for c in done["candidates"] if c["point"]["append.times"] < 6} == {"pruned"}
+
+
+def test_near_ties_are_dropped_within_the_margin_of_indifference(tmp_path: Path) -> None:
+    """Texts of 15 to 12 characters, the longest first: each is 5 points behind the next, 10 behind the best but one."""
+    times = [13, 12, 11, 10]
+    passes = {"append": {"type": "Append", "times": {"search": times}}}
+    counts = {}
+    for margin in (0, 0.2):
+        folder = tmp_path / str(margin)
+        folder.mkdir()
+        fidelity = {"indifference": margin} if margin else True
+        strategy = {"sampler": "brute-force", "multi_fidelity": fidelity}
+        found = run(folder, toy_document(folder, passes=passes, search_strategy=strategy))
+        assert (found["code"], found["winner"]) == (0, 0)
+        counts[margin] = found["sample_evaluations"]
+        cut = [c["error"] for c in found["candidates"] if c["state"] == "pruned"]
+    assert len(cut) == 3
+    assert all("unlikely to beat the best candidate so far by more than the indifference of 0.2" in why for why in cut)
+    assert counts[0.2]["measured"] < counts[0]["measured"]
+    assert counts[0.2]["indifference"] == 0.2
+    assert counts[0.2]["guarantee"] == (
+        "with a probability of at least 0.9, the winner's accuracy-accuracy_score on all selection samples is "
+        "within 0.2 of the best feasible one's"
+    )
+    assert "guarantee" not in counts[0]
+    assert f"  {counts[0.2]['guarantee']}" in found["said"]

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from drupe.core.statistics.racing import Look, chance_to_meet, chance_to_win, decide, stages
@@ -93,6 +95,59 @@ def test_winners_are_seldom_dropped() -> None:
                 break
     assert ahead > 50
     assert dropped / ahead <= 0.1
+
+
+VALUES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40)
+
+
+@given(VALUES, st.integers(0, 60), st.floats(0, 0.3), st.floats(0, 0.3))
+def test_a_wider_margin_is_never_easier_to_win_by(
+    pairs: list[tuple[bool, bool]], more: int, one: float, other: float
+) -> None:
+    ours, theirs = zip(*pairs, strict=True)
+    total = len(pairs) + more
+    for proportion in (True, False):
+        candidate, incumbent = (look(v, total, proportion=proportion) for v in (ours, theirs))
+        narrow, wide = (chance_to_win(candidate, incumbent, "higher", by=by) for by in sorted((one, other)))
+        assert 0 <= wide <= narrow + 1e-9 <= 1 + 2e-9
+        assert chance_to_win(candidate, incumbent, "higher") >= narrow - 1e-9
+
+
+@given(VALUES, st.integers(0, 10))
+def test_with_every_sample_seen_a_win_by_more_than_the_margin_is_certain(
+    pairs: list[tuple[bool, bool]], margin: int
+) -> None:
+    """A margin of whole samples is exceeded by one more sample, and not by the margin itself."""
+    ours, theirs = zip(*pairs, strict=True)
+    n, gain = len(pairs), sum(ours) - sum(theirs)
+    for direction, sign in (("higher", 1), ("lower", -1)):
+        chance = chance_to_win(look(ours, n), look(theirs, n), direction, by=margin / n, tie_wins=True)
+        assert chance == float(sign * gain > margin if margin else sign * gain >= 0)
+
+
+def test_what_is_nearly_equal_is_dropped_where_it_may_be_and_the_reason_names_the_margin() -> None:
+    incumbent, rival = look([1] * 62 + [0] * 2, 150), look([1] * 61 + [0] * 3, 150)
+    assert decide([], ("higher", rival, incumbent), looks=3).go_on
+    decision = decide([], ("higher", rival, incumbent), looks=3, indifference=0.05)
+    assert not decision.go_on
+    assert "after 64 of 150 samples it is unlikely to beat the best candidate so far" in decision.reason
+    assert "by more than the indifference of 0.05 (chance" in decision.reason
+
+
+def test_the_winner_is_within_the_margin_of_the_best_and_takes_fewer_samples() -> None:
+    from benchmarks.search_fidelity import answers, full, race
+
+    outside, saved = 0, []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        table = answers(random, random.uniform(0.88, 0.9, 12), 150)
+        (wanted, _), (exact, before), (got, spent) = full(table), race(table), race(table, 0.03)
+        if wanted is not None:
+            assert exact is not None and got is not None
+            outside += table[wanted].mean() - table[got].mean() > 0.03 + 1e-9
+        saved.append(before / spent)
+    assert outside <= 2
+    assert np.median(saved) > 1.3
 
 
 def test_fewer_evaluations_and_the_same_winner() -> None:

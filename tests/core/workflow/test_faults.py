@@ -29,7 +29,26 @@ def sub_type(**changes: Any) -> dict[str, Any]:
     return metric(sub_types=[{"name": "accuracy_score", **changes}])
 
 
+TONE = {
+    **sub_type(priority=1),
+    "other": {"metrics": [{"name": "size", "type": "size_on_disk", "sub_types": [{"name": "bytes", "priority": 1}]}]},
+}
+
+
+def margin(value: Any, **more: Any) -> dict[str, Any]:
+    fidelity = {"indifference": value, **more}
+    return {"search_strategy": {"multi_fidelity": fidelity}, "evaluators": TONE, "evaluator": "judge"}
+
+
 CASES: list[tuple[str, dict[str, Any], str]] = [
+    ("margin below 0", margin(-0.01), "multi_fidelity.indifference: -0.01; expected a difference of at least 0"),
+    ("margin as a text", margin("1%"), 'multi_fidelity.indifference: "1%"; expected a difference of at least 0'),
+    ("margin of a front", margin(0.01, keep="front"), "0.01 beside keep: front"),
+    (
+        "margin of nothing",
+        {**margin(0.01), "evaluator": "other"},
+        "multi_fidelity.indifference: no objective of the evaluator is measured sample by sample",
+    ),
     ("unknown top-level key", {"pases": {}}, "pases: unknown key 'pases'"),
     ("nearest top-level key", {"pases": {}}, "did you mean 'passes'?"),
     ("no input model", {"input_model": None}, "input_model: not given; expected the model to start from"),
