@@ -14,10 +14,11 @@ from tests.support.workflows import manifest, runs, start_drupe, toy_document, w
 TRIALS, NAPS = 8, 3
 
 
-def write(folder: Path, storage: str | None = None, **changes: Any) -> Path:
-    """Write a search of eight trials, each of which naps, and return its path."""
-    passes = {
+def write(folder: Path, storage: str | None = None, *, unlucky: bool = False, **changes: Any) -> Path:
+    """Write a search of eight trials, each of which naps, and return its path. unlucky: each needs space first."""
+    passes: dict[str, Any] = {
         "append": {"type": "Append", "times": {"search": list(range(1, TRIALS + 1)), "ordered": True}},
+        **({"luck": {"type": "Unlucky"}} if unlucky else {}),
         # By its name it would come first.
         "a nap": {"type": "Sleepy", "steps": NAPS, "seconds": 0.2},
     }

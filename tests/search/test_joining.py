@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.search.joined import TRIALS, begun, check, finish, join, write
-from tests.support.workflows import drupe, runs, start_drupe
+from tests.support.workflows import drupe, manifest, runs, start_drupe
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
@@ -35,6 +35,23 @@ def test_a_worker_with_a_home_of_its_own_shares_a_store_below_a_url(tmp_path: Pa
     with (tmp_path / "toy.log").open("a") as log:
         log.write("\n".join(runs(tmp_path / "elsewhere")) + "\n")
     check(tmp_path)
+
+
+def test_what_a_workers_host_fails_is_left_to_the_others(tmp_path: Path) -> None:
+    """The driver's machine has what the pass needs, the worker's has not."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "space").touch()
+    path = write(tmp_path, cache_dir=f"file://{tmp_path}/shared", unlucky=True)
+    driver = start_drupe("run", path, folder=tmp_path)
+    view = begun(str(tmp_path / "out"), driver)
+    worker = join(tmp_path / "elsewhere", str(tmp_path / "out"), view.name)
+    said, _ = worker.communicate(timeout=120)
+    assert worker.returncode == 1, said
+    assert f"{view.name}: 0 of its trials were run here, " in said
+    assert "could not be and are left to others; last: the board is gone" in said
+    finish(driver)
+    candidates = manifest(tmp_path)["targets"]["here"]["candidates"]
+    assert [(c["number"], c["state"]) for c in candidates] == [(n, "complete") for n in range(TRIALS)]
 
 
 def test_when_the_driver_is_killed_the_other_one_goes_on_to_the_end(tmp_path: Path) -> None:

@@ -141,10 +141,10 @@ def test_the_winner_is_within_the_margin_of_the_best_and_takes_fewer_samples() -
     for seed in range(20):
         random = np.random.default_rng(seed)
         table = answers(random, random.uniform(0.88, 0.9, 12), 150)
-        (wanted, _), (exact, before), (got, spent) = full(table), race(table), race(table, 0.03)
+        (wanted, _), (exact, before), (got, spent) = full(table), race(table), race(table, 0.04)
         if wanted is not None:
             assert exact is not None and got is not None
-            outside += table[wanted].mean() - table[got].mean() > 0.03 + 1e-9
+            outside += table[wanted].mean() - table[got].mean() > 0.04 + 1e-9
         saved.append(before / spent)
     assert outside <= 2
     assert np.median(saved) > 1.3
