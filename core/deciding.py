@@ -72,8 +72,8 @@ class Decider:
             result.explanation = explain()
         if all(c.state == "failed" for c in result.candidates):
             result.status = "failed"
-            first = next((c.error for c in result.candidates if c.error), "no trial was run")
-            result.message = f"every trial failed; first: {first}"
+            first = next((c.error for c in result.candidates if c.error), "no error was told")
+            result.message = f"every trial failed; first: {first}" if result.candidates else self._none_ran()
             self._withdraw(result)
             return
         number = study.select()
@@ -98,6 +98,11 @@ class Decider:
         if result.winner is not None:
             passed_over = {one.number for one in judged if one is not chosen}
             result.candidates = _why_lost(result.candidates, chosen.number, passed_over)
+
+    def _none_ran(self) -> str:
+        limit = self._workflow.search.max_time if self._workflow.search else None
+        spent = f": the {limit:g} s of max_time were over before the first one began" if limit else ""
+        return f"no trial was run{spent}"
 
     def _judge_finalist(
         self, study: Study, runner: TrialRunner, result: TargetResult, number: int, *, certify: bool

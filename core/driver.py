@@ -31,6 +31,7 @@ from drupe.core.results import Candidate, RunResult, TargetResult, write_candida
 from drupe.core.set_aside import HostFailures, SetAside, stop
 from drupe.core.store import open_store
 from drupe.core.study import OnePointStudy, Study, StudySettings, Trial
+from drupe.core.study_choice import check_search, new_study
 from drupe.core.target_space import LeftOut, Refusals, target_space
 from drupe.core.trial_workers import TrialWorkers, timed_search
 from drupe.core.trials import TrialRunner, racing_runner
@@ -89,6 +90,7 @@ class Driver:
         """Run to the end. Raises ConfigError, HostError, StoreError, Interrupted; the manifest is written even then."""
         started = time.monotonic()
         plan = build_plan(self.workflow, self.registry)
+        check_search(plan)
         with self._output_lock():
             try:
                 check_systems(self.engine)
@@ -181,12 +183,8 @@ class Driver:
         goals = evaluator.goals if evaluator else ()
         objectives = evaluator.objectives if evaluator else ()
         study: Study = OnePointStudy()
-        entries = self.registry.of("drupe_studies")
         if searching:
-            if not entries:
-                raise ConfigError("the workflow searches, and no installed plugin provides a study")
-            best = max(entries, key=lambda entry: getattr(entry.spec, "priority", 0))
-            study = self.registry.resolve(best)(best.spec)
+            study = new_study(self.registry)
         settings = self.workflow.search if searching and self.workflow.search else StudySettings()
         folder = self.workflow.output_dir / "study"
         folder.mkdir(parents=True, exist_ok=True)

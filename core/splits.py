@@ -13,7 +13,7 @@ from typing import Any
 
 from drupe.core.errors import ConfigError
 
-__all__ = ["EVALUATION", "PARTS", "assign", "check_split"]
+__all__ = ["EVALUATION", "PARTS", "assign", "check_split", "empty_parts"]
 
 PARTS = ("train", "selection", "certification")
 """The parts of a split, in the order in which they take their contents."""
@@ -66,6 +66,22 @@ def assign(content_keys: Iterable[str], split: Mapping[str, Any], part: str | No
     return positions if part == "train" else _first_of_each(positions, keys)
 
 
+def empty_parts(split: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the parts of a well-formed split that get nothing, whatever the data."""
+    named = _with_rest(split)
+    whole = sum(size for size in named.values() if isinstance(size, float)) > 1 - 1e-9
+    return tuple(name for name in PARTS if named.get(name, 0) == 0 or (named[name] == "rest" and whole))
+
+
+def _with_rest(split: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of the parts, one that is not named having the rest where no other has it."""
+    named = {name: split[name] for name in PARTS if name in split}
+    if "rest" not in named.values():
+        unnamed = [name for name in ("train", "certification", "selection") if name not in named]
+        named |= dict.fromkeys(unnamed[:1], "rest")
+    return named
+
+
 def _is_size(size: Any) -> bool:
     if isinstance(size, bool):
         return False
@@ -77,10 +93,7 @@ def _is_size(size: Any) -> bool:
 def _places(keys: Sequence[str], split: Mapping[str, Any]) -> dict[str, set[str]]:
     seed = split.get("seed", 0)
     order = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())
-    named = {name: split[name] for name in PARTS if name in split}
-    if "rest" not in named.values():
-        unnamed = [name for name in ("train", "certification", "selection") if name not in named]
-        named |= dict.fromkeys(unnamed[:1], "rest")
+    named = _with_rest(split)
     sizes: dict[str, int] = {}
     share = 0.0
     for name, size in named.items():

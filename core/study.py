@@ -174,6 +174,11 @@ class Study(Protocol):
         resumed study whose space differs)."""
         ...
 
+    def check(self, space: Space, objectives: Sequence[Objective], settings: StudySettings) -> None:
+        """Look at a search before any work, without a file. Raises ConfigError where it can't be done. A study may lack
+        this method."""
+        ...
+
     def ask(self) -> Trial | None:
         """Return the next trial, or None when the budget is spent or the space exhausted. Exact: max_trials trials."""
         ...
@@ -225,6 +230,9 @@ class OnePointStudy:
         """See Study.open. Raises ValueError when there is something to search."""
         if space.dimensions:
             raise ValueError("a one-point study cannot search")
+
+    def check(self, space: Space, objectives: Sequence[Objective], settings: StudySettings) -> None:
+        """See Study.check."""
 
     def ask(self) -> Trial | None:
         """See Study.ask."""

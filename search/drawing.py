@@ -54,6 +54,11 @@ class Drawer:
         self._refused: dict[str, bool] = {}
         self._free: tuple[int, Point | None] = (-1, None)
 
+    def check(self) -> None:
+        """Raise ConfigError where the sampler that begins does not serve this space or takes none of its options."""
+        chosen = self.sampler([])
+        chosen.make(SamplerContext(0, self.space, self._directions, self._options(chosen)))
+
     def exhausted(self, known: Collection[str], number: int) -> bool:
         """Whether no free point is left for trial `number`. known: the keys of the points that have a trial."""
         if self.space.refuses is None:

@@ -74,6 +74,10 @@ class OptunaStudy:
         self._opened = time.monotonic()
         self._spent = sum(self._read_seconds()) / max(1, settings.workers)
 
+    def check(self, space: Space, objectives: Sequence[Objective], settings: StudySettings) -> None:
+        """See Study.check."""
+        Drawer(space, settings, objectives).check()
+
     def _create_or_find(self, wanted: Mapping[str, Any]) -> int:
         from optuna.study import StudyDirection
 

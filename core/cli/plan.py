@@ -120,7 +120,7 @@ def _values(dimension: Dimension) -> Any:
     listed = getattr(over, "values", None)
     if listed is not None:
         return list(listed)
-    return {key: value for key, value in vars(over).items() if value not in (None, False)}
+    return {key: value for key, value in vars(over).items() if value is not None and value is not False}
 
 
 def _print(shown: dict[str, Any]) -> None:

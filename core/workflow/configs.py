@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from drupe.core.config import Range, search_range
 from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
-from drupe.core.workflow.markers import DEFAULT, candidates, find_markers, normalised, replaced
+from drupe.core.workflow.markers import DEFAULT, candidates, find_markers, misspelt_marker, normalised, replaced
 
 __all__ = ["CheckedConfig", "check_config", "declared_range", "searchable_fields"]
 
@@ -218,7 +218,7 @@ def _report(
             continue
         words = [_words(config, error, plain) for error in grouped[where]]
         expected = " or ".join(dict.fromkeys(w[1] for w in words if w[1]))
-        hint = next((w[2] for w in words if w[2]), "")
+        hint = next((w[2] for w in words if w[2]), "") or misspelt_marker(grouped[where][0])
         place = join(path, ".".join(where)) if where else path
         findings.fault(place, words[0][0], expected, hint)
 

@@ -13,7 +13,16 @@ from typing import Any
 from drupe.core.config import Choice, FloatRange, IntRange, Ordered, Range
 from drupe.core.workflow.findings import Findings, join, nearest, shown
 
-__all__ = ["candidates", "find_markers", "is_marker", "marker_of", "normalised", "range_of", "replaced"]
+__all__ = [
+    "candidates",
+    "find_markers",
+    "is_marker",
+    "marker_of",
+    "misspelt_marker",
+    "normalised",
+    "range_of",
+    "replaced",
+]
 
 SEARCHABLE = "SEARCHABLE_VALUES"
 DEFAULT = "DEFAULT_VALUE"
@@ -32,6 +41,16 @@ def is_marker(value: Any) -> bool:
         return False
     inner = value["search"]
     return not isinstance(inner, dict) or bool({"low", "high"} & set(inner))
+
+
+def misspelt_marker(error: Mapping[str, Any]) -> str:
+    """Return a hint where an error of pydantic is about a mapping that would be a marker but for its other keys."""
+    value = error["input"]
+    if error["type"] in ("missing", "extra_forbidden") or not isinstance(value, dict) or "search" not in value:
+        return ""
+    foreign = [str(key) for key in value if key not in _KEYS]
+    near = [hint for key in foreign if (hint := nearest(key, _KEYS))]
+    return "; ".join([f"what is searched has the keys {', '.join(_KEYS)}", *near]) if foreign else ""
 
 
 def find_markers(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

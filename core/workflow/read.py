@@ -14,6 +14,7 @@ from drupe.core.introspect import cache_folder
 from drupe.core.policy import check_rules
 from drupe.core.registry import Registry
 from drupe.core.study import StudySettings
+from drupe.core.workflow.check_parts import check_parts
 from drupe.core.workflow.clients import with_client
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.document import read_document
@@ -22,7 +23,7 @@ from drupe.core.workflow.model import Notice, PassEntry, Workflow
 from drupe.core.workflow.read_data import read_data
 from drupe.core.workflow.read_evaluators import read_evaluators
 from drupe.core.workflow.read_passes import Passes, read_flows, read_passes
-from drupe.core.workflow.read_strategy import check_indifference, read_search_strategy
+from drupe.core.workflow.read_strategy import check_indifference, notice_no_effect, read_search_strategy
 from drupe.core.workflow.read_systems import read_roles, read_systems
 from drupe.core.workflow.reading import Reading, take_placeholders, walk
 from drupe.core.workflow.upgrade import upgrade
@@ -146,7 +147,15 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
     options = _options(checked, reading)
     evaluator = _evaluator(checked, evaluators, passes.entries, findings)
     search = _search(checked, passes, reading)
-    check_indifference(search, evaluators.get(evaluator or ""), reading)
+    judge = evaluators.get(evaluator or "")
+    check_indifference(search, judge, reading)
+    notice_no_effect(search, judge, reading)
+    check_parts({**data, **passes.data}, judge, reading, searching=bool(passes.marked) or len(flows) > 1)
+    if evaluators and evaluator is None and checked.get("evaluator") is None:
+        findings.notice("evaluators", listed(evaluators), "left out", "no evaluator is named by the key evaluator")
+    baseline = _baseline(checked, passes.entries, findings)
+    if baseline is not None and not any(goal.kind != "threshold" for goal in (judge.goals if judge else ())):
+        findings.notice("baseline", f"{baseline!r}", "without effect", "no goal compares with a baseline")
     return Workflow(
         path=path.absolute(),
         name=_text(checked, "name", path.stem, findings),
@@ -164,7 +173,7 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
         cache_dir=_cache_dir(checked, reading),
         store_url=_store_url(checked),
         output_dir=_folder(checked, "output_dir", f"outputs/{path.stem}", reading),
-        baseline=_baseline(checked, passes.entries, findings),
+        baseline=baseline,
         seed=_seed(checked, findings),
         plugins=_plugins(checked, findings),
         options=options,

@@ -47,6 +47,8 @@ def _evaluator(name: str, entry: dict[str, Any], path: str, reading: Reading) ->
             if key != "metrics":
                 reading.findings.unknown_key(path, key, ["metrics", "type"])
         metrics = entry.get("metrics") or []
+        if metrics == []:
+            reading.findings.notice(path, "an evaluator without metrics", "without effect", "it measures nothing")
         if not isinstance(metrics, list):
             reading.findings.fault(join(path, "metrics"), shown(metrics), "a list of metrics")
             metrics = []
@@ -109,7 +111,8 @@ def _metric(
         direction = _direction(value, sub_type, place, reading)
         if direction is not None:
             full = f"{name}-{sub_type['name']}"
-            _goal(sub_type.get("goal"), full, direction, join(place, "goal"), reading, goals)
+            share = value is not None and value.proportion
+            _goal(sub_type.get("goal"), full, direction, join(place, "goal"), reading, goals, share=share)
             _priority(sub_type.get("priority"), full, direction, join(place, "priority"), reading, objectives)
     return MetricEntry(name, reading.registry.reference(registered), tuple(names), config, data)
 
@@ -166,7 +169,10 @@ def _direction(value: SubType | None, sub_type: Mapping[str, Any], path: str, re
     return value.direction
 
 
-def _goal(value: Any, metric: str, direction: Direction, path: str, reading: Reading, goals: list[Goal]) -> None:
+def _goal(
+    value: Any, metric: str, direction: Direction, path: str, reading: Reading, goals: list[Goal], *, share: bool
+) -> None:
+    """Read a goal. share: the metric is a proportion, from 0 to 1."""
     if value is None:
         return
     findings = reading.findings
@@ -186,6 +192,10 @@ def _goal(value: Any, metric: str, direction: Direction, path: str, reading: Rea
         good = False
     elif kind != "threshold" and limit < 0:
         findings.fault(join(path, "value"), shown(limit), "a number of at least 0", "the type says which way it counts")
+        good = False
+    elif share and not 0 <= limit <= 1 and not str(kind).startswith("percent"):
+        hint = f"{limit:g} % is {limit / 100:g}" if 1 < limit <= 100 else ""
+        findings.fault(join(path, "value"), shown(limit), "a number from 0 to 1, as the metric is a share", hint)
         good = False
     if confidence is not None and (
         isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0.5 <= confidence < 1

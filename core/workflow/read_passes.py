@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,10 +131,35 @@ def _check_conditions(result: Passes, reading: Reading) -> None:
                 for condition in marker.get("when", {}) if isinstance(marker, dict) else ():
                     # A parameter of the same pass may be named without its pass.
                     full = condition if condition in result.marked else join(name, condition)
-                    if full not in result.marked or full == own:
-                        expected = f"one of: {', '.join(n for n in result.marked if n != own)}"
-                        hint = nearest(condition, result.marked)
+                    others = [n for n in result.marked if n != own]
+                    if full not in others:
+                        expected = listed(others) or "a parameter that is searched"
+                        hint = nearest(condition, others)
                         reading.findings.fault(join(place, condition), "is not searched", expected, hint)
+                        continue
+                    wrong, can = _never(marker["when"][condition], full, result)
+                    if wrong:
+                        found = f"{', '.join(map(shown, wrong))} is never a value of {full}"
+                        reading.findings.fault(join(place, condition), found, listed(map(shown, can)))
+
+
+def _never(wanted: Sequence[Any], full: str, result: Passes) -> tuple[list[Any], list[Any]]:
+    """Return the wanted values that a searched parameter, or a pass with alternatives, can't have, and what it can."""
+    if full in result.entries:
+        types: list[Any] = [alternative.type for alternative in result.entries[full].alternatives]
+        known = [*(t.lower() for t in types), *range(len(types))]
+        return [v for v in wanted if (v.lower() if isinstance(v, str) else v) not in known], types
+    name, _, path = full.partition(".")
+    can: list[Any] = []
+    for alternative in result.entries[name].alternatives:
+        for where, marker in find_markers(alternative.config):
+            if ".".join(where) != path or not isinstance(marker, dict):
+                continue
+            if isinstance(marker["search"], dict):
+                # Of a range, which of its values are wanted is not listed.
+                return [], []
+            can += [value for value in marker["search"] if value not in can]
+    return ([value for value in wanted if value not in can] if can else []), can
 
 
 def read_flows(

@@ -12,7 +12,7 @@ from drupe.core.workflow.findings import join, nearest, shown
 from drupe.core.workflow.model import Evaluator
 from drupe.core.workflow.reading import Reading
 
-__all__ = ["check_indifference", "read_search_strategy"]
+__all__ = ["check_indifference", "notice_no_effect", "read_search_strategy"]
 
 _PATH = "search_strategy"
 _AUTO = "auto"
@@ -110,6 +110,20 @@ def check_indifference(search: StudySettings | None, evaluator: Evaluator | None
         "a sub_type with a priority, of a metric with a data_config that is not timed",
         "or leave indifference out",
     )
+
+
+def notice_no_effect(search: StudySettings | None, evaluator: Evaluator | None, reading: Reading) -> None:
+    """Tell what of the strategy has nothing to act on in this workflow."""
+    goals = evaluator.goals if evaluator else ()
+    told = []
+    if search is not None and search.stop_when_goals_met and not goals:
+        told.append(("stop_when_goals_met", "true", "the evaluator sets no goal"))
+    if search is not None and search.finalists > 1 and not any(goal.confidence is not None for goal in goals):
+        told.append(("finalists", str(search.finalists), "no goal has a confidence, so nothing is certified"))
+    if search is not None and search.multi_fidelity is not None and not (evaluator and evaluator.metrics):
+        told.append(("multi_fidelity", "what is asked for", "nothing is measured without an evaluator"))
+    for key, found, why in told:
+        reading.findings.notice(join(_PATH, key), found, "without effect", why)
 
 
 def _by_sample(spec: MetricSpec) -> bool:
