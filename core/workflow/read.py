@@ -152,7 +152,7 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
     notice_no_effect(search, judge, reading)
     check_parts({**data, **passes.data}, judge, reading, searching=bool(passes.marked) or len(flows) > 1)
     if evaluators and evaluator is None and checked.get("evaluator") is None:
-        findings.notice("evaluators", listed(evaluators), "left out", "no evaluator is named by the key evaluator")
+        findings.notice("evaluators", ", ".join(evaluators), "left out", "no evaluator is named by the key evaluator")
     baseline = _baseline(checked, passes.entries, findings)
     if baseline is not None and not any(goal.kind != "threshold" for goal in (judge.goals if judge else ())):
         findings.notice("baseline", f"{baseline!r}", "without effect", "no goal compares with a baseline")

@@ -40,7 +40,38 @@ def margin(value: Any, **more: Any) -> dict[str, Any]:
     return {"search_strategy": {"multi_fidelity": fidelity}, "evaluators": TONE, "evaluator": "judge"}
 
 
+def searched(when: dict[str, Any]) -> dict[str, Any]:
+    two = [{"type": "LoRA", "train_data_config": "tone", "r": {"search": [4, 8]}}, {"type": "MergeAdapterWeights"}]
+    return {"passes": {"tune": two, "b": {"type": "ModelBuilder", "precision": {"search": ["int4"], "when": when}}}}
+
+
 CASES: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "condition on itself only",
+        {
+            "passes": {
+                "b": {"type": "ModelBuilder", "precision": {"search": ["int4"], "when": {"b.precision": ["int4"]}}}
+            }
+        },
+        "when.b.precision: is not searched; expected a parameter that is searched",
+    ),
+    (
+        "condition that never holds",
+        searched({"tune.r": [16]}),
+        "when.tune.r: 16 is never a value of tune.r; expected one of: 4, 8",
+    ),
+    ("no such alternative", searched({"tune": ["Merge"]}), '"Merge" is never a value of tune; expected one of: "LoRA"'),
+    (
+        "misspelt order",
+        {"passes": tune(r={"search": [4, 8], "orderd": True})},
+        "has the keys search, ordered, when; did you mean 'ordered'?",
+    ),
+    (
+        "a share in percent",
+        {"evaluators": sub_type(goal={"type": "threshold", "value": 85})},
+        "goal.value: 85; expected a number from 0 to 1, as the metric is a share; 85 % is 0.85",
+    ),
+    ("a loss in percent", {"evaluators": sub_type(goal={"type": "max-degradation", "value": 2})}, "2 % is 0.02"),
     ("margin below 0", margin(-0.01), "multi_fidelity.indifference: -0.01; expected a difference of at least 0"),
     ("margin as a text", margin("1%"), 'multi_fidelity.indifference: "1%"; expected a difference of at least 0'),
     ("margin of a front", margin(0.01, keep="front"), "0.01 beside keep: front"),
@@ -298,6 +329,9 @@ def test_a_value_to_be_filled_in_is_needed_and_no_fault(look: Look) -> None:
         ({"trian": 5}, "did you mean 'train'?"),
         ({"seed": 1}, "no part is given"),
         ({"train": 1, "seed": "x"}, "split.seed"),
+        ({"train": 1.0}, '{"train": 1.0} leaves nothing for selection and certification; expected parts to measure on'),
+        ({"selection": 0, "certification": 0}, "leaves nothing for selection and certification"),
+        ({"selection": 0.5}, None),
     ],
 )
 def test_splits(look: Look, split: dict[str, Any], expected: str | None) -> None:
@@ -306,6 +340,44 @@ def test_splits(look: Look, split: dict[str, Any], expected: str | None) -> None
         assert result.faults == () and result.workflow and result.workflow.data["tone"].split == split
     else:
         assert any(expected in text for text in faults(result)), result.faults
+
+
+@pytest.mark.parametrize("split", [{"selection": 0.5}, {"selection": "rest"}, {"train": 0.5, "certification": 0.5}])
+def test_a_search_that_certifies_needs_both_parts(look: Look, split: dict[str, Any]) -> None:
+    data = [{"name": "tone", "type": "HuggingfaceContainer", "split": split}]
+    lacking = "selection" if "certification" in split else "certification"
+    result = look(base_document(data_configs=data, passes=tune(r={"search": [4, 8]})))
+    (text,) = faults(result)
+    assert text.startswith("data_configs.tone.split: ")
+    assert f"leaves nothing for {lacking}; expected parts to measure on" in text
+    assert "one part selects and another certifies" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"search_strategy": {"finalists": 2}, "evaluators": sub_type(priority=1)},
+            "finalists: 2 is now without effect",
+        ),
+        (
+            {"search_strategy": {"stop_when_goals_met": True}, "evaluators": sub_type(priority=1)},
+            "search_strategy.stop_when_goals_met: true is now without effect (the evaluator sets no goal)",
+        ),
+        (
+            {"search_strategy": {"multi_fidelity": True}, "evaluator": None},
+            "search_strategy.multi_fidelity: what is asked for is now without effect",
+        ),
+        ({"baseline": "merge"}, "baseline: 'merge' is now without effect (no goal compares with a baseline)"),
+        ({"evaluator": None}, "evaluators: judge is now left out (no evaluator is named by the key evaluator)"),
+        ({"evaluators": {"judge": {"metrics": []}}}, "evaluators.judge: an evaluator without metrics is now without"),
+    ],
+)
+def test_what_has_no_effect_is_told(look: Look, changes: dict[str, Any], told: str) -> None:
+    passes = {"passes": {**tune(r={"search": [4, 8]}), "merge": {"type": "MergeAdapterWeights"}}}
+    result = look(base_document(**{**passes, **changes}))
+    assert result.faults == ()
+    assert any(told in str(notice) for notice in result.notices), result.notices
 
 
 def test_a_plugin_that_cannot_be_loaded_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
