@@ -37,7 +37,9 @@ def status(where: str, as_json: bool) -> None:
         return
     for data in shown:
         counts = ", ".join(
-            f"{data[state]} {state}" for state in ("complete", "failed", "pruned", "running") if data[state]
+            f"{data[state]} {state.replace('_', ' ')}"
+            for state in ("complete", "failed", "pruned", "running", "set_aside")
+            if data[state]
         )
         click.echo(f"{data['study']}: {counts or 'no trial yet'}; {data['feasible']} meet the goals")
         winner = "none yet" if data["best"] is None else f"candidate {data['best']}"
@@ -91,6 +93,8 @@ def pareto(where: str, study: str | None, as_json: bool) -> None:
     if as_json:
         _print_json(rows)
         return
+    if not rows:
+        click.echo(f"{view.name}: no trial was measured yet, or every one failed; `drupe search explain` says why")
     for row in rows:
         mark = "*" if row["best"] else " " if row["feasible"] else "!"
         values = "  ".join(row["shown"].get(o.metric, "") for o in view.objectives) or "  ".join(row["shown"].values())
@@ -229,6 +233,7 @@ def _status(view: StudyView) -> dict[str, Any]:
         "study": view.name,
         **{state: states.count(state) for state in ("complete", "failed", "pruned")},
         "running": len(view.running),
+        "set_aside": len(view.set_aside),
         "feasible": sum(feasible(outcome, view.objectives) for _, outcome in view.finished),
         "best": pick(view.finished, view.objectives),
         "seconds": view.seconds,

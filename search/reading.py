@@ -18,13 +18,15 @@ __all__ = ["StudyView", "find_home", "read_studies", "read_study", "read_work"]
 
 @dataclass(frozen=True)
 class StudyView:
-    """A study as it stands. finished: trials and outcomes by number. running: numbers of trials that were not told."""
+    """A study as it stands. finished: trials and outcomes by number. running: numbers of trials that were not told.
+    set_aside: numbers of those that their hosts failed; the next run takes them up."""
 
     name: str
     goals: tuple[Goal, ...]
     objectives: tuple[Objective, ...]
     finished: tuple[tuple[Trial, Outcome], ...]
     running: tuple[int, ...] = ()
+    set_aside: tuple[int, ...] = ()
     seconds: float = 0.0
     space: Sequence[dict[str, Any]] = field(default_factory=tuple)
 
@@ -92,11 +94,11 @@ def _ours(home: Home) -> list[Any]:
 
 def _read(home: Home, study: Any) -> StudyView:
     definition = json.loads(study.user_attrs["definition"])
-    finished, running, seconds = [], [], 0.0
+    finished, running, aside, seconds = [], [], [], 0.0
     for trial in home.storage.get_all_trials(study._study_id, deepcopy=False):
         record = trial.user_attrs.get("outcome")
         if not trial.state.is_finished() or record is None:
-            running.append(trial.number)
+            (aside if trial.user_attrs.get("owner") == "" else running).append(trial.number)
             continue
         finished.append((Trial(trial.number, json.loads(trial.user_attrs["point"])), from_record(record)))
         seconds += record["seconds"]
@@ -106,6 +108,7 @@ def _read(home: Home, study: Any) -> StudyView:
         tuple(Objective(*objective) for objective in definition["objectives"]),
         tuple(finished),
         tuple(running),
+        tuple(aside),
         seconds,
         tuple(definition["space"]),
     )

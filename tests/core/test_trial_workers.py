@@ -160,7 +160,7 @@ def test_trials_whose_host_failed_are_run_again_and_count_once(tmp_path: Path, w
     assert "the host here failed 3 trials in a row, last with: the board is gone" in failed.stdout
     assert runs(tmp_path).count("Unlucky True") == 3
     status = drupe("search", "status", tmp_path / "out", folder=tmp_path)
-    assert "3 running" in status.stdout
+    assert "3 set aside" in status.stdout
     (tmp_path / "space").touch()
     done = drupe("run", path, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -41,6 +41,16 @@ def test_status_counts_the_trials(output: Path) -> None:
     assert "12 complete, 1 running" in invoke("status", str(output))
 
 
+def test_a_trial_that_was_set_aside_does_not_count_as_running(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "study", max_trials=2, sampler="random")
+    trial = study.ask()
+    assert trial is not None
+    study.release(trial)
+    study.ask()
+    assert "cpu: 1 running, 1 set aside" in invoke("status", str(tmp_path))
+    assert "cpu: no trial was measured yet" in invoke("pareto", str(tmp_path))
+
+
 @pytest.mark.parametrize("where", ["", "study", "study/study.journal"])
 def test_a_study_is_found_by_folder_or_file(output: Path, where: str) -> None:
     assert "candidate" in invoke("best", str(output / where))
