@@ -94,7 +94,9 @@ def _ours(home: Home) -> list[Any]:
 
 def _read(home: Home, study: Any) -> StudyView:
     definition = json.loads(study.user_attrs["definition"])
-    finished, running, aside, seconds = [], [], [], 0.0
+    finished, seconds = [], 0.0
+    running: list[int] = []
+    aside: list[int] = []
     for trial in home.storage.get_all_trials(study._study_id, deepcopy=False):
         record = trial.user_attrs.get("outcome")
         if not trial.state.is_finished() or record is None:
