@@ -7,7 +7,10 @@ import math
 from drupe.core.metrics import Measurement
 from drupe.core.study import Goal
 
-__all__ = ["RELATIVE", "is_percent", "limit_of", "meets", "violation"]
+__all__ = ["EXTREMES", "RELATIVE", "is_percent", "limit_of", "meets", "violation"]
+
+EXTREMES = ("-max", "-min")
+"""How the names of values end that are the largest or the smallest of something: no sample bounds them."""
 
 RELATIVE = ("min-improvement", "percent-min-improvement", "max-degradation", "percent-max-degradation")
 """The kinds of goals that compare with the baseline."""

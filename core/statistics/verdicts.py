@@ -18,7 +18,7 @@ from drupe.core.statistics.evidence import (
     single_quantile,
     single_value,
 )
-from drupe.core.statistics.goals import limit_of, meets, violation
+from drupe.core.statistics.goals import EXTREMES, limit_of, meets, violation
 from drupe.core.study import Goal
 
 __all__ = ["Status", "Verdict", "judge", "violation"]
@@ -130,7 +130,7 @@ def _evidence(
     seed: int,
 ) -> Evidence | None:
     rows = candidate.rows
-    if not rows or candidate.metric.endswith(("-max", "-min")):
+    if not rows or candidate.metric.endswith(EXTREMES):
         return None
     if aggregate is None:
         if any(len(row) != 1 for row in rows.values()):
@@ -167,7 +167,7 @@ def _mean(rows: Any) -> float:
 
 
 def _why_no_evidence(goal: Goal, candidate: Measurement) -> str:
-    if candidate.metric.endswith(("-max", "-min")):
+    if candidate.metric.endswith(EXTREMES):
         return "an extreme has no bound; set the goal on a quantile, such as p99"
     if candidate.n < 2:
         return "one measurement can't be certified; take the confidence off, or measure more"

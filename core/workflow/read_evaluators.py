@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from drupe.core.metrics import Direction, SubType
+from drupe.core.statistics.goals import EXTREMES
 from drupe.core.study import Goal, Objective
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.findings import join, listed, nearest, shown
@@ -201,6 +202,10 @@ def _goal(
         isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0.5 <= confidence < 1
     ):
         findings.fault(join(path, "confidence"), shown(confidence), "a number from 0.5 to below 1", "0.95 is usual")
+        good = False
+    elif confidence is not None and metric.endswith(EXTREMES):
+        found = f"{shown(confidence)} on {metric}, an extreme, which nothing can bound"
+        findings.fault(join(path, "confidence"), found, "a quantile, such as p99", "or leave confidence out")
         good = False
     if good and isinstance(limit, (int, float)):
         goals.append(Goal(metric, str(kind), float(limit), direction, confidence))

@@ -125,7 +125,7 @@ class Accuracy(Metric):
 
 
 class Latency(Metric):
-    sub_types = {"avg": SubType("ms", "lower"), "p90": SubType("ms", "lower")}
+    sub_types = {name: SubType("ms", "lower") for name in ("avg", "p90", "max")}
     default_sub_type = "avg"
 
 

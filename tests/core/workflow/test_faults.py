@@ -71,6 +71,17 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         {"evaluators": sub_type(goal={"type": "threshold", "value": 85})},
         "goal.value: 85; expected a number from 0 to 1, as the metric is a share; 85 % is 0.85",
     ),
+    (
+        "an extreme is certified",
+        {
+            "evaluators": metric(
+                type="latency",
+                name="speed",
+                sub_types=[{"name": "max", "goal": {"type": "threshold", "value": 5, "confidence": 0.9}}],
+            )
+        },
+        "goal.confidence: 0.9 on speed-max, an extreme, which nothing can bound; expected a quantile, such as p99",
+    ),
     ("a loss in percent", {"evaluators": sub_type(goal={"type": "max-degradation", "value": 2})}, "2 % is 0.02"),
     ("margin below 0", margin(-0.01), "multi_fidelity.indifference: -0.01; expected a difference of at least 0"),
     ("margin as a text", margin("1%"), 'multi_fidelity.indifference: "1%"; expected a difference of at least 0'),
