@@ -53,7 +53,7 @@ def class_fault(error: BaseException) -> str | None:
         return str(error)
     for values in _frames(error.__traceback__):
         namespace, name = values.get("namespace"), values.get("cls_name")
-        if not isinstance(namespace, Mapping) or not isinstance(name, str):
+        if not isinstance(namespace, Mapping) or not isinstance(name, str) or not _ours(values.get("bases")):
             continue
         qualified = str(namespace.get("__qualname__", name))
         if _CONFIG in namespace.get("__annotations__", {}) or not isinstance(namespace.get(_CONFIG, {}), Mapping):
@@ -61,6 +61,13 @@ def class_fault(error: BaseException) -> str | None:
         said = str(getattr(error, "message", None) or error)
         return f"{qualified}: {said}"
     return None
+
+
+def _ours(bases: Any) -> bool:
+    """Whether a class with these bases is a Config; models of other libraries are their own affair."""
+    if not isinstance(bases, tuple):
+        return False
+    return any(kind.__module__ == "drupe.core.config" for base in bases for kind in getattr(base, "__mro__", ()))
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[Mapping[str, Any]]:
