@@ -53,7 +53,7 @@ class Blocks:
         import torch
 
         with torch.inference_mode():
-            states, arguments = self._first()
+            states, arguments = self.first()
             for number, block in enumerate(self.blocks):
                 self.context.progress(number, len(self.blocks), f"block {number + 1} of {len(self.blocks)}")
                 prefix = f"{self.prefix}.{number}"
@@ -70,7 +70,7 @@ class Blocks:
                 head = {"lm_head": self.network.get_submodule("lm_head")}
                 solve(Part("lm_head", head["lm_head"], head, self._moments(head, self._whole), self._whole))
 
-    def _first(self) -> tuple[list[Any], list[list[tuple[Any, Any]]]]:
+    def first(self) -> tuple[list[Any], list[list[tuple[Any, Any]]]]:
         """Return the first block's inputs, and each block's further arguments, for each sequence.
 
         A block may have arguments of its own, such as a mask for a sliding window.
