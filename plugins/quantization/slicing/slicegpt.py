@@ -114,6 +114,13 @@ class SliceGPT(Pass):
         structure = read_structure(self.spec.name, network, ids)
         width = self._width(structure.hidden_size, config)
         tokens = self._tokens(network, model, config, context)
+        if (count := sum(row.numel() for row in tokens)) < 2 * structure.hidden_size:
+            context.log.warning(
+                "%s: %d tokens calibrate %d directions, too few to tell which ones texts use; give more text",
+                self.spec.name,
+                count,
+                structure.hidden_size,
+            )
         with torch.no_grad():
             said = network(input_ids=ids, use_cache=False).logits
             shape = fuse_norms(self.spec.name, network, structure)
@@ -199,7 +206,7 @@ class SliceGPT(Pass):
         out = context.output_dir
         out.mkdir(parents=True, exist_ok=True)
         state = {
-            name: tensor.detach().to("cpu", stored if tensor.is_floating_point() else None).clone().contiguous()
+            name: tensor.detach().to("cpu", stored if tensor.is_floating_point() else None).contiguous()
             for name, tensor in sorted(network.state_dict().items())
         }
         save_file(state, out / sliced_decoder.WEIGHTS, {"format": "pt"})
