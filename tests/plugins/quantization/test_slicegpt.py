@@ -193,6 +193,7 @@ def load_tokenizer_ids(model: Model) -> list[int]:
 def test_it_is_exported_and_measured(tmp_path: Path) -> None:
     made = sliced(learned(tmp_path / "m"), tmp_path / "job", sparsity=0.4)
     graph = run_pass("OnnxConversion", made, tmp_path / "onnx")
+    assert "tokenizer.json" in graph.files and "sliced_decoder.py" not in graph.files
     ids = np.random.default_rng(0).integers(0, 250, (3, 11))
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     with torch.inference_mode():
