@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +29,10 @@ class Part:
     layers: Mapping[str, Any]
     moments: Mapping[str, Any]
     run: Callable[[], Any]
+
+
+class _Enough(Exception):
+    """All blocks' arguments are known."""
 
 
 class Blocks:
@@ -84,6 +89,9 @@ class Blocks:
                     states.append(positional[0] if positional else named["hidden_states"])
                 rest = {key: value for key, value in named.items() if key != "hidden_states"}
                 arguments[number].append((positional[1:], rest))
+                if number == len(self.blocks) - 1:
+                    # What follows is not asked for, and the logits of long texts are large.
+                    raise _Enough
 
             return hook
 
@@ -93,7 +101,8 @@ class Blocks:
         try:
             for ids in self.tokens:
                 self.context.raise_if_cancelled()
-                self.network(input_ids=ids, use_cache=False)
+                with suppress(_Enough):
+                    self.network(input_ids=ids, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

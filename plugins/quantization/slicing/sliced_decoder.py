@@ -147,13 +147,15 @@ def load(
     if not isinstance(shape, dict) or not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder} holds no sliced decoder: expected {WEIGHTS}, and slicing in config.json")
     state = load_file(folder / WEIGHTS)
-    stored = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    kind = dtype or next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    state = {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     chosen = {"attn_implementation": attn_implementation} if attn_implementation else {}
     # The whole network's weights are never touched before they are replaced, and so take no memory.
     with no_init_weights():
-        network = AutoModelForCausalLM.from_config(config, dtype=stored, trust_remote_code=trust_remote_code, **chosen)
+        network = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=trust_remote_code, **chosen)
     restructure(network, shape)
     fill(network, state)
     if (folder / "generation_config.json").is_file():
         network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return network.to(dtype or stored).eval()
+    # Not network.to(kind): tables of positions stay as exact as they were made.
+    return network.eval()

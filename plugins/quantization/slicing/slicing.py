@@ -5,7 +5,8 @@ Each step sees what the sliced blocks before it give. Ashkboos et al. 2024, arXi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from drupe.core.context import PassContext
@@ -125,7 +126,8 @@ class Slicer:
         import torch
 
         with torch.no_grad():
-            states, arguments = self._flow.first()
+            with _passing(self._flow.blocks):
+                states, arguments = self._flow.first()
             turn = self._directions(states)
             for name in self.structure.embeddings:
                 read_states(self.network.get_submodule(name), turn)
@@ -194,6 +196,18 @@ class Slicer:
         turn, lost = principal(moment, self.width, self.orientation, self.generator)
         self.lost.append(lost)
         return turn
+
+
+@contextmanager
+def _passing(blocks: Any) -> Iterator[None]:
+    """Let blocks hand their states on as they are: what else they are called with does not depend on them."""
+    for block in blocks:
+        block.forward = lambda hidden_states, **_: hidden_states
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def _shortcut(matrix: Any, block: Any) -> Any:

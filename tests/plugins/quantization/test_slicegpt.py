@@ -164,6 +164,18 @@ def test_without_data_the_model_writes_what_calibrates_it(tmp_path: Path) -> Non
     assert error(sliced(source, tmp_path / "job", **values), source) < 0.5
 
 
+def test_weights_keep_the_type_that_they_were_stored_in_and_positions_stay_exact(tmp_path: Path) -> None:
+    source = learned(tmp_path / "m")
+    network = load_model(source)
+    network.to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    made = sliced(Model.from_dir("hf", tmp_path / "m", source.attributes), tmp_path / "job", sparsity=0.25)
+    loaded = load_model(made)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert load_model(made, dtype="float32").lm_head.weight.dtype == torch.float32
+    assert error(made, source) < 0.3
+
+
 def test_plain_libraries_load_it(tmp_path: Path) -> None:
     made = sliced(learned(tmp_path / "m"), tmp_path / "job", sparsity=0.4)
     program = (
@@ -267,3 +279,26 @@ def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes:
 def test_nothing_left_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"of 64 a sparsity of 0.9 leaves no multiple of round_interval \(8\)"):
         sliced(decoder(tmp_path / "m"), tmp_path / "job", sparsity=0.9)
+
+
+@pytest.mark.slow
+def test_smollm2_sliced_by_a_quarter_still_speaks(smollm2_dir: Path, tmp_path: Path) -> None:
+    import pydoc
+
+    from drupe.plugins.huggingface.loading import load_tokenizer
+
+    source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation"})
+    tokenizer = load_tokenizer(source)
+    page = np.asarray(tokenizer(pydoc.render_doc("argparse", renderer=pydoc.plaintext))["input_ids"])
+    rows, unseen = page[:2048].reshape(8, 256), page[2048:2304]
+    data = {"pages": [Sample(f"p{n}", {"input_ids": row}, content_key=f"k{n}") for n, row in enumerate(rows)]}
+    context = make_context(tmp_path / "job", accelerator=CPU, data=data)
+    made = run_pass("SliceGPT", source, tmp_path / "job", context=context, calibration_data_config="pages")
+    runtime = get_registry().create("drupe_runtimes", "hf")
+    losses = []
+    for model in (source, made):
+        with runtime.open(model, CPU, {}) as session:
+            losses.append(-float(session.score(unseen, unseen).outputs["logprobs"][1:].mean()))
+    assert load_model(made).model.embed_tokens.weight.shape == (49152, 432)
+    # Guessing evenly costs 10.8 nats a token.
+    assert losses[0] < 3 and losses[1] < losses[0] + 1, losses
