@@ -69,7 +69,10 @@ class SliceGPT(Pass):
     3. Where one block's directions meet the next's, a matrix on the way past turns the one into the other. 4. Embedding
     and head are two tables afterwards, where they were one: a small model with a large vocabulary may grow, which the
     report tells. 5. Which decoders can be sliced is found by following the states through one call; others are refused
-    before calibration.
+    before calibration. 6. What calibrates decides what is kept: SmolLM2-135M, cut by a quarter along 4,096 tokens of
+    Python's documentation, went from a perplexity of 9.43 to 9.56 on other pages of it, and from 33.4 to 100 on prose
+    about another subject. Give text of every kind that the model will meet, and many more tokens than the states are
+    wide.
 
     The result is of a kind of its own, `sliced`, since transformers can't say what it is: every metric takes it (with
     the runtime `hf`), OnnxConversion exports it and the passes for ONNX graphs go on from there. What needs a plain

@@ -6,7 +6,7 @@ make of their norm (one after the other, or both from the same states), and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def read_structure(pass_name: str, network: Any, ids: Any) -> Structure:
     """Return a decoder's structure. ids: (1, n) tokens to call it with. Raises ConfigError for another structure."""
     try:
         return _read(network, ids)
-    except (_Unfit, PassError) as error:
+    except _Unfit as error:
         raise ConfigError(
             f"{pass_name}: {type(network).__name__}: {error}; expected a decoder whose blocks add to their states what "
             "linear layers make of the states' norm, as those of Llama, Qwen, Mistral, OPT and Phi do"
@@ -77,7 +77,10 @@ def read_structure(pass_name: str, network: Any, ids: Any) -> Structure:
 def _read(network: Any, ids: Any) -> Structure:
     import torch
 
-    prefix, blocks = blocks_of(network)
+    try:
+        prefix, blocks = blocks_of(network)
+    except PassError as error:
+        raise _Unfit("it has no list of equal blocks") from error
     head = network.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         raise _Unfit("it has no linear head")
@@ -152,23 +155,19 @@ def _block(
         raise _Unfit(f"{first} has norms elsewhere than before its attention and before its feed-forward")
     parallel = norms[parts[1].norm].given == calls[first].given
     fine = {*norms, *(name for part in parts for name in (*part.reads, part.writes))}
-    shapes = {name: [tuple(p.shape) for _, p in module.named_parameters()] for name, module in _sorted(block)}
+    modules = dict(block.named_modules())
     for number, other in enumerate(blocks):
-        if {name for name, _ in _sorted(other)} != set(shapes):
+        if dict(other.named_modules()).keys() != modules.keys():
             raise _Unfit(f"{prefix}.{number} has other parts than {first}")
         _all_known(other, size, fine, lambda name: True, f"{prefix}.{number}.")
     return Structure(size, prefix, embeddings, last_norm, head, attention[0], forward, parts[0], parts[1], parallel)
-
-
-def _sorted(block: Any) -> Iterator[tuple[str, Any]]:
-    return ((name, module) for name, module in block.named_modules())
 
 
 def _is_norm(module: Any, size: int) -> bool:
     return not any(True for _ in module.children()) and read_norm(module, size) is not None
 
 
-def _all_known(network: Any, size: int, known: set[str], among: Any, where: str = "") -> None:
+def _all_known(network: Any, size: int, known: set[str], among: Callable[[str], bool], where: str = "") -> None:
     """Raise _Unfit for a parameter as wide as the states whose place is not known."""
     for name, parameter in network.named_parameters():
         if among(name) and size in parameter.shape and name.rpartition(".")[0] not in known:
