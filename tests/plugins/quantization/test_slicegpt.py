@@ -301,4 +301,4 @@ def test_smollm2_sliced_by_a_quarter_still_speaks(smollm2_dir: Path, tmp_path: P
             losses.append(-float(session.score(unseen, unseen).outputs["logprobs"][1:].mean()))
     assert load_model(made).model.embed_tokens.weight.shape == (49152, 432)
     # Guessing evenly costs 10.8 nats a token.
-    assert losses[0] < 3 and losses[1] < losses[0] + 1, losses
+    assert losses[0] < 3 and losses[1] < losses[0] + 0.3, losses
