@@ -23,6 +23,10 @@ means = {QuantizeProgram = ["bits"]}   # a parameter that says another type was 
 dropped = {"verbose" = "the log always holds everything"}
 noted = {"share" = "a share of the training data that is held out"}
 unprovided = {"opts.exotic" = "what nothing provides yet"}
+
+[[parameters.passes]]            # rules of an older type hold before today's
+types = ["BuildProgram"]
+defaults = {bits = 8}            # what the older type meant where the file says nothing
 ```
 """
 
@@ -60,6 +64,7 @@ class ParameterUpgrades:
     dropped: Mapping[str, str] = field(default_factory=dict)
     noted: Mapping[str, str] = field(default_factory=dict)
     unprovided: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,8 @@ class Catalogue:
 
     def parameters(self, section: str, type_name: str) -> ParameterUpgrades:
         """Return how the older parameters of a type read today; rules of type "*" hold for all of a section."""
-        lists = ("renamed", "dropped", "noted", "unprovided")
-        merged: dict[str, dict[str, str]] = {name: {} for name in (*lists, "means")}
+        lists = ("renamed", "dropped", "noted", "unprovided", "defaults")
+        merged: dict[str, dict[str, Any]] = {name: {} for name in (*lists, "means")}
         for document in self.documents:
             for rules in document.get("parameters", {}).get(section, ()):
                 if not _named(type_name, rules.get("types", ())):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from drupe.core.catalogue import Catalogue
+from drupe.core.catalogue import Catalogue, ParameterUpgrades
 from drupe.core.workflow.findings import Findings, join, shown
 
 __all__ = ["apply_rules", "flatten"]
@@ -24,14 +25,25 @@ def apply_rules(
     today = catalogue.current(section, type_name)
     if today is not None:
         findings.notice(join(path, "type"), type_name, today)
-        type_name = entry["type"] = today
+        older, current = (catalogue.parameters(section, name) for name in (type_name, today))
+        # What holds for all types is told once.
+        older = replace(older, noted={k: v for k, v in older.noted.items() if k not in current.noted})
+        entry = _apply(older, {**entry, "type": today}, path, findings)
+        for key, value in older.defaults.items():
+            if _get(entry, key) is _ABSENT:
+                findings.notice(join(path, key), f"no {key}", f"{key}: {shown(value)}", f"the default of {type_name}")
+                entry = _with(entry, key, value)
+        type_name = today
     for key, other in catalogue.parameters(section, type_name).means.items():
         if _matches(entry, key):
             name = key.partition("=")[0]
             findings.notice(join(path, "type"), f"{type_name} with {name}", other, f"{name} says that {other} is meant")
             type_name = entry["type"] = other
             break
-    rules = catalogue.parameters(section, type_name)
+    return _apply(catalogue.parameters(section, type_name), entry, path, findings)
+
+
+def _apply(rules: ParameterUpgrades, entry: dict[str, Any], path: str, findings: Findings) -> dict[str, Any]:
     for key, reason in rules.noted.items():
         if _matches(entry, key):
             findings.notice(join(path, key), f"{key} {shown(_get(entry, key))}", reason)

@@ -198,6 +198,8 @@ class HfKind(ModelKind):
             elif (source / "genai_config.json").is_file():
                 hint = "; it is an ONNX Runtime GenAI model: use type GenAIModel"
             raise ConfigError(f"{source} has no config.json{hint}")
+        if "slicing" in read_config(source):
+            raise ConfigError(f"{source} was made by SliceGPT: use type SlicedModel")
         names = [path.name for path in source.iterdir()]
         safe = any(name.endswith(".safetensors") for name in names)
         pickled = [n for n in names if _matches(n, _PICKLED) and not _matches(n, _NO_WEIGHTS)]

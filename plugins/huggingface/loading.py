@@ -161,7 +161,7 @@ def load_model(
     trainable: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Load an `hf` model with transformers, in evaluation mode unless `trainable`.
+    """Load an `hf` or `sliced` model with transformers, in evaluation mode unless `trainable`.
 
     dtype: a torch dtype or its name; None means as the input model's load_kwargs say, or else as stored. device: "cpu",
     "cuda", "cuda:1", … with_adapter: put the adapter on (a PeftModel, not merged). trainable: the adapter's weights
@@ -183,7 +183,9 @@ def load_model(
     architecture = (config.get("architectures") or [None])[0]
     task = model.attributes.get("task") or infer_task(architecture)
     auto = getattr(transformers, auto_class_name(task))
-    if model.attributes.get("quantization") == "olive":
+    if model.kind == "sliced":
+        loaded = _sliced(model, options)
+    elif model.attributes.get("quantization") == "olive":
         # transformers does not know the format; its layers are unpacked to the float weights that they stand for.
         loaded = _unpacked(auto, model, options)
     else:
@@ -219,6 +221,21 @@ def _unpacked(auto: Any, model: Model, options: Mapping[str, Any]) -> Any:
     loaded.load_state_dict(state, strict=True)
     loaded.tie_weights()
     return loaded
+
+
+def _sliced(model: Model, options: Mapping[str, Any]) -> Any:
+    from drupe.plugins.quantization.slicing.sliced_decoder import load
+
+    dtype = options.get("dtype")
+    try:
+        return load(
+            model.folder,
+            dtype=None if dtype == "auto" else dtype,
+            attn_implementation=options.get("attn_implementation"),
+            trust_remote_code=options["trust_remote_code"],
+        )
+    except ValueError as error:
+        raise ConfigError(f"the sliced model can't be loaded: {error}") from error
 
 
 def _common(model: Model) -> dict[str, Any]:

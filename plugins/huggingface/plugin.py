@@ -85,9 +85,9 @@ def drupe_runtimes() -> Sequence[RuntimeSpec]:
         RuntimeSpec(
             name="hf",
             target=f"{_HERE}.runtime:TransformersRuntime",
-            summary="Runs Hugging Face models with transformers.",
+            summary="Runs Hugging Face models, sliced ones too, with transformers.",
             aliases=("transformers",),
-            kinds=frozenset({"hf"}),
+            kinds=frozenset({"hf", "sliced"}),
             accelerators=frozenset({"cpu", "gpu"}),
             capabilities=frozenset({"forward", "generate", "score"}),
             key_packages=("torch", "transformers"),

@@ -99,7 +99,8 @@ class OnnxConversion(Pass):
         path = save_graph(proto, context.output_dir, external=config.save_as_external_data)
         if config.external_data_name and path.with_name(f"{path.name}.data").exists():
             proto = _rename_data(path, config.external_data_name)
-        companions(model.folder, context.output_dir)
+        loader = {"sliced_decoder.py"} if model.kind == "sliced" else set()
+        companions(model.folder, context.output_dir, without=loader)
         context.progress(1, 1, "exported")
         attributes = {**_attributes(model.info, config), "onnx_file": path.name}
         return Model.from_dir("onnx", context.output_dir, attributes)

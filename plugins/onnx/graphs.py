@@ -6,7 +6,7 @@ import ast
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,12 @@ def save_graph(
     return path
 
 
-def companions(source: Path, target: Path) -> None:
-    """Copy what lies beside the weights and is needed to use the model: config, tokenizer, processor."""
+def companions(source: Path, target: Path, *, without: Set[str] = frozenset()) -> None:
+    """Copy what lies beside the weights and is needed to use the model: config, tokenizer, processor.
+
+    without: names of files that only the source's form needs.
+    """
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.endswith(_WEIGHTS) and not (target / path.name).exists():
+        wanted = path.is_file() and not path.name.endswith(_WEIGHTS) and path.name not in without
+        if wanted and not (target / path.name).exists():
             shutil.copyfile(path, target / path.name)

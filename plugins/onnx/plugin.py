@@ -82,7 +82,7 @@ def drupe_passes() -> list[PassSpec]:
             "OnnxConversion",
             "conversion",
             "Export a Hugging Face model or a module as an ONNX graph",
-            accepts=frozenset({"hf", "pytorch"}),
+            accepts=frozenset({"hf", "pytorch", "sliced"}),
             produces="onnx",
             requires=("onnx>=1.17", "onnxscript>=0.5", "torch>=2.7", "transformers>=5"),
             key_packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "peft"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +31,10 @@ class Part:
     run: Callable[[], Any]
 
 
+class _Enough(Exception):
+    """All blocks' arguments are known."""
+
+
 class Blocks:
     """A network and the sequences that run through it."""
 
@@ -53,7 +58,7 @@ class Blocks:
         import torch
 
         with torch.inference_mode():
-            states, arguments = self._first()
+            states, arguments = self.first()
             for number, block in enumerate(self.blocks):
                 self.context.progress(number, len(self.blocks), f"block {number + 1} of {len(self.blocks)}")
                 prefix = f"{self.prefix}.{number}"
@@ -70,7 +75,7 @@ class Blocks:
                 head = {"lm_head": self.network.get_submodule("lm_head")}
                 solve(Part("lm_head", head["lm_head"], head, self._moments(head, self._whole), self._whole))
 
-    def _first(self) -> tuple[list[Any], list[list[tuple[Any, Any]]]]:
+    def first(self) -> tuple[list[Any], list[list[tuple[Any, Any]]]]:
         """Return the first block's inputs, and each block's further arguments, for each sequence.
 
         A block may have arguments of its own, such as a mask for a sliding window.
@@ -84,6 +89,9 @@ class Blocks:
                     states.append(positional[0] if positional else named["hidden_states"])
                 rest = {key: value for key, value in named.items() if key != "hidden_states"}
                 arguments[number].append((positional[1:], rest))
+                if number == len(self.blocks) - 1:
+                    # What follows is not asked for, and the logits of long texts are large.
+                    raise _Enough
 
             return hook
 
@@ -93,7 +101,8 @@ class Blocks:
         try:
             for ids in self.tokens:
                 self.context.raise_if_cancelled()
-                self.network(input_ids=ids, use_cache=False)
+                with suppress(_Enough):
+                    self.network(input_ids=ids, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -16,7 +16,7 @@ from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
 from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
-__all__ = ["QuantizerConfig", "WeightQuantizer"]
+__all__ = ["QuantizerConfig", "WeightQuantizer", "device_of"]
 
 
 class QuantizerConfig(PassConfig):
@@ -72,7 +72,7 @@ class WeightQuantizer(Pass):
         torch.set_num_threads(context.resources.thread_count)
         torch.manual_seed(context.seed)
         done = quantized_layers(model.folder)
-        network = load_model(model, dtype="float32", device=_device(config, context))
+        network = load_model(model, dtype="float32", device=device_of(config.device, context))
         layers = linear_layers(network, lm_head=config.lm_head)
         left = {name: layer for name, layer in layers.items() if name not in done}
         mixed = model.attributes.get("mixed_precision") or {}
@@ -112,9 +112,10 @@ class WeightQuantizer(Pass):
         """Change the tensors that stay in float, before they are written."""
 
 
-def _device(config: QuantizerConfig, context: PassContext) -> str:
-    if config.device is not None:
-        return {"gpu": "cuda"}.get(config.device, config.device)
+def device_of(wanted: str | None, context: PassContext) -> str:
+    """Return the torch device that a parameter `device` names, or that the job has."""
+    if wanted is not None:
+        return {"gpu": "cuda"}.get(wanted, wanted)
     import torch
 
     return "cuda" if context.resources.gpus and torch.cuda.is_available() else "cpu"

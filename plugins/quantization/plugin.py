@@ -1,11 +1,11 @@
-"""Registers the quantizers of PyTorch models."""
+"""Registers the quantizers of PyTorch models, SliceGPT and the kind of model that it makes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from drupe.core.hookspecs import hookimpl
-from drupe.core.specs import PassSpec
+from drupe.core.specs import ModelKindSpec, PassSpec
 
 
 def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
@@ -41,4 +41,24 @@ def drupe_passes() -> list[PassSpec]:
         _pass(
             "SelectiveMixedPrecision", "mixed_precision", "Choose the layers that the next quantizer gives more bits"
         ),
+        _pass(
+            "SliceGPT",
+            "slicing.slicegpt",
+            "Cut a decoder's states, and its weights with them, to what its texts use",
+            produces="sliced",
+        ),
+    ]
+
+
+@hookimpl
+def drupe_model_kinds() -> list[ModelKindSpec]:
+    """Contribute what SliceGPT makes."""
+    return [
+        ModelKindSpec(
+            name="sliced",
+            target="drupe.plugins.quantization.slicing.kind:SlicedKind",
+            summary="Decoders that SliceGPT made.",
+            aliases=("SlicedModel",),
+            key_packages=("transformers",),
+        )
     ]

@@ -18,6 +18,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.hadamard import rotation
 from drupe.plugins.quantization.layers import blocks_of
+from drupe.plugins.quantization.states import Norm, read_norm, read_states, take_norm, write_states
 
 __all__ = ["QuaRot", "QuaRotConfig"]
 
@@ -116,18 +117,20 @@ class QuaRot(Pass):
             context.report["untied"] = True
         embedding = network.get_input_embeddings()
         embedding.weight.data = (embedding.weight.double() @ states).float()
-        _read(head, self._gain(norm, "the last norm"), states)
+        take_norm(head, self._take(norm, "the last norm"))
+        read_states(head, states)
         for number, block in enumerate(blocks):
             context.progress(number, len(blocks), f"rotating block {number + 1} of {len(blocks)}")
             modules = dict(block.named_modules())
             self._know(modules, f"{prefix}.{number}")
             for name, part in _NORMS.items():
-                gain = self._gain(modules[name], f"{prefix}.{number}.{name}")
+                taken = self._take(modules[name], f"{prefix}.{number}.{name}")
                 for layer in _READ[part]:
                     if layer in modules:
-                        _read(modules[layer], gain, states)
+                        take_norm(modules[layer], taken)
+                        read_states(modules[layer], states)
             for layer in _WRITE:
-                _write(modules[layer], states)
+                write_states(modules[layer], states)
             _rotate_values(modules, network.config, lambda size: self._rotation(size, mode, generator))
 
     def _rotation(self, size: int, mode: str, generator: Any) -> Any:
@@ -154,20 +157,19 @@ class QuaRot(Pass):
                 f"{self.spec.name}: {where} {what}; blocks that can be rotated are Llama's, Qwen's and Phi-3's"
             )
 
-    def _gain(self, norm: Any, where: str) -> Any:
-        """Return a norm's gain, and take it out of the norm. Raises ConfigError for one that is no RMS norm."""
+    def _take(self, norm: Any, where: str) -> Norm:
+        """Return what an RMS norm does, and take its gain out of it. Raises ConfigError for another norm."""
         import torch
 
         size = len(norm.weight)
-        # Of equal entries an RMS norm makes its gain; one that takes the mean away makes zeros.
-        probe = torch.ones(1, size, dtype=norm.weight.dtype)
-        gain = norm(probe)[0].double().clone()
-        kept = norm.weight.data.clone()
-        for value in (1.0, 0.0):
-            norm.weight.data.fill_(value)
-            if getattr(norm, "bias", None) is None and torch.allclose(norm(probe), probe, atol=1e-3):
-                return gain
-        norm.weight.data = kept
+        found = read_norm(norm, size)
+        if found is not None and not found.centred and not bool(found.bias.any()):
+            probe = torch.ones(1, size, dtype=norm.weight.dtype)
+            # Some norms' gain is their weight, that of others is one more.
+            for value in (1.0, 0.0):
+                norm.weight.data.fill_(value)
+                if torch.allclose(norm(probe), probe, atol=1e-3):
+                    return found
         raise ConfigError(
             f"{self.spec.name}: {where} ({type(norm).__name__}) is no RMS norm, so states can't be rotated"
         )
@@ -176,18 +178,6 @@ class QuaRot(Pass):
 def _last_norm(network: Any, prefix: str) -> Any:
     parent = network.get_submodule(prefix.rpartition(".")[0])
     return getattr(parent, "norm", None) or getattr(parent, "final_layernorm", None)
-
-
-def _read(layer: Any, gain: Any, states: Any) -> None:
-    """A layer behind a norm: takes its gain, and rotated states."""
-    layer.weight.data = ((layer.weight.double() * gain) @ states).float()
-
-
-def _write(layer: Any, states: Any) -> None:
-    """A layer that adds to the states: gives rotated ones."""
-    layer.weight.data = (states.T @ layer.weight.double()).float()
-    if layer.bias is not None:
-        layer.bias.data = (states.T @ layer.bias.double()).float()
 
 
 def _rotate_values(modules: Mapping[str, Any], config: Any, make: Any) -> None:

@@ -18,6 +18,7 @@ TEXT = {
         "passes": [
             {"types": ["AcmeCompile"], "renamed": {"a": "b"}, "means": {"Other": ["bits"]}},
             {"types": ["*"], "dropped": {"verbose": "told anyway"}},
+            {"types": ["AcmeBuild"], "defaults": {"bits": 8}},
         ]
     },
 }
@@ -37,6 +38,7 @@ def test_rules_of_a_type_and_of_all_types() -> None:
     rules = Catalogue((TEXT,)).parameters("passes", "acmecompile")
     assert (rules.renamed, rules.means, rules.dropped) == ({"a": "b"}, {"bits": "Other"}, {"verbose": "told anyway"})
     assert Catalogue((TEXT,)).parameters("passes", "Later").renamed == {}
+    assert Catalogue((TEXT,)).parameters("passes", "AcmeBuild").defaults == {"bits": 8} and not rules.defaults
 
 
 def test_the_shipped_catalogue_lists_each_name_once() -> None:

@@ -271,6 +271,32 @@ def test_renamed_passes(look: Look, older: str, current: str) -> None:
     assert result.workflow and result.workflow.passes["p"].alternatives[0].type == current
 
 
+def test_older_quantizers_keep_their_own_defaults(look: Look) -> None:
+    result = look(base_document(passes={"p": {"type": "GptqModel", "group_size": 64, "static_groups": True}}))
+    assert notices(result) == {
+        "passes.p.type": "Gptq",
+        "passes.p.static_groups": "left out",
+        "passes.p.damp_percent": "damp_percent: 0.05",
+        "passes.p.sym": "sym: true",
+    }
+    assert result.workflow
+    config = result.workflow.passes["p"].alternatives[0].config
+    assert (config["group_size"], config["damp_percent"], config["sym"]) == (64, 0.05, True)
+    result = look(base_document(passes={"p": {"type": "gptqquantizer", "true_sequential": True}}))
+    assert notices(result) == {
+        "passes.p.type": "Gptq",
+        "passes.p.true_sequential": "left out",
+        "passes.p.desc_act": "desc_act: false",
+    }
+    assert result.workflow and result.workflow.passes["p"].alternatives[0].config["desc_act"] is False
+
+
+def test_what_an_older_quantizer_did_and_none_does_is_missing(look: Look) -> None:
+    result = look(base_document(passes={"p": {"type": "GptqModel", "rotation": "hadamard"}}))
+    told = {fault.path: str(fault) for fault in result.of_kind("missing")}
+    assert "QuaRot" in told["passes.p.rotation"]
+
+
 def test_keys_of_a_pass_without_effect_are_told(look: Look) -> None:
     passes = {"b": {"type": "ModelBuilder", "clean_run_cache": True, "output_name": "x", "disable_search": True}}
     assert set(notices(found(look, passes=passes))) == {
