@@ -20,7 +20,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.graphs import external_files, graph_paths, save_graph, scrub_graph, unknown_operators
 
-__all__ = ["GraphPass", "GraphPassConfig", "check_node_names"]
+__all__ = ["GraphPass", "GraphPassConfig", "check_loads", "check_node_names"]
 
 _LOADED = 1 << 30
 """Graphs up to so many bytes are loaded by ONNX Runtime as a check."""
@@ -99,7 +99,7 @@ class GraphPass(Pass):
             )
             size = proto.ByteSize()
             del proto
-            self._check_loads(written, size, model, context)
+            check_loads(self.spec.name, written, size, model, context)
         context.progress(len(paths), len(paths), "rewritten")
         return model.derive(
             add_dir=context.output_dir,
@@ -119,20 +119,21 @@ class GraphPass(Pass):
                 "replace it, or set use_ort_extensions in the input model where a library brings it"
             )
 
-    def _check_loads(self, path: Path, size: int, model: Model, context: PassContext) -> None:
-        """Raise PassError when ONNX Runtime can't load the graph, where it is for the CPU of this machine."""
-        if size > _LOADED or not _for_this_cpu(model, context):
-            return
-        import onnxruntime as ort
 
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        settings.intra_op_num_threads = 1
-        try:
-            ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise PassError(f"{self.spec.name} made a graph that ONNX Runtime can't load: {error}") from error
+def check_loads(name: str, path: Path, size: int, model: Model, context: PassContext) -> None:
+    """Raise PassError when ONNX Runtime can't load a graph, where it is for the CPU of this machine. size: in bytes."""
+    if size > _LOADED or not _for_this_cpu(model, context):
+        return
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.intra_op_num_threads = 1
+    try:
+        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise PassError(f"{name} made a graph that ONNX Runtime can't load: {error}") from error
 
 
 def _for_this_cpu(model: Model, context: PassContext) -> bool:

@@ -13,6 +13,7 @@ from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import Result, Runtime, Session
 from drupe.plugins.onnx.adapter_weights import read_weights
+from drupe.plugins.onnx.extensions import register_extensions
 from drupe.plugins.onnx.graphs import graph_path, unknown_operators
 
 __all__ = ["OnnxRuntime", "OnnxSession", "run_bound", "set_session_option"]
@@ -22,7 +23,7 @@ _MODES = ("sequential", "parallel")
 _TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",
     "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(bool)": "bool",
-    "tensor(int16)": "int16", "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16", "tensor(uint16)": "uint16", "tensor(string)": "str",
 }  # fmt: skip
 
 
@@ -72,6 +73,7 @@ class OnnxRuntime(Runtime):
             )
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
+        register_extensions(model, settings)
         stored: Mapping[str, Any] = (model.attributes.get("inference_settings") or {}).get("session_options") or {}
         for name, value in stored.items():
             set_session_option(settings, name, value)
