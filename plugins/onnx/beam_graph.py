@@ -36,6 +36,8 @@ def prepare(name: str, encoder: Any, decoder: Any, told: Mapping[str, Any]) -> B
 
     Raises ConfigError where a graph is not what the operator can run: inputs or outputs that are missing or unknown.
     """
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
     graph = encoder.graph
     audio = next((value for value in graph.input if value.name in _AUDIO and _kind(value) in (_FLOAT, _HALF)), None)
     if audio is not None:
@@ -59,13 +61,15 @@ def prepare(name: str, encoder: Any, decoder: Any, told: Mapping[str, Any]) -> B
     for proto in (encoder, decoder):
         retype(proto, lambda value: value.endswith(("_ids", "_mask")), _INT64, _INT32, inputs_only=True)
     vocabulary = _fix_lengths(name, (encoder.graph, decoder.graph), told)
-    kinds = {_kind(value) for part in (graph, decoder.graph) for value in part.output}
-    if len(kinds) != 1 or not kinds <= {_FLOAT, _HALF}:
-        raise ConfigError(
-            f"{name}: the outputs of both graphs must be of one type, float32 or float16; give the pass that makes half "
-            "precision keep_io_types: false"
-        )
-    return BeamShape(audio is not None, kinds == {_HALF}, layers, vocabulary)
+    half = any(_kind(value) == _HALF for part in (graph, decoder.graph) for value in (*part.input, *part.output))
+    if half:
+        # The operator has one type for all; a head that was left in float32 gives its logits in half precision.
+        for proto in (encoder, decoder):
+            retype(proto, lambda _: True, _FLOAT, _HALF)
+    for proto in (encoder, decoder):
+        # Graphs inside a node are not sorted on loading, and converters append their casts.
+        OnnxModel.graph_topological_sort(proto.graph)
+    return BeamShape(audio is not None, half, layers, vocabulary)
 
 
 def beam_graph(

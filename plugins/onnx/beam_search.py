@@ -78,9 +78,9 @@ class InsertBeamSearch(Pass):
             raise ConfigError(
                 f"{self.spec.name}: use_gpu is for GPUs; the target's device is {accelerator.device}: leave it out"
             )
-        if config.fp16 and accelerator.device == "cpu":
+        if (config.fp16 or info.attributes.get("precision") == "fp16") and accelerator.device == "cpu":
             raise ConfigError(
-                f"{self.spec.name}: ONNX Runtime has no beam search of half precision on a CPU; leave fp16 and the pass "
+                f"{self.spec.name}: ONNX Runtime has no beam search of half precision for CPUs; leave fp16 and the pass "
                 "that makes half precision out"
             )
         components = info.attributes.get("components")
@@ -117,7 +117,7 @@ class InsertBeamSearch(Pass):
             threshold=config.size_threshold,
             attributes=config.convert_attribute,
         )
-        check_loads(name, path, proto.ByteSize(), model, context)
+        check_loads(name, path, proto.ByteSize(), {}, context)
         companions(model.folder, context.output_dir)
         gone = ("components", "outputs", "io_config")
         kept = {key: value for key, value in model.attributes.items() if key not in gone}
@@ -131,7 +131,7 @@ class InsertBeamSearch(Pass):
         if config.fp16 is not None and config.fp16 != shape.half:
             raise ConfigError(f"{name}: fp16 is {config.fp16}, but the graphs are float{16 if shape.half else 32}")
         if shape.half and context.accelerator.device == "cpu":
-            raise ConfigError(f"{name}: ONNX Runtime has no beam search of half precision on a CPU")
+            raise ConfigError(f"{name}: ONNX Runtime has no beam search of half precision for CPUs")
 
     def _attributes(
         self, shape: Any, config: InsertBeamSearchConfig, told: Mapping[str, Any], folder: Path

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from drupe.core.errors import EvaluationError
-from drupe.core.model import Model
 
-__all__ = ["DOMAINS", "register_extensions", "uses_extensions"]
-
-DOMAINS = ("ai.onnx.contrib", "com.microsoft.extensions")
-"""Where the library's operators are."""
+__all__ = ["register_extensions"]
 
 
-def uses_extensions(proto: Any) -> bool:
-    """Whether a graph imports operators of the library."""
-    return any(entry.domain in DOMAINS for entry in proto.opset_import)
+def register_extensions(attributes: Mapping[str, Any], settings: Any) -> None:
+    """Let a session load the library where a model's attributes say that it needs it.
 
-
-def register_extensions(model: Model, settings: Any) -> None:
-    """Let a session load the library where the model says that it needs it. settings: onnxruntime.SessionOptions.
+    settings: onnxruntime.SessionOptions.
 
     Raises EvaluationError where the library is not installed, or does not fit the installed ONNX Runtime.
     """
-    if not model.attributes.get("use_ort_extensions"):
+    if not attributes.get("use_ort_extensions"):
         return
     try:
         from onnxruntime_extensions import get_library_path

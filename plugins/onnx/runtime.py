@@ -73,7 +73,7 @@ class OnnxRuntime(Runtime):
             )
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
-        register_extensions(model, settings)
+        register_extensions(model.attributes, settings)
         stored: Mapping[str, Any] = (model.attributes.get("inference_settings") or {}).get("session_options") or {}
         for name, value in stored.items():
             set_session_option(settings, name, value)

@@ -174,7 +174,7 @@ class OrtSessionParamsTuning(Pass):
 
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
-        register_extensions(model, settings)
+        register_extensions(model.attributes, settings)
         for name, value in options.items():
             set_session_option(settings, name, value)
         provider = context.accelerator.execution_provider or "CPUExecutionProvider"
