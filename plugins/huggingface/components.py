@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def check_components(parts: Sequence[ComponentConfig], model_script: str | None)
     for part in parts:
         if part.functions and model_script is None:
             raise ValueError(
-                f"components: {', '.join(part.functions)} of {part.name}: functions of a model_script, but none is named"
+                f"components: {', '.join(part.functions)} of {part.name} are functions of a model_script; none is named"
             )
         if part.dummy_inputs_func is None and not isinstance(part.io_config, str):
             told = part.io_config or {}
@@ -123,7 +124,7 @@ def components(model: Model, context: JobContext, **loading: Any) -> Iterator[Co
         module = _called(function(build), _Place(model.folder, whole), build) if build else whole()
         _check_module(module, build, part.name)
         module = module.eval()
-        place = _Place(model.folder, lambda module=module: module)
+        place = _Place(model.folder, partial(_itself, module))
         told = part.io_config or {}
         if isinstance(told, str):
             told = _called(function(told), place, told)
@@ -143,6 +144,10 @@ def components(model: Model, context: JobContext, **loading: Any) -> Iterator[Co
                 f"{part.io_config} returns"
             )
         yield Component(part.name, module, inputs, told)
+
+
+def _itself(module: Any) -> Any:
+    return module
 
 
 def _called(function: Any, given: Any, name: str) -> Any:

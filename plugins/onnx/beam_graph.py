@@ -45,8 +45,8 @@ def prepare(name: str, encoder: Any, decoder: Any, told: Mapping[str, Any]) -> B
     layers = sum(1 for value in decoder.graph.output if value.name.startswith("present_key_self_"))
     if not layers:
         raise ConfigError(
-            f"{name}: the decoder gives no present_key_self_0; it gives {_names(decoder.graph.output)}. The composite is "
-            "an encoder with the decoder's first step, then the decoder that takes and gives past keys and values"
+            f"{name}: the decoder gives no present_key_self_0; it gives {_names(decoder.graph.output)}. The composite "
+            "is an encoder with the decoder's first step, then the decoder that takes and gives past keys and values"
         )
     pairs = [(part, key) for part in ("self", "cross") for key in range(layers)]
     present = [f"present_{what}_{part}_{key}" for part, key in pairs for what in ("key", "value")]
@@ -129,17 +129,14 @@ def beam_graph(
         )
     )
     inputs = [helper.make_tensor_value_info(entry, *rows[entry]) for entry in used]
-    sequences = helper.make_tensor_value_info(
-        "sequences", _INT32, ["batch_size", "num_return_sequences", "max_length"]
-    )
+    sequences = helper.make_tensor_value_info("sequences", _INT32, ["batch_size", "num_return_sequences", "max_length"])
     graph = helper.make_graph(nodes, "beam_search", inputs, [sequences], weights)
-    proto = helper.make_model(
+    return helper.make_model(
         graph,
         opset_imports=_opsets(name, encoder, decoder),
         ir_version=max(encoder.ir_version, decoder.ir_version),
         functions=_functions(name, encoder, decoder),
     )
-    return proto
 
 
 def _kind(value: Any) -> int:
@@ -206,7 +203,7 @@ def _shared_weights(*graphs: Any) -> list[Any]:
             if len(content) >= _SHARED:
                 key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).hexdigest())
                 places.setdefault(key, []).append((graph, tensor))
-    shared = []
+    shared: list[Any] = []
     for found in places.values():
         if len(found) < 2:
             continue

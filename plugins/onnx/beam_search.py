@@ -85,7 +85,9 @@ class InsertBeamSearch(Pass):
             )
         components = info.attributes.get("components")
         if components and len(components) != 2:
-            raise ConfigError(f"{self.spec.name} takes an encoder and a decoder; the model has {len(components)} graphs")
+            raise ConfigError(
+                f"{self.spec.name} takes an encoder and a decoder; the model has {len(components)} graphs"
+            )
         return planned.with_(components=None, outputs=None)
 
     def run(self, model: Model, config: InsertBeamSearchConfig, context: PassContext) -> Model:

@@ -124,12 +124,12 @@ class OnnxConversion(Pass):
             proto = export_call(part.module, part.inputs, part.told, context, **config.exporter)
             scrub_graph(proto)
             folder = context.output_dir / part.name
-            path = save_graph(
-                proto, folder, external=config.save_as_external_data, data_name=config.external_data_name
-            )
+            path = save_graph(proto, folder, external=config.save_as_external_data, data_name=config.external_data_name)
             written.append({"name": part.name, "file": path.relative_to(context.output_dir).as_posix()})
         companions(model.folder, context.output_dir)
-        return Model.from_dir("composite", context.output_dir, {**_attributes(model.info, config), "components": written})
+        return Model.from_dir(
+            "composite", context.output_dir, {**_attributes(model.info, config), "components": written}
+        )
 
     def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
         import torch

@@ -82,7 +82,9 @@ def export_call(
     outputs = _output_names(told, len(found))
     numbers = {str(label) for label in told.get("string_to_int_dim_params") or ()}
     axes = _axes(told, [*tensors, *outputs]) if dynamic else {}
-    open_axes = {name: {axis: label for axis, label in found.items() if label not in numbers} for name, found in axes.items()}
+    open_axes = {
+        name: {axis: label for axis, label in found.items() if label not in numbers} for name, found in axes.items()
+    }
     context.progress(0, 1, "exporting")
     try:
         if dynamo:

@@ -85,6 +85,11 @@ class AppendPrePostProcessingOpsConfig(GraphPassConfig):
                 check_steps(name, getattr(self, name))
         return self
 
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The pipeline's arguments by name."""
+        return self.tool_command_args if isinstance(self.tool_command_args, dict) else {}
+
     def _check_command(self, command: str) -> None:
         known = tool_functions()
         if command != "whisper" and known and command not in known:
@@ -130,16 +135,17 @@ class AppendPrePostProcessingOps(GraphPass):
             if config.tool_command == "whisper":
                 from drupe.plugins.onnx.whisper_processing import around_whisper
 
-                arguments = {**_WHISPER, **(config.tool_command_args or {})}
-                return around_whisper(self.spec.name, proto, model, opset, **arguments)
+                return around_whisper(self.spec.name, proto, model, opset, **{**_WHISPER, **config.arguments})
             if config.tool_command is not None:
                 return _pipeline(config, proto, opset, model.folder, work)
             return _steps(config, proto, opset, model.folder)
         except (ConfigError, PassError):
             raise
         except Exception as error:
-            told = " ".join(str(error).split()) or f"{type(error).__name__} without a word"
-            raise PassError(f"{self.spec.name}: onnxruntime-extensions can't join its steps to the graph: {told}") from error
+            told = " ".join(str(error).split()) or type(error).__name__
+            raise PassError(
+                f"{self.spec.name}: onnxruntime-extensions can't join its steps to the graph: {told}"
+            ) from error
 
 
 def _opset(name: str, proto: Any, config: AppendPrePostProcessingOpsConfig) -> int:
@@ -148,7 +154,9 @@ def _opset(name: str, proto: Any, config: AppendPrePostProcessingOpsConfig) -> i
     if config.tool_command == "whisper":
         # Nothing in the pipeline depends on it, and a graph inside a node can't be converted.
         if config.target_opset not in (None, there):
-            raise ConfigError(f"{name}: the graph is of operator set {there}; give target_opset: {there}, or leave it out")
+            raise ConfigError(
+                f"{name}: the graph is of operator set {there}; give target_opset: {there}, or leave it out"
+            )
         return int(there)
     if config.target_opset is not None and there > config.target_opset:
         raise ConfigError(
@@ -180,12 +188,14 @@ def _pipeline(config: AppendPrePostProcessingOpsConfig, proto: Any, opset: int, 
     tool = importlib.import_module(TOOL)
     function = getattr(tool, str(config.tool_command))
     arguments: dict[str, Any] = {}
-    for name, value in dict(config.tool_command_args or {}).items():
+    for name, value in config.arguments.items():
         kind = inspect.signature(function).parameters[name].annotation
         if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
             choices = {entry.name.lower(): entry for entry in kind}
             if value.lower() not in choices:
-                raise ConfigError(f"tool_command_args.{name}: {value!r}; expected one of {', '.join(e.name for e in kind)}")
+                raise ConfigError(
+                    f"tool_command_args.{name}: {value!r}; expected one of {', '.join(e.name for e in kind)}"
+                )
             value = choices[value.lower()]
         arguments[name] = beside(name, value, folder)
     before, after = work / "before.onnx", work / "after.onnx"

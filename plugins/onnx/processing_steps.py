@@ -1,7 +1,7 @@
 """The steps of onnxruntime-extensions' pre_post_processing tool, as workflows write them: read, checked, built.
 
-A step is {"Name": {"parameter": value}}, or {"Name": {"params": {…}, "io_map": [[producer, its output, input], …]}} where
-inputs come from other steps than the one before. A list is a tuple for the tool, {"type": "list", "value": […]} a list,
+A step is {"Name": {"parameter": value}}, or {"Name": {"params": {…}, "io_map": [[producer, its output, input], …]}}
+where inputs come from other steps than the one before. A list is a tuple for the tool, {"type": "list", "value": […]} a list,
 {"type": "Name", "params": {…}} an object of the tool, and {"type": "__model_input__" or "__model_output__",
 "input_index" or "output_index": n, "dim_index": n} a length that the model's graph states.
 """
@@ -62,9 +62,7 @@ def check_steps(field: str, steps: Sequence[Mapping[str, Any]]) -> None:
         parameters = function_parameters(known[written.name], f"{written.name}.__init__")
         for name in written.params:
             if name not in parameters:
-                raise ValueError(
-                    f"{field}.{index}: {written.name} has no parameter {name!r}{_near(name, parameters)}"
-                )
+                raise ValueError(f"{field}.{index}: {written.name} has no parameter {name!r}{_near(name, parameters)}")
         absent = [name for name, info in parameters.items() if info.required and name not in written.params]
         if absent:
             raise ValueError(f"{field}.{index}: {written.name} lacks {', '.join(absent)}")
@@ -94,7 +92,9 @@ def build_step(step: Mapping[str, Any], graph: Any, folder: Path) -> Any:
 
 def _read(where: str, step: Mapping[str, Any]) -> _Written:
     if len(step) != 1:
-        raise ValueError(f'{where}: {len(step)} keys; expected one, the step\'s name: {{"Resize": {{"resize_to": 256}}}}')
+        raise ValueError(
+            f'{where}: {len(step)} keys; expected one, the step\'s name: {{"Resize": {{"resize_to": 256}}}}'
+        )
     ((name, params),) = step.items()
     params = params or {}
     if not isinstance(params, Mapping):
@@ -176,7 +176,7 @@ def _length(value: Mapping[str, Any], graph: Any, step: str) -> int:
         raise ConfigError(f"the step {step}: the graph has no axis {axis} of {what} {index}") from error
     if not dim.dim_value:
         raise ConfigError(
-            f"the step {step}: axis {axis} of {entry.name} is open ({dim.dim_param or 'no name'}); give its length, or fix "
-            "it with DynamicToFixedShape"
+            f"the step {step}: axis {axis} of {entry.name} is open ({dim.dim_param or 'no name'}); give its length, or "
+            "fix it with DynamicToFixedShape"
         )
     return int(dim.dim_value)

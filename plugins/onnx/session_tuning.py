@@ -179,7 +179,9 @@ class OrtSessionParamsTuning(Pass):
             set_session_option(settings, name, value)
         provider = context.accelerator.execution_provider or "CPUExecutionProvider"
         try:
-            return ort.InferenceSession(str(path), settings, providers=[(provider, context.accelerator.provider_options)])
+            return ort.InferenceSession(
+                str(path), settings, providers=[(provider, context.accelerator.provider_options)]
+            )
         except Exception as error:
             raise PassError(
                 f"{self.spec.name}: ONNX Runtime can't open the graph with {dict(options)}: {error}"

@@ -177,7 +177,7 @@ class OrtTransformersOptimization(GraphPass):
             result = fused(options)
             if lost := _lost(proto, result):
                 raise PassError(
-                    f"{self.spec.name}: onnxruntime's fusions lose the inputs {', '.join(lost)}; use only_onnxruntime: true"
+                    f"{self.spec.name}: onnxruntime's fusions lose the inputs {', '.join(lost)}; set only_onnxruntime"
                 )
         if config.input_int32:
             # onnxruntime's own way takes away casts that unfused nodes still read.

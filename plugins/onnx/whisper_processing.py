@@ -1,4 +1,4 @@
-"""Whisper with the bytes of an audio file in front and text behind: onnxruntime-extensions' graphs around a beam search."""
+"""Whisper from the bytes of an audio file to text: onnxruntime-extensions' graphs around a beam search."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def around_whisper(
     domains.pop("ai.onnx", None)
     domains[""] = opset
     imports = [helper.make_opsetid(domain, version) for domain, version in sorted(domains.items())]
-    return helper.make_model(
-        graph, opset_imports=imports, ir_version=proto.ir_version, functions=list(proto.functions)
-    )
+    return helper.make_model(graph, opset_imports=imports, ir_version=proto.ir_version, functions=list(proto.functions))
 
 
 def _processor(name: str, model: Model) -> Any:
