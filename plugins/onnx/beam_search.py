@@ -80,8 +80,8 @@ class InsertBeamSearch(Pass):
             )
         if (config.fp16 or info.attributes.get("precision") == "fp16") and accelerator.device == "cpu":
             raise ConfigError(
-                f"{self.spec.name}: ONNX Runtime has no beam search of half precision for CPUs; leave fp16 and the pass "
-                "that makes half precision out"
+                f"{self.spec.name}: ONNX Runtime has no beam search of half precision for CPUs; leave fp16 and the "
+                "pass that makes half precision out"
             )
         components = info.attributes.get("components")
         if components and len(components) != 2:

@@ -160,8 +160,8 @@ def _opset(name: str, proto: Any, config: AppendPrePostProcessingOpsConfig) -> i
         return int(there)
     if config.target_opset is not None and there > config.target_opset:
         raise ConfigError(
-            f"{name}: the graph is of operator set {there}, newer than target_opset {config.target_opset}; leave it out, "
-            "or export for an older one"
+            f"{name}: the graph is of operator set {there}, newer than target_opset {config.target_opset}; leave it "
+            "out, or export for an older one"
         )
     return config.target_opset or max(_OPSET, int(there))
 

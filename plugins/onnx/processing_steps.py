@@ -1,8 +1,8 @@
 """The steps of onnxruntime-extensions' pre_post_processing tool, as workflows write them: read, checked, built.
 
 A step is {"Name": {"parameter": value}}, or {"Name": {"params": {…}, "io_map": [[producer, its output, input], …]}}
-where inputs come from other steps than the one before. A list is a tuple for the tool, {"type": "list", "value": […]} a list,
-{"type": "Name", "params": {…}} an object of the tool, and {"type": "__model_input__" or "__model_output__",
+where inputs come from other steps than the one before. A list is a tuple for the tool, {"type": "list", "value": […]} a
+list, {"type": "Name", "params": {…}} an object of the tool, and {"type": "__model_input__" or "__model_output__",
 "input_index" or "output_index": n, "dim_index": n} a length that the model's graph states.
 """
 
