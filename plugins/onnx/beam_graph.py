@@ -103,7 +103,9 @@ def beam_graph(
         "extra_decoding_ids": (_INT32, ["batch_size", "extra_length"]),
         "temperature": (_FLOAT, [1]),
     }
-    used = [entry for index, entry in enumerate(rows) if index < 7 or entry in extras]
+    # Without a mask the operator takes padding behind a text for a part of it.
+    wanted = extras if shape.whisper else extras | {"attention_mask"}
+    used = [entry for index, entry in enumerate(rows) if index < 7 or entry in wanted]
     nodes = []
     fed = {entry: entry for entry in used}
     for entry in used if shape.half else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from pydantic import ValidationError
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.errors import ConfigError, DrupeError
+from drupe.core.model import Model, ModelInfo
+from drupe.core.registry import get_registry
+from drupe.plugins.huggingface.hf_model import HfConfig
+from drupe.testing import make_context
 from tests.plugins.onnx.graphs import CPU, run_pass, saved
 from tests.support.whisper import (
     COMPONENTS,
@@ -23,13 +31,6 @@ from tests.support.whisper import (
     search,
     tiny_whisper,
 )
-
-from drupe.core.accelerators import Accelerator
-from drupe.core.errors import ConfigError, DrupeError
-from drupe.core.model import Model, ModelInfo
-from drupe.core.registry import get_registry
-from drupe.plugins.huggingface.hf_model import HfConfig
-from drupe.testing import make_context
 
 GPU = Accelerator("gpu", "CUDAExecutionProvider")
 
@@ -114,7 +115,7 @@ def test_the_optional_inputs_and_repetition(parts: Model, weights: Path, feature
     )  # fmt: skip
     np.testing.assert_array_equal(found, expected)
     assert np.isin(found[:, 3:], list(LETTERS)).all()
-    pairs = [list(zip(row[:-1], row[1:], strict=True)) for row in found.tolist()]
+    pairs = [list(itertools.pairwise(row)) for row in found.tolist()]
     assert all(len(set(row)) == len(row) for row in pairs)
 
 
@@ -233,6 +234,41 @@ def test_a_script_runs_with_consent_only_and_what_it_gives_is_checked(weights: P
     allowed = make_context(tmp_path / "yes", accelerator=CPU, allow={"user-scripts"})
     with pytest.raises(ConfigError, match="odd, which builds the component encoder_decoder_init, gave int"):
         subject(model, config, allowed)
+
+
+# Text
+
+
+def test_text_to_text_generates_what_transformers_does(tmp_path: Path) -> None:
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = T5Config(
+        vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_decoder_layers=1, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = T5ForConditionalGeneration(shape).eval()
+        torch.nn.init.normal_(model.lm_head.weight)
+    model.save_pretrained(tmp_path / "model")
+    loaded = source(tmp_path / "import", tmp_path / "model", SCRIPT.with_name("text_parts.py"))
+    assert loaded.attributes["task"] == "text2text-generation"
+    parts = step("OnnxConversion", loaded, tmp_path, target_opset=17)
+    with pytest.raises(ConfigError, match="use_temperature: only for Whisper"):
+        step("InsertBeamSearch", parts, tmp_path / "odd", use_temperature=True)
+    made = step("InsertBeamSearch", parts, tmp_path, no_repeat_ngram_size=2)
+    ids = np.random.default_rng(0).integers(2, 64, (3, 9)).astype(np.int32)
+    # A shorter row: what fills it up is not looked at.
+    ids[1, 6:] = 0
+    mask = (ids != 0).astype(np.int32)
+    found = sequences(made, {"input_ids": ids, "attention_mask": mask, **search(3, 12)})
+    expected = model.generate(
+        torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long(), num_beams=3, max_length=12,
+        early_stopping=True, do_sample=False, no_repeat_ngram_size=2,
+    ).numpy()  # fmt: skip
+    assert len(np.unique(expected)) > 5
+    np.testing.assert_array_equal(found, np.pad(expected, ((0, 0), (0, 12 - expected.shape[1]))))
 
 
 def test_an_adapter_is_merged_before(weights: Path) -> None:
