@@ -6,7 +6,7 @@ The beams are ONNX Runtime's operators BeamSearch and WhisperBeamSearch (com.mic
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,6 +89,11 @@ class InsertBeamSearch(Pass):
                 f"{self.spec.name} takes an encoder and a decoder; the model has {len(components)} graphs"
             )
         return planned.with_(components=None, outputs=None)
+
+    def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
+        """What makes attention for CUDA's kernels is in a module of onnxruntime that imports both."""
+        gpu = accelerator.device == "gpu" and config.use_gpu is not False
+        return ("torch>=2.7", "transformers>=5") if gpu else ()
 
     def run(self, model: Model, config: InsertBeamSearchConfig, context: PassContext) -> Model:
         """Write model.onnx."""

@@ -5,12 +5,13 @@ The graph then takes an encoded picture, the bytes of an audio file or text, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
+from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig, PluginConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
@@ -120,6 +121,10 @@ class AppendPrePostProcessingOps(GraphPass):
 
     Config: ClassVar[type[PassConfig]] = AppendPrePostProcessingOpsConfig
     version = 1
+
+    def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
+        """Whisper's pipeline is exported with PyTorch from the model's processor."""
+        return ("torch>=2.7", "transformers>=5") if config.tool_command == "whisper" else ()
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph needs the library's operators."""
