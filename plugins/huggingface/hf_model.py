@@ -106,7 +106,7 @@ class HfKind(ModelKind):
     """Reads HfModel. The Model holds safetensors, config and tokenizer at its root and an adapter in `adapter/`."""
 
     Config: ClassVar[type[ModelConfig]] = HfConfig
-    version = 1
+    version = 2
 
     def references(self, config: HfConfig) -> Mapping[str, str | Mapping[str, Any]]:
         """See ModelKind.references."""

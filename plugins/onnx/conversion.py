@@ -70,7 +70,7 @@ class OnnxConversion(Pass):
     """Exports the forward call of the model's task."""
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 2
+    version = 3
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""

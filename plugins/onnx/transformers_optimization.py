@@ -109,7 +109,7 @@ class OrtTransformersOptimization(GraphPass):
     """Fuses attention, norms and activations into ONNX Runtime's own operators."""
 
     Config: ClassVar[type[PassConfig]] = OrtTransformersOptimizationConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a family without fusions."""
