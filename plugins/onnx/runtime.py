@@ -151,6 +151,21 @@ def run_bound(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]
     return values
 
 
+def _run_with_broken_text(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a session and return the outputs; texts that are no UTF-8, such as one that ends within a character, are each
+    the replacement character."""
+    import onnxruntime as ort
+
+    given = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+    values = []
+    for output in session.run_with_ort_values(None, given):
+        try:
+            values.append(output.numpy())
+        except UnicodeDecodeError:
+            values.append(np.full(output.shape(), "\ufffd", dtype=object))
+    return values
+
+
 class OnnxSession(Session):
     """An inference session."""
 
@@ -182,7 +197,10 @@ class OnnxSession(Session):
         }
         feeds |= self._constants
         try:
-            values = run_bound(self._session, feeds) if self._bound else self._session.run(None, feeds)
+            try:
+                values = run_bound(self._session, feeds) if self._bound else self._session.run(None, feeds)
+            except UnicodeDecodeError:
+                values = _run_with_broken_text(self._session, feeds)
         except Exception as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise EvaluationError(f"ONNX Runtime failed on inputs of shapes {shapes}: {error}") from error

@@ -175,6 +175,9 @@ def test_whisper_from_the_bytes_of_a_file_to_text(tmp_path: Path) -> None:
     expected = processor.tokenizer.decode(ids[0], skip_special_tokens=True)
     assert len(set(expected)) > 3
     assert found.tolist() == [[expected]]
+    # Bytes that are no text, as a model with random weights writes them.
+    broken = extended(made, {"audio_stream": wav(samples), **search(2, vocab_mask=only(range(200, 250)))})["str"]
+    assert broken.tolist() == [["\ufffd"]]
     samples_in = step(
         NAME, beams, tmp_path / "pcm", tool_command="whisper", tool_command_args={"use_audio_decoder": False}
     )
