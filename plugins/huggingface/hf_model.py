@@ -14,6 +14,7 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
+from drupe.plugins.huggingface.components import ComponentConfig, check_components
 from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_tree
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
 from drupe.plugins.huggingface.loading import auto_class_name, infer_task, load_model, read_config
@@ -52,6 +53,9 @@ class HfConfig(ModelConfig):
     dummy_inputs_func: str | None = Field(None, description="A function of model_script that makes example inputs.")
     model_script: str | None = Field(None, description="A Python file of the user's (a consent).")
     script_dir: str | None = Field(None, description="The folder with what model_script imports.")
+    components: list[ComponentConfig] = Field(
+        default_factory=list, description="Parts that functions of model_script build, each exported by itself."
+    )
     model_attributes: dict[str, Any] = Field(default_factory=dict, description="Facts for passes to use.")
     test_model_config: dict[str, Any] | None = Field(
         None, description="Changes to config.json; the model gets random weights in that shape, for tries."
@@ -87,6 +91,11 @@ class HfConfig(ModelConfig):
             return {k: v for k, v in data.items() if not (v is None and k in ("load_kwargs", "model_attributes"))}
         return data
 
+    @model_validator(mode="after")
+    def _parts(self) -> HfConfig:
+        check_components(self.components, self.model_script)
+        return self
+
     @property
     def remote_code(self) -> bool:
         """Whether the file asks for the model's own code to be run."""
@@ -97,7 +106,7 @@ class HfKind(ModelKind):
     """Reads HfModel. The Model holds safetensors, config and tokenizer at its root and an adapter in `adapter/`."""
 
     Config: ClassVar[type[ModelConfig]] = HfConfig
-    version = 1
+    version = 2
 
     def references(self, config: HfConfig) -> Mapping[str, str | Mapping[str, Any]]:
         """See ModelKind.references."""
@@ -186,6 +195,7 @@ class HfKind(ModelKind):
             "io_config": config.io_config,
             "dummy_inputs_func": config.dummy_inputs_func,
             "model_script": f"script/{Path(config.model_script).name}" if config.model_script else None,
+            "components": [part.model_dump(exclude_none=True) for part in config.components] or None,
             "model_attributes": config.model_attributes or None,
         }
         return {key: value for key, value in known.items() if value is not None}

@@ -67,6 +67,9 @@ _TASKS_BY_ARCHITECTURE = (
     ("ForImageClassification", "image-classification"),
     ("ForObjectDetection", "object-detection"),
     ("ForSpeechSeq2Seq", "automatic-speech-recognition"),
+    ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+    ("T5ForConditionalGeneration", "text2text-generation"),
+    ("BartForConditionalGeneration", "text2text-generation"),
 )
 
 

@@ -110,8 +110,9 @@ class CompositeRuntime(OnnxRuntime):
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> CompositeSession:  # type: ignore[override]
         """See Runtime.open."""
         sessions: dict[str, OnnxSession] = {}
+        common = {key: model.attributes[key] for key in ("use_ort_extensions",) if key in model.attributes}
         for component in model.attributes["components"]:
-            part = Model("onnx", model.files, {"onnx_file": component["file"]}, path=model.folder)
+            part = Model("onnx", model.files, {**common, "onnx_file": component["file"]}, path=model.folder)
             sessions[str(component["name"])] = super().open(part, accelerator, options)
         return CompositeSession(sessions, model.attributes.get("outputs"))
 

@@ -17,7 +17,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
 from drupe.plugins.onnx.graphs import companions, name_axes, name_nodes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import by_export, by_tracing, export_module, exporter_failed
+from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module, exporter_failed
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
@@ -57,12 +57,20 @@ class OnnxConversionConfig(PassConfig):
         """Whether torch.export does the work."""
         return self.target_opset >= _FIRST_EXPORTED if self.use_dynamo_exporter is None else self.use_dynamo_exporter
 
+    @property
+    def exporter(self) -> Mapping[str, Any]:
+        """What the export of a module is told."""
+        return {
+            "opset": self.target_opset, "dynamo": self.dynamo, "dynamic": self.dynamic, "optimize": self.optimize,
+            "dtype": self.torch_dtype, "device": self.device,
+        }  # fmt: skip
+
 
 class OnnxConversion(Pass):
     """Exports the forward call of the model's task."""
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 2
+    version = 3
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""
@@ -78,21 +86,21 @@ class OnnxConversion(Pass):
                 f"OnnxConversion: torch.export writes opset 18 and newer, not {config.target_opset}; "
                 "set use_dynamo_exporter: false for an older one"
             )
+        if info.attributes.get("components"):
+            if info.attributes.get("adapter"):
+                raise ConfigError(
+                    "OnnxConversion: the model's components are built by its script, which knows no adapter; put "
+                    "MergeAdapterWeights before it"
+                )
+            return ModelInfo("composite", _attributes(info, config))
         return ModelInfo(planned.kind, _attributes(info, config))
 
     def run(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:
         """Export below context.output_dir, tokenizer and config beside the graph."""
+        if model.attributes.get("components"):
+            return self._components(model, config, context)
         if model.kind == "pytorch":
-            proto = export_module(
-                model,
-                context,
-                opset=config.target_opset,
-                dynamo=config.dynamo,
-                dynamic=config.dynamic,
-                optimize=config.optimize,
-                dtype=config.torch_dtype,
-                device=config.device,
-            )
+            proto = export_module(model, context, **config.exporter)
         else:
             proto = self._hugging_face(model, config, context)
         scrub_graph(proto)
@@ -104,6 +112,25 @@ class OnnxConversion(Pass):
         context.progress(1, 1, "exported")
         attributes = {**_attributes(model.info, config), "onnx_file": path.name}
         return Model.from_dir("onnx", context.output_dir, attributes)
+
+    def _components(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:
+        """Export each part that the script builds into a folder of its name."""
+        from drupe.plugins.huggingface.components import components
+
+        # Traced attention in its plain form is what ONNX Runtime's fusions look for.
+        plain: dict[str, Any] = {} if config.dynamo else {"attn_implementation": "eager"}
+        written = []
+        for part in components(model, context, **plain):
+            context.log.info("exporting %s", part.name)
+            proto = export_call(part.module, part.inputs, part.told, context, **config.exporter)
+            scrub_graph(proto)
+            folder = context.output_dir / part.name
+            path = save_graph(proto, folder, external=config.save_as_external_data, data_name=config.external_data_name)
+            written.append({"name": part.name, "file": path.relative_to(context.output_dir).as_posix()})
+        companions(model.folder, context.output_dir)
+        return Model.from_dir(
+            "composite", context.output_dir, {**_attributes(model.info, config), "components": written}
+        )
 
     def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
         import torch

@@ -15,12 +15,13 @@ from pydantic import Field
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, PassError
+from drupe.core.errors import ConfigError, EvaluationError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.plugins.onnx.extensions import register_extensions
 from drupe.plugins.onnx.graphs import external_files, graph_paths, save_graph, scrub_graph, unknown_operators
 
-__all__ = ["GraphPass", "GraphPassConfig", "check_node_names"]
+__all__ = ["GraphPass", "GraphPassConfig", "check_loads", "check_node_names"]
 
 _LOADED = 1 << 30
 """Graphs up to so many bytes are loaded by ONNX Runtime as a check."""
@@ -79,6 +80,7 @@ class GraphPass(Pass):
             raise ConfigError(
                 f"{self.spec.name}: external_data_name names one file, and the model has {len(paths)} graphs"
             )
+        attributes = {**model.attributes, **self.outcome(model.attributes, config)}
         replaced: list[Path] = []
         for number, path in enumerate(paths):
             context.progress(number, len(paths), f"rewriting {path.name}")
@@ -99,7 +101,9 @@ class GraphPass(Pass):
             )
             size = proto.ByteSize()
             del proto
-            self._check_loads(written, size, model, context)
+            # What a model's own library brings, whichever it is, is left to it.
+            if not model.attributes.get("use_ort_extensions"):
+                check_loads(self.spec.name, written, size, attributes, context)
         context.progress(len(paths), len(paths), "rewritten")
         return model.derive(
             add_dir=context.output_dir,
@@ -109,7 +113,7 @@ class GraphPass(Pass):
 
     def _check_operators(self, proto: Any, model: Model, context: PassContext) -> None:
         """Raise PassError, before the work, for operators that ONNX Runtime lacks."""
-        if self.replaces_operators or not _for_this_cpu(model, context):
+        if self.replaces_operators or model.attributes.get("use_ort_extensions") or not _for_this_cpu(context):
             return
         if unknown := unknown_operators(proto):
             operator, node = unknown[0]
@@ -119,26 +123,34 @@ class GraphPass(Pass):
                 "replace it, or set use_ort_extensions in the input model where a library brings it"
             )
 
-    def _check_loads(self, path: Path, size: int, model: Model, context: PassContext) -> None:
-        """Raise PassError when ONNX Runtime can't load the graph, where it is for the CPU of this machine."""
-        if size > _LOADED or not _for_this_cpu(model, context):
-            return
-        import onnxruntime as ort
 
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        settings.intra_op_num_threads = 1
-        try:
-            ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise PassError(f"{self.spec.name} made a graph that ONNX Runtime can't load: {error}") from error
+def check_loads(name: str, path: Path, size: int, attributes: Mapping[str, Any], context: PassContext) -> None:
+    """Raise PassError when ONNX Runtime can't load a graph, where it is for the CPU of this machine.
+
+    size: in bytes; attributes: of the model that the graph belongs to.
+    """
+    if size > _LOADED or not _for_this_cpu(context):
+        return
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.intra_op_num_threads = 1
+    try:
+        register_extensions(attributes, settings)
+    except EvaluationError:
+        # The library may be there where the model is run; this pass does without.
+        return
+    try:
+        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise PassError(f"{name} made a graph that ONNX Runtime can't load: {error}") from error
 
 
-def _for_this_cpu(model: Model, context: PassContext) -> bool:
+def _for_this_cpu(context: PassContext) -> bool:
     accelerator = context.accelerator
-    here = accelerator.device == "cpu" and accelerator.execution_provider in (None, "CPUExecutionProvider")
-    return here and not model.attributes.get("use_ort_extensions")
+    return accelerator.device == "cpu" and accelerator.execution_provider in (None, "CPUExecutionProvider")
 
 
 def check_node_names(pass_name: str, proto: Any, field: str, names: Any) -> None:

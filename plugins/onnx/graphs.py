@@ -21,6 +21,7 @@ __all__ = [
     "load_graph",
     "name_axes",
     "name_nodes",
+    "rename_value",
     "save_graph",
     "scrub_graph",
     "unknown_operators",
@@ -146,6 +147,22 @@ def name_nodes(proto: Any) -> None:
         name = f"/{module}/{node.op_type}" if module else f"/{node.op_type}"
         count = taken[name] = taken.get(name, -1) + 1
         node.name = f"{name}_{count}" if count else name
+
+
+def rename_value(graph: Any, old: str, new: str) -> None:
+    """Give a value of a graph another name wherever it occurs, in graphs inside its nodes too; weights keep theirs."""
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            if value.name == old:
+                value.name = new
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                rename_value(inner, old, new)
 
 
 def name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graphs import name_axes, name_nodes
 
-__all__ = ["by_export", "by_tracing", "export_module", "exporter_failed"]
+__all__ = ["by_export", "by_tracing", "export_call", "export_module", "exporter_failed"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,35 @@ def export_module(
 ) -> Any:
     """Return the onnx.ModelProto of a `pytorch` model. Raises ConfigError (inputs that are not told, consent) and
     PassError (the exporter failed)."""
-    import torch
-
     from drupe.plugins.huggingface.pytorch_model import dummy_inputs, io_config, load_pytorch
 
     module = load_pytorch(model, context)
     told = io_config(model, context)
-    call = _call(dummy_inputs(model, module, context), told)
+    inputs = dummy_inputs(model, module, context)
+    return export_call(
+        module, inputs, told, context, opset=opset, dynamo=dynamo, dynamic=dynamic, optimize=optimize, dtype=dtype,
+        device=device,
+    )  # fmt: skip
+
+
+def export_call(
+    module: Any,
+    inputs: Any,
+    told: Mapping[str, Any],
+    context: PassContext,
+    *,
+    opset: int,
+    dynamo: bool,
+    dynamic: bool,
+    optimize: bool,
+    dtype: str | None,
+    device: str,
+) -> Any:
+    """Return the onnx.ModelProto of one call of a module. inputs: example inputs, by name or in order; told: an
+    io_config. Raises ConfigError for inputs that do not fit it, and PassError where the exporter failed."""
+    import torch
+
+    call = _call(inputs, told)
     kind = getattr(torch, dtype) if dtype else None
     module = module.to(device=device, dtype=kind) if kind else module.to(device)
     tensors = {
@@ -58,14 +80,28 @@ def export_module(
     with torch.inference_mode():
         found = wrapped(*tensors.values())
     outputs = _output_names(told, len(found))
+    numbers = {str(label) for label in told.get("string_to_int_dim_params") or ()}
     axes = _axes(told, [*tensors, *outputs]) if dynamic else {}
+    open_axes = {
+        name: {axis: label for axis, label in found.items() if label not in numbers} for name, found in axes.items()
+    }
     context.progress(0, 1, "exporting")
     try:
         if dynamo:
-            return by_export(wrapped, tensors, outputs, axes, opset, optimize)
-        return by_tracing(wrapped, tensors, outputs, axes, opset, optimize, context.output_dir.parent / "module.onnx")
+            return by_export(wrapped, tensors, outputs, open_axes, opset, optimize)
+        target = context.output_dir.parent / "module.onnx"
+        return _numbered(by_tracing(wrapped, tensors, outputs, axes, opset, optimize, target), numbers)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=dynamo) from error
+
+
+def _numbered(proto: Any, numbers: Collection[str]) -> Any:
+    """Write axes that are called by a number as that number: their length is known, though tracing calls it open."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in numbers:
+                dim.dim_value = int(dim.dim_param)
+    return proto
 
 
 def exporter_failed(error: BaseException, *, dynamo: bool) -> PassError:

@@ -88,7 +88,10 @@ def drupe_passes() -> list[PassSpec]:
             key_packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "peft"),
         ),
         _pass(
-            "OnnxDynamicQuantization", "dynamic_quantization", "Quantize weights to 8 bits, activations as they come"
+            "OnnxDynamicQuantization",
+            "dynamic_quantization",
+            "Quantize weights to 8 bits, activations as they come",
+            accepts=_ALSO_COMPOSITE,
         ),
         _pass(
             "GraphSurgeries",
@@ -100,6 +103,7 @@ def drupe_passes() -> list[PassSpec]:
             "OrtTransformersOptimization",
             "transformers_optimization",
             "Fuse a transformer's parts into ONNX Runtime's operators",
+            accepts=_ALSO_COMPOSITE,
             accelerator_matters=True,
         ),
         _pass(
@@ -110,7 +114,12 @@ def drupe_passes() -> list[PassSpec]:
             key_packages=("onnx", "onnxscript", "onnx-ir", "onnxslim", "onnxoptimizer"),
         ),
         _pass("OnnxFloatToFloat16", "float16", "Convert a float32 graph to float16", accepts=_ALSO_COMPOSITE),
-        _pass("OrtMixedPrecision", "float16", "Convert to float16 but for sensitive operators"),
+        _pass(
+            "OrtMixedPrecision",
+            "float16",
+            "Convert to float16 but for sensitive operators",
+            accepts=_ALSO_COMPOSITE,
+        ),
         _pass("OnnxIODataTypeConverter", "io_types", "Give inputs and outputs other types"),
         _pass("DynamicToFixedShape", "shapes", "Fix the lengths of a graph's axes"),
         _pass(
@@ -142,6 +151,14 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnx>=1.17", "onnxruntime>=1.22", "safetensors>=0.5"),
             key_packages=("onnx", "onnxruntime", "safetensors"),
         ),
+        _pass(
+            "AppendPrePostProcessingOps",
+            "pre_post_processing",
+            "Put what is done before and after a model into its graph",
+            accepts=frozenset({"onnx"}),
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxruntime-extensions>=0.13"),
+            key_packages=("onnx", "onnxruntime-extensions", "torch", "transformers"),
+        ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
         _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
         _pass("OnnxQuantization", "quantization", "Quantize weights and activations, statically or dynamically"),
@@ -172,6 +189,14 @@ def drupe_passes() -> list[PassSpec]:
             "Make one graph of a composite's",
             accepts=frozenset({"composite"}),
             produces="onnx",
+        ),
+        _pass(
+            "InsertBeamSearch",
+            "beam_search",
+            "Make one graph that generates with beams of an encoder and a decoder with its past",
+            accepts=frozenset({"composite"}),
+            produces="onnx",
+            accelerator_matters=True,
         ),
         _pass(
             "OnnxBnb4Quantization",

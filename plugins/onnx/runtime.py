@@ -13,6 +13,7 @@ from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import Result, Runtime, Session
 from drupe.plugins.onnx.adapter_weights import read_weights
+from drupe.plugins.onnx.extensions import register_extensions
 from drupe.plugins.onnx.graphs import graph_path, unknown_operators
 
 __all__ = ["OnnxRuntime", "OnnxSession", "run_bound", "set_session_option"]
@@ -22,7 +23,7 @@ _MODES = ("sequential", "parallel")
 _TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",
     "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(bool)": "bool",
-    "tensor(int16)": "int16", "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16", "tensor(uint16)": "uint16", "tensor(string)": "str",
 }  # fmt: skip
 
 
@@ -72,6 +73,7 @@ class OnnxRuntime(Runtime):
             )
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
+        register_extensions(model.attributes, settings)
         stored: Mapping[str, Any] = (model.attributes.get("inference_settings") or {}).get("session_options") or {}
         for name, value in stored.items():
             set_session_option(settings, name, value)
@@ -149,6 +151,21 @@ def run_bound(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]
     return values
 
 
+def _run_with_broken_text(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a session and return the outputs; texts that are no UTF-8, such as one that ends within a character, are each
+    the replacement character."""
+    import onnxruntime as ort
+
+    given = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+    values = []
+    for output in session.run_with_ort_values(None, given):
+        try:
+            values.append(output.numpy())
+        except UnicodeDecodeError:
+            values.append(np.full(output.shape(), "\ufffd", dtype=object))
+    return values
+
+
 class OnnxSession(Session):
     """An inference session."""
 
@@ -180,7 +197,10 @@ class OnnxSession(Session):
         }
         feeds |= self._constants
         try:
-            values = run_bound(self._session, feeds) if self._bound else self._session.run(None, feeds)
+            try:
+                values = run_bound(self._session, feeds) if self._bound else self._session.run(None, feeds)
+            except UnicodeDecodeError:
+                values = _run_with_broken_text(self._session, feeds)
         except Exception as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise EvaluationError(f"ONNX Runtime failed on inputs of shapes {shapes}: {error}") from error

@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -104,7 +105,7 @@ class OrtSessionParamsTuning(Pass):
             space = {name: values for name, values in space.items() if name in _OF_GENAI}
         size = math.prod(len(values) for values in space.values())
         kept = dict((model.attributes.get("inference_settings") or {}).get("session_options") or {})
-        default = self._open(str(path), {**kept, **_fixed(config)}, context)
+        default = self._open(model, path, {**kept, **_fixed(config)}, context)
         tried: list[dict[str, Any]] = []
 
         def objective(trial: Any) -> float:
@@ -113,7 +114,7 @@ class OrtSessionParamsTuning(Pass):
             for earlier in tried:
                 if earlier["options"] == options:
                     return float(earlier["ratio"])
-            session = self._open(str(path), {**kept, **_fixed(config), **options}, context)
+            session = self._open(model, path, {**kept, **_fixed(config), **options}, context)
             ours, theirs = _interleaved(session, default, batch, config, context)
             ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
             tried.append({"options": options, "ratio": ratio, "seconds": statistics.median(ours)})
@@ -130,7 +131,7 @@ class OrtSessionParamsTuning(Pass):
         best = min(tried, key=lambda entry: entry["ratio"])
         # The winner of many is flattered by chance: it is measured anew before it is taken.
         chosen = {**kept, **_fixed(config), **best["options"]}
-        ours, theirs = _interleaved(self._open(str(path), chosen, context), default, batch, config, context)
+        ours, theirs = _interleaved(self._open(model, path, chosen, context), default, batch, config, context)
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
         context.report["session_options"] = {
             "tried": sorted(tried, key=lambda entry: entry["ratio"]),
@@ -165,18 +166,22 @@ class OrtSessionParamsTuning(Pass):
             )[0]
         return _made_up(graph_inputs(proto, model), config, context.seed)
 
-    def _open(self, path: str, options: Options, context: PassContext) -> Any:
+    def _open(self, model: Model, path: Path, options: Options, context: PassContext) -> Any:
         import onnxruntime as ort
 
+        from drupe.plugins.onnx.extensions import register_extensions
         from drupe.plugins.onnx.runtime import set_session_option
 
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
+        register_extensions(model.attributes, settings)
         for name, value in options.items():
             set_session_option(settings, name, value)
         provider = context.accelerator.execution_provider or "CPUExecutionProvider"
         try:
-            return ort.InferenceSession(path, settings, providers=[(provider, context.accelerator.provider_options)])
+            return ort.InferenceSession(
+                str(path), settings, providers=[(provider, context.accelerator.provider_options)]
+            )
         except Exception as error:
             raise PassError(
                 f"{self.spec.name}: ONNX Runtime can't open the graph with {dict(options)}: {error}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, PassConfig, searchable
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, PassError
 from drupe.core.introspect import module_source
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.float16 import halve
@@ -32,6 +32,9 @@ _FAMILIES = {
 """A Hugging Face model_type → which of ONNX Runtime's fusions fit it."""
 _INT32, _INT64 = 6, 7
 """Numbers of onnx.TensorProto.DataType."""
+_HEADS = ("num_attention_heads", "n_head", "decoder_attention_heads", "num_heads")
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+"""What the configs of model families call the heads and the width."""
 _FP16 = ("force_fp32_ops", "force_fp32_nodes", "force_fp16_inputs")
 
 
@@ -106,7 +109,7 @@ class OrtTransformersOptimization(GraphPass):
     """Fuses attention, norms and activations into ONNX Runtime's own operators."""
 
     Config: ClassVar[type[PassConfig]] = OrtTransformersOptimizationConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a family without fusions."""
@@ -135,7 +138,8 @@ class OrtTransformersOptimization(GraphPass):
         from onnxruntime.transformers.fusion_options import AttentionOpType, FusionOptions
         from onnxruntime.transformers.optimizer import optimize_model
 
-        described = _described(path.parent)
+        # The graphs of a composite lie in folders of their own, the config beside those.
+        described = _described(path.parent) or _described(model.folder)
         family = self._family(config, described)
         only = config.only_onnxruntime or family is None
         level = config.opt_level if config.opt_level is not None else (1 if only else None)
@@ -145,19 +149,36 @@ class OrtTransformersOptimization(GraphPass):
         if config.use_gqa:
             options.attention_op_type = AttentionOpType.GroupQueryAttention
         before = len(proto.graph.node)
-        optimizer = optimize_model(
-            # The file: ONNX Runtime fails on some graphs when it gets them as bytes.
-            str(path),
-            model_type=family or "bert",
-            num_heads=config.num_heads or int(described.get("num_attention_heads") or described.get("n_head") or 0),
-            hidden_size=config.hidden_size or int(described.get("hidden_size") or described.get("n_embd") or 0),
-            optimization_options=options,
-            opt_level=level,
-            use_gpu=config.use_gpu,
-            only_onnxruntime=only,
-            provider=context.accelerator.execution_provider if config.use_gpu else None,
-        )
-        result = optimizer.model
+
+        def fused(options: Any) -> Any:
+            return optimize_model(
+                # The file: ONNX Runtime fails on some graphs when it gets them as bytes.
+                str(path),
+                model_type=family or "bert",
+                num_heads=config.num_heads or _first(described, _HEADS),
+                hidden_size=config.hidden_size or _first(described, _WIDTHS),
+                optimization_options=options,
+                opt_level=level,
+                use_gpu=config.use_gpu,
+                only_onnxruntime=only,
+                provider=context.accelerator.execution_provider if config.use_gpu else None,
+            ).model
+
+        result = fused(options)
+        if lost := _lost(proto, result):
+            # Some decoders' attention is taken for one without a past, whose values then feed nothing.
+            context.log.warning(
+                "%s: onnxruntime's attention fusion loses the input %s of %s; its attention is left as it is",
+                self.spec.name,
+                lost[0],
+                path.parent.name if model.kind == "composite" else path.name,
+            )
+            options.enable_attention = False
+            result = fused(options)
+            if lost := _lost(proto, result):
+                raise PassError(
+                    f"{self.spec.name}: onnxruntime's fusions lose the inputs {', '.join(lost)}; set only_onnxruntime"
+                )
         if config.input_int32:
             # onnxruntime's own way takes away casts that unfused nodes still read.
             retype(result, lambda _: True, _INT64, _INT32, inputs_only=True)
@@ -213,6 +234,17 @@ def _described(folder: Path) -> Mapping[str, Any]:
         return {}
     data = json.loads(path.read_text(encoding="utf-8"))
     return data if isinstance(data, dict) else {}
+
+
+def _lost(before: Any, after: Any) -> list[str]:
+    """Return the inputs that a graph has no longer."""
+    there = {value.name for value in after.graph.input}
+    weights = {tensor.name for tensor in before.graph.initializer}
+    return [value.name for value in before.graph.input if value.name not in there | weights]
+
+
+def _first(described: Mapping[str, Any], names: Sequence[str]) -> int:
+    return next((int(described[name]) for name in names if described.get(name)), 0)
 
 
 def _fused(proto: Any) -> dict[str, int]:

@@ -1,0 +1,32 @@
+"""The operators of onnxruntime-extensions: a library that a session loads before a graph that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from drupe.core.errors import EvaluationError
+
+__all__ = ["register_extensions"]
+
+
+def register_extensions(attributes: Mapping[str, Any], settings: Any) -> None:
+    """Let a session load the library where a model's attributes say that it needs it.
+
+    settings: onnxruntime.SessionOptions.
+
+    Raises EvaluationError where the library is not installed, or does not fit the installed ONNX Runtime.
+    """
+    if not attributes.get("use_ort_extensions"):
+        return
+    try:
+        from onnxruntime_extensions import get_library_path
+    except ImportError as error:
+        raise EvaluationError(
+            "the model needs the operators of onnxruntime-extensions, which is not installed: "
+            "pip install 'drupe[extensions]'"
+        ) from error
+    try:
+        settings.register_custom_ops_library(get_library_path())
+    except Exception as error:
+        raise EvaluationError(f"ONNX Runtime can't load the library of onnxruntime-extensions: {error}") from error
