@@ -88,6 +88,29 @@ def drupe_passes() -> list[PassSpec]:
             key_packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "peft"),
         ),
         _pass(
+            "OptimumConversion",
+            "optimum_conversion",
+            "Export a Hugging Face model with Optimum, in an environment of its own",
+            accepts=frozenset({"hf"}),
+            produces="onnx",
+            requires=(
+                "optimum-onnx>=0.1",
+                "transformers>=4.36,<4.58",
+                "torch>=2.1",
+                "onnx>=1.17",
+                "onnxruntime>=1.18",
+            ),
+            key_packages=("optimum-onnx", "optimum", "transformers", "torch", "onnx"),
+            own_environment=True,
+        ),
+        _pass(
+            "OptimumMerging",
+            "merging",
+            "Merge a decoder without past and one with past into one graph",
+            accepts=frozenset({"onnx", "composite"}),
+            produces="onnx",
+        ),
+        _pass(
             "OnnxDynamicQuantization", "dynamic_quantization", "Quantize weights to 8 bits, activations as they come"
         ),
         _pass(
@@ -100,6 +123,7 @@ def drupe_passes() -> list[PassSpec]:
             "OrtTransformersOptimization",
             "transformers_optimization",
             "Fuse a transformer's parts into ONNX Runtime's operators",
+            accepts=_ALSO_COMPOSITE,
             accelerator_matters=True,
         ),
         _pass(
@@ -212,7 +236,7 @@ def drupe_runtimes() -> list[RuntimeSpec]:
             summary="ONNX Runtime",
             kinds=frozenset({"onnx"}),
             accelerators=frozenset({"cpu", "gpu", "npu"}),
-            capabilities=frozenset({"forward", "score"}),
+            capabilities=frozenset({"forward", "generate", "score"}),
             requires=("onnxruntime>=1.22",),
             key_packages=("onnxruntime", "onnxruntime-gpu"),
         ),
