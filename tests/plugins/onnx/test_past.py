@@ -14,12 +14,15 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.core.runtimes import GenerateOptions
+from drupe.plugins.metrics.batches import made_up_batch
+from drupe.plugins.metrics.timing import TimedMetricConfig
 from drupe.plugins.onnx.past import past_names
 from drupe.testing import tiny_causal_lm
 from tests.plugins.onnx.graphs import run_pass
 
 CPU = Accelerator("cpu", "CPUExecutionProvider")
 EXPORTERS: list[dict[str, Any]] = [{}, {"use_dynamo_exporter": False, "target_opset": 17}]
+OLDER = EXPORTERS[1]
 
 
 def with_past(model: Model, **attributes: Any) -> Model:
@@ -67,10 +70,17 @@ def generated(model: Model, prompt: np.ndarray, count: int) -> list[int]:
     return [int(token) for token in out[0, prompt.shape[1] :]]
 
 
-@pytest.mark.parametrize("config", EXPORTERS)
-def test_a_llama_steps_as_generate_does(tmp_path: Path, config: dict[str, Any]) -> None:
-    source = tiny_causal_lm(tmp_path / "model", initializer_range=0.3)
-    graph = run_pass("OnnxConversion", with_past(source), tmp_path / "job", **config)
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return tiny_causal_lm(tmp_path_factory.mktemp("source"), initializer_range=0.3)
+
+
+@pytest.fixture(scope="module", params=EXPORTERS, ids=["torch.export", "tracing"])
+def graph(request: pytest.FixtureRequest, source: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return run_pass("OnnxConversion", with_past(source), tmp_path_factory.mktemp("graph"), **request.param)
+
+
+def test_a_llama_steps_as_generate_does(source: Model, graph: Model) -> None:
     prompt = np.random.default_rng(0).integers(0, 250, (1, 9))
     expected = generated(source, prompt, 24)
     assert len(set(expected)) > 3
@@ -84,10 +94,7 @@ def test_a_llama_steps_as_generate_does(tmp_path: Path, config: dict[str, Any]) 
     assert shapes["logits"] == ["batch_size", "sequence_length", 264]
 
 
-@pytest.mark.parametrize("config", EXPORTERS)
-def test_rows_of_different_lengths_are_padded_on_the_left(tmp_path: Path, config: dict[str, Any]) -> None:
-    source = tiny_causal_lm(tmp_path / "model", initializer_range=0.3)
-    graph = run_pass("OnnxConversion", with_past(source), tmp_path / "job", **config)
+def test_rows_of_different_lengths_are_padded_on_the_left(graph: Model) -> None:
     session = ort.InferenceSession(str(graph.folder / "model.onnx"))
     random = np.random.default_rng(1)
     short, long = random.integers(0, 250, 4), random.integers(0, 250, 7)
@@ -103,9 +110,7 @@ def test_rows_of_different_lengths_are_padded_on_the_left(tmp_path: Path, config
     np.testing.assert_allclose(both[0, -1], alone[0, -1], atol=1e-4)
 
 
-def test_the_runtime_generates_and_scores_as_the_source_does(tmp_path: Path) -> None:
-    source = tiny_causal_lm(tmp_path / "model", initializer_range=0.3)
-    graph = run_pass("OnnxConversion", with_past(source), tmp_path / "job")
+def test_the_runtime_generates_and_scores_as_the_source_does(source: Model, graph: Model) -> None:
     sessions = {}
     for kind, model in (("hf", source), ("onnx", graph)):
         runtime = get_registry().create("drupe_runtimes", kind)
@@ -121,13 +126,12 @@ def test_the_runtime_generates_and_scores_as_the_source_does(tmp_path: Path) -> 
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
 
 
-def test_names_and_fewer_inputs_are_as_io_config_says(tmp_path: Path) -> None:
-    source = tiny_causal_lm(tmp_path / "model")
+def test_names_and_fewer_inputs_are_as_io_config_says(source: Model, tmp_path: Path) -> None:
     told = {
         "input_names": ["input_ids", "attention_mask"],
         "kv_cache": {"ort_past_key_name": "past_<id>_key", "ort_past_value_name": "past_<id>_value"},
     }
-    graph = run_pass("OnnxConversion", with_past(source, io_config=told), tmp_path / "job")
+    graph = run_pass("OnnxConversion", with_past(source, io_config=told), tmp_path / "job", **OLDER)
     session = ort.InferenceSession(str(graph.folder / "model.onnx"))
     assert [item.name for item in session.get_inputs()] == [
         "input_ids", "attention_mask", "past_0_key", "past_0_value", "past_1_key", "past_1_value",
@@ -159,14 +163,23 @@ def test_what_asks_for_past_keys_and_values() -> None:
     assert past_names("text-generation", {"kv_cache": True}) is not None
 
 
-def test_a_number_of_layers_that_the_model_lacks_is_told(tmp_path: Path) -> None:
-    source = with_past(tiny_causal_lm(tmp_path / "model"), io_config={"kv_cache": {"num_hidden_layers": 3}})
+def test_a_number_of_layers_that_the_model_lacks_is_told(source: Model, tmp_path: Path) -> None:
+    told = with_past(source, io_config={"kv_cache": {"num_hidden_layers": 3}})
     with pytest.raises(ConfigError, match="3 layers; the model has 2"):
-        run_pass("OnnxConversion", source, tmp_path / "job")
+        run_pass("OnnxConversion", told, tmp_path / "job")
 
 
-def test_fusions_and_int4_after_it_still_step(tmp_path: Path) -> None:
-    source = tiny_causal_lm(tmp_path / "model", initializer_range=0.3)
+def test_made_up_batches_have_lengths_that_fit_together(graph: Model, tmp_path: Path) -> None:
+    """Latency without data: the mask is as long as past and new tokens together."""
+    runtime = get_registry().create("drupe_runtimes", "onnx")
+    config = TimedMetricConfig.model_validate({"shape_kwargs": {"past_sequence_length": 5, "sequence_length": 3}})
+    with runtime.open(graph, CPU, runtime.options(CPU, {"threads": 1})) as session:
+        batch = made_up_batch(session, config, 0)
+        assert batch.inputs["attention_mask"].shape == (1, 8)
+        assert session.forward(batch.inputs).outputs["logits"].shape == (1, 3, 264)
+
+
+def test_fusions_and_int4_after_it_still_step(source: Model, tmp_path: Path) -> None:
     prompt = np.random.default_rng(3).integers(0, 250, (1, 6))
     graph = run_pass("OnnxConversion", with_past(source), tmp_path / "a", target_opset=17)
     fused = run_pass("OrtTransformersOptimization", graph, tmp_path / "b")
