@@ -143,9 +143,10 @@ def _own_environment_faults(
                 field = cast(HostSpec, maker.spec).environment_field
                 system = {"type": maker.spec.name, field: list(entry.spec.requires)}
                 own = f"{title}_environment"
+                step = {"type": alternative.type, "host": own}
                 lines = (
-                    f'"systems": {{{json.dumps(own)}: {json.dumps(system)}}}',
-                    f'"passes": {{{json.dumps(title)}: {{"type": {json.dumps(alternative.type)}, "host": {json.dumps(own)}}}}}',
+                    f'"systems": {json.dumps({own: system})}',
+                    f'"passes": {json.dumps({title: step})}',
                 )
                 hint = "give it an environment of its own by adding to the workflow\n    " + "\n    ".join(lines)
             yield Fault(alternative.where, found, "", hint, "needs")

@@ -318,9 +318,7 @@ def _export_steps(
             label_axes(proto.graph.output, call.axes)
         else:
             target = context.output_dir.parent / "export.onnx"
-            proto = by_tracing(
-                wrapped, call.inputs, outputs, call.axes, config.target_opset, config.optimize, target
-            )
+            proto = by_tracing(wrapped, call.inputs, outputs, call.axes, config.target_opset, config.optimize, target)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=config.dynamo) from error
     check_steps(proto, wrapped, call)

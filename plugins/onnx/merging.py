@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 from drupe.core.accelerators import Accelerator
@@ -38,6 +38,8 @@ class OptimumMerging(GraphPass):
     Rules: 1. both give the same outputs, in names and order; a key or value of an encoder that only the first step
     gives is passed on by the later ones. 2. both use the same version of each operator set. 3. the merged graph gives
     what its branches gave: no node is changed.
+
+    Passes that look for nodes in the graph itself find one If in it: fuse and quantize the decoders before.
     """
 
     Config: ClassVar[type[PassConfig]] = OptimumMergingConfig
@@ -108,11 +110,10 @@ def merged(pass_name: str, first: Any, later: Any) -> Any:
     inputs = _inputs(pass_name, first, later)
     results = [(value.name, value.type.tensor_type.elem_type, _shape(value)) for value in first.graph.output]
     weights: dict[str, Any] = {}
-    without = _branch(first, weights, "no_past", given[0])
-    with_past = _branch(later, weights, "with_past", given[0])
-    gate = helper.make_node(
-        "If", [USE_CACHE], given[0], name="use_cache", then_branch=with_past, else_branch=without
-    )
+    taken = {*inputs, *given[0], USE_CACHE}
+    without = _branch(first, weights, "no_past", given[0], taken)
+    with_past = _branch(later, weights, "with_past", given[0], taken)
+    gate = helper.make_node("If", [USE_CACHE], given[0], name="use_cache", then_branch=with_past, else_branch=without)
     outputs = [helper.make_tensor_value_info(*result) for result in results]
     flag = helper.make_tensor_value_info(USE_CACHE, TensorProto.BOOL, [1])
     graph = helper.make_graph([gate], "merged", [*inputs.values(), flag], outputs, initializer=list(weights.values()))
@@ -121,17 +122,20 @@ def merged(pass_name: str, first: Any, later: Any) -> Any:
     return model
 
 
-def _branch(proto: Any, weights: dict[str, Any], title: str, outputs: Sequence[str]) -> Any:
-    """Return a graph as a branch; its weights go to those that both share."""
+def _branch(proto: Any, weights: dict[str, Any], title: str, outputs: Sequence[str], taken: Collection[str]) -> Any:
+    """Return a graph as a branch; its weights go to those that both share. taken: names that weights can't have."""
     from onnx import helper
 
     graph = proto.graph
     held = {tensor.name for tensor in graph.initializer}
-    known = {value.name: value.name for value in graph.input if value.name not in held} | _shared(proto, weights, title)
+    known = {value.name: value.name for value in graph.input if value.name not in held} | _shared(
+        proto, weights, title, taken
+    )
     # A branch sees the inputs and weights of the graph around it; its own values must not have their names.
     _rename(graph, lambda name: known.get(name, f"{title}/{name}"))
     for node in graph.node:
-        node.name = f"/{title}/{node.name.lstrip('/')}"
+        # Unnamed nodes stay so: equal names are refused.
+        node.name = f"/{title}/{node.name.lstrip('/')}" if node.name else ""
     found = {value.name: value for value in graph.output}
     ordered = [found[f"{title}/{name}"] for name in outputs]
     return helper.make_graph(
@@ -171,7 +175,9 @@ def _pass_on(later: Any, first: Any) -> None:
     for value in first.graph.output:
         source = taken.get(value.name.replace("present", "past_key_values", 1))
         if value.name not in there and source is not None and ".encoder." in value.name:
-            later.graph.node.append(helper.make_node("Identity", [source.name], [value.name], name=f"pass_on/{value.name}"))
+            later.graph.node.append(
+                helper.make_node("Identity", [source.name], [value.name], name=f"pass_on/{value.name}")
+            )
             kind = source.type.tensor_type.elem_type
             later.graph.output.append(helper.make_tensor_value_info(value.name, kind, _shape(source)))
 
@@ -202,7 +208,7 @@ def _shape(value: Any) -> list[int | str | None]:
     return [dim.dim_param or (dim.dim_value or None) for dim in value.type.tensor_type.shape.dim]
 
 
-def _shared(proto: Any, weights: dict[str, Any], title: str) -> dict[str, str]:
+def _shared(proto: Any, weights: dict[str, Any], title: str, taken: Collection[str]) -> dict[str, str]:
     """Move a graph's weights to those of both, equal ones once, and return their names there.
 
     Single numbers and short lists of whole ones stay: they are shapes and axes, which ONNX Runtime wants to see beside
@@ -215,7 +221,8 @@ def _shared(proto: Any, weights: dict[str, Any], title: str) -> dict[str, str]:
             continue
         content = _content(tensor)
         if content not in by_content:
-            name = tensor.name if tensor.name not in weights else f"{title}/{tensor.name}"
+            free = tensor.name not in weights and tensor.name not in taken
+            name = tensor.name if free else f"{title}/{tensor.name}"
             copy = type(tensor)()
             copy.CopyFrom(tensor)
             copy.name = name

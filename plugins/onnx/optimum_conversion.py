@@ -48,7 +48,10 @@ class OptimumConversionConfig(PassConfig):
     """Options of optimum.exporters.onnx.main_export."""
 
     target_opset: int | None = Field(
-        None, ge=9, le=20, description="Version of the ONNX operator set. Not given: what Optimum recommends, mostly 18."
+        None,
+        ge=9,
+        le=20,
+        description="Version of the ONNX operator set. Not given: what Optimum recommends, mostly 18.",
     )
     components: list[str] | None = Field(
         None,
@@ -97,8 +100,8 @@ class OptimumConversion(Pass):
     """Exports with Optimum (optimum-onnx), whose transformers is older than the one that other passes need: give the
     pass a `host` that is a PythonEnvironment with its requirements.
 
-    A decoder is exported with past keys and values, as one graph: it takes past_key_values.N.key and .value, of length 0
-    in a first step, and gives present.N.key and .value; extra_args.task: text-generation exports one without.
+    A decoder is exported with past keys and values, as one graph: it takes past_key_values.N.key and .value, of length
+    0 in a first step, and gives present.N.key and .value; extra_args.task: text-generation exports one without.
     """
 
     Config: ClassVar[type[PassConfig]] = OptimumConversionConfig
@@ -180,7 +183,7 @@ class OptimumConversion(Pass):
         fixed: Mapping[str, Any],
         config: OptimumConversionConfig,
     ) -> dict[str, Path]:
-        """Export a decoder twice, without past keys and values and with them, and the two merged where that is asked."""
+        """Export a decoder twice, without past keys and values and with them, and merge the two where that is asked."""
         from optimum.exporters.onnx import main_export
         from optimum.exporters.tasks import TasksManager
         from transformers import AutoConfig

@@ -169,7 +169,9 @@ def past_call(loaded: Any, names: PastNames, told: Any, *, dynamic: bool, parame
         pair = names.key.replace("<id>", str(layer)), names.value.replace("<id>", str(layer))
         inputs |= {pair[0]: key.clone(), pair[1]: value.clone()}
         pairs.append(pair)
-    sources = [str(name) for name in told.get("output_names") or () if not _PRESENT_NAME.search(str(name))] or ["logits"]
+    sources = [str(name) for name in told.get("output_names") or () if not _PRESENT_NAME.search(str(name))] or [
+        "logits"
+    ]
     if absent := [name for name in sources if not isinstance(before.get(name), torch.Tensor)]:
         raise ConfigError(f"io_config.output_names: the model gives no {absent[0]}; it gives {', '.join(before)}")
     presents = [
@@ -186,7 +188,7 @@ def past_call(loaded: Any, names: PastNames, told: Any, *, dynamic: bool, parame
         steps = {0: _BATCH, 1: _LENGTH}
         axes = {name: {0: _BATCH, 1: _WHOLE} if name == "attention_mask" else steps for name in plain}
         axes |= {name: names.axes for pair in pairs for name in pair}
-        axes |= {name: steps for name in sources} | dict.fromkeys(presents, names.present_axes)
+        axes |= dict.fromkeys(sources, steps) | dict.fromkeys(presents, names.present_axes)
         axes |= {name: found for name, found in own.items() if name in axes}
     return PastCall(inputs, pairs, [*sources, *presents], sources, axes)
 
@@ -293,7 +295,9 @@ def check_steps(proto: Any, wrapped: Any, call: PastCall) -> None:
         taken = {item.name for item in session.get_inputs()}
         at = f"{length} token{'s' if length > 1 else ''} after {past}, batch {batch}"
         try:
-            got = session.run(list(call.outputs), {name: value.numpy() for name, value in step.items() if name in taken})
+            got = session.run(
+                list(call.outputs), {name: value.numpy() for name, value in step.items() if name in taken}
+            )
         except Exception as error:
             raise PassError(f"OnnxConversion made a graph that fails at {at}: {error}; {_OTHER}") from error
         for name, ours, theirs in zip(call.outputs, got, expected, strict=True):

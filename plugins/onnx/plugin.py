@@ -96,6 +96,7 @@ def drupe_passes() -> list[PassSpec]:
             requires=(
                 "optimum-onnx>=0.1",
                 "transformers>=4.36,<4.58",
+                "accelerate>=0.26",
                 "torch>=2.1",
                 "onnx>=1.17",
                 "onnxruntime>=1.18",

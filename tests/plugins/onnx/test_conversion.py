@@ -114,5 +114,3 @@ def test_minilm_gives_the_same_embeddings(minilm_dir: Path, tmp_path: Path) -> N
     batch = text_batch(2, 16, types=True)
     ours = outputs_of("onnx", graph, batch)["last_hidden_state"]
     np.testing.assert_allclose(ours, outputs_of("hf", source, batch)["last_hidden_state"], atol=1e-4)
-
-

@@ -32,7 +32,9 @@ def with_past(model: Model, **attributes: Any) -> Model:
 
 def greedy(model: Model, prompt: np.ndarray, count: int) -> list[int]:
     """Generate with nothing but onnxruntime. prompt: (1, n)."""
-    session = ort.InferenceSession(str(model.folder / model.attributes["onnx_file"]), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        str(model.folder / model.attributes["onnx_file"]), providers=["CPUExecutionProvider"]
+    )
     inputs = {item.name: item for item in session.get_inputs()}
     outputs = [item.name for item in session.get_outputs()]
     past = {
