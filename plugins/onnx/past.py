@@ -85,18 +85,16 @@ def _from_names(told: Mapping[str, Any], named: Sequence[re.Match[str]]) -> Past
     for match in named:
         found.setdefault(match[2], _template(match))
     for name in told.get("output_names") or ():
-        if match := _PRESENT_NAME.search(str(name)):
-            found.setdefault(f"present_{match[2]}", _template(match))
+        if present := _PRESENT_NAME.search(str(name)):
+            found.setdefault(f"present_{present[2]}", _template(present))
     absent = [kind for kind in ("key", "value") if kind not in found]
     if absent:
         raise ConfigError(f"io_config.input_names has past inputs, and none of them is a {absent[0]}")
-    axes = {match.string: told.get("dynamic_axes", {}).get(match.string) for match in named}
-    own = next((axis for axis in axes.values() if axis), None)
-    return PastNames(
-        **found,
-        layers=len({match[1] for match in named}),
-        **({"axes": {int(axis): str(label) for axis, label in own.items()}} if own else {}),
-    )
+    fields: dict[str, Any] = {**found, "layers": len({match[1] for match in named})}
+    axes = told.get("dynamic_axes") or {}
+    if own := next((axes[match.string] for match in named if axes.get(match.string)), None):
+        fields["axes"] = {int(axis): str(label) for axis, label in own.items()}
+    return PastNames(**fields)
 
 
 def _template(match: re.Match[str]) -> str:
