@@ -126,7 +126,8 @@ def _own_environment_faults(
     engine: Engine, name: str, description: HostDescription, entry: Registered
 ) -> Iterable[Fault]:
     """Return what a pass lacks that can't be where the others' libraries are, with the lines that give it a host."""
-    unmet = [found.partition(" needs ")[2] for found, _, _ in _unmet(description, [entry])]
+    told = [found.partition(" needs ")[2].partition("; there is ") for found, _, _ in _unmet(description, [entry])]
+    unmet = [f"{wanted} (there is {there})" for wanted, _, there in told]
     if not unmet:
         return
     workflow = engine.workflow

@@ -14,10 +14,10 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.core.runtimes import GenerateOptions
-from drupe.plugins.metrics.batches import made_up_batch
+from drupe.plugins.metrics.batches import batches, made_up_batch
 from drupe.plugins.metrics.timing import TimedMetricConfig
 from drupe.plugins.onnx.past import past_names
-from drupe.testing import tiny_causal_lm
+from drupe.testing import make_context, tiny_causal_lm
 from tests.plugins.onnx.graphs import run_pass
 
 CPU = Accelerator("cpu", "CPUExecutionProvider")
@@ -179,6 +179,22 @@ def test_made_up_batches_have_lengths_that_fit_together(graph: Model, tmp_path: 
         batch = made_up_batch(session, config, 0)
         assert batch.inputs["attention_mask"].shape == (1, 8)
         assert session.forward(batch.inputs).outputs["logits"].shape == (1, 3, 264)
+
+
+def test_the_next_token_of_made_up_texts_can_be_measured(graph: Model, tmp_path: Path) -> None:
+    """What TransformersTokenDummyDataContainer makes has the names and lengths of the graph's inputs."""
+    container = get_registry().create("drupe_data_containers", "TransformersTokenDummyDataContainer")
+    options = {"load_dataset_config": {"seq_len": 1, "past_seq_len": 6, "max_samples": 3}}
+    context = make_context(tmp_path / "job")
+    samples = list(container.load(type(container).Config.model_validate(options), graph, context))
+    runtime = get_registry().create("drupe_runtimes", "onnx")
+    config = TimedMetricConfig.model_validate({"batch_size": 3})
+    with runtime.open(graph, CPU, runtime.options(CPU, {"threads": 1})) as session:
+        (batch,) = batches(session, samples, config, context)
+        assert batch.inputs["past_key_values.0.key"].shape == (3, 2, 6, 16)
+        outputs = session.forward(batch.inputs).outputs
+    assert outputs["logits"].shape == (3, 1, 264)
+    assert outputs["present.1.value"].shape == (3, 2, 7, 16)
 
 
 def test_fusions_and_int4_after_it_still_step(source: Model, tmp_path: Path) -> None:
