@@ -6,6 +6,7 @@ passes and metrics need is installed there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -14,7 +15,7 @@ from drupe.core.engine import Engine
 from drupe.core.errors import DrupeError, Fault, HostError
 from drupe.core.hosts import HostDescription
 from drupe.core.registry import Registered
-from drupe.core.specs import MetricSpec
+from drupe.core.specs import HostSpec, MetricSpec, PassSpec
 from drupe.core.workflow.findings import join
 
 __all__ = ["check_systems", "system_faults"]
@@ -48,7 +49,11 @@ def system_faults(engine: Engine, name: str) -> list[Fault]:
         return [Fault(where, str(error), kind="needs")]
     if name in engine.workflow.targets and _measuring(engine):
         faults += _device_faults(where, description, engine.workflow.systems[name].accelerators)
-    return faults + [Fault(where, *told, kind="needs") for told in _unmet(description, _needed(engine, name))]
+    needed = list(_needed(engine, name))
+    apart = [] if _makes_environments(engine, name) else [entry for entry in needed if _stays_apart(entry)]
+    faults += [fault for entry in apart for fault in _own_environment_faults(engine, name, description, entry)]
+    rest = [entry for entry in needed if entry not in apart]
+    return faults + [Fault(where, *told, kind="needs") for told in _unmet(description, rest)]
 
 
 def _used(engine: Engine) -> list[str]:
@@ -105,6 +110,47 @@ def _needed(engine: Engine, name: str) -> Iterable[Registered]:
                     yield found
     if name in workflow.targets:
         yield from _metrics(engine)
+
+
+def _stays_apart(entry: Registered) -> bool:
+    return isinstance(entry.spec, PassSpec) and entry.spec.own_environment
+
+
+def _makes_environments(engine: Engine, name: str) -> bool:
+    """Whether the system's environment is the user's or made for it, so that what is missing can be put there."""
+    entry = engine.registry.find("drupe_hosts", engine.workflow.systems[name].type)
+    return entry is not None and cast(HostSpec, entry.spec).environment_field is not None
+
+
+def _own_environment_faults(
+    engine: Engine, name: str, description: HostDescription, entry: Registered
+) -> Iterable[Fault]:
+    """Return what a pass lacks that can't be where the others' libraries are, with the lines that give it a host."""
+    told = [found.partition(" needs ")[2].partition("; there is ") for found, _, _ in _unmet(description, [entry])]
+    unmet = [f"{wanted} (there is {there})" for wanted, _, there in told]
+    if not unmet:
+        return
+    workflow = engine.workflow
+    hosts = (host for host in engine.registry.of("drupe_hosts") if cast(HostSpec, host.spec).environment_field)
+    maker = next(hosts, None)
+    found = f"{entry.spec.name} needs {' and '.join(unmet)} on {name}, where other passes need other versions"
+    for title, passes in workflow.passes.items():
+        for alternative in passes.alternatives:
+            used = engine.registry.find("drupe_passes", alternative.type)
+            if used is None or used.spec != entry.spec or (alternative.host or workflow.host) != name:
+                continue
+            hint = "run it on a host that has them"
+            if maker is not None:
+                field = cast(HostSpec, maker.spec).environment_field
+                system = {"type": maker.spec.name, field: list(entry.spec.requires)}
+                own = f"{title}_environment"
+                step = {"type": alternative.type, "host": own}
+                lines = (
+                    f'"systems": {json.dumps({own: system})}',
+                    f'"passes": {json.dumps({title: step})}',
+                )
+                hint = "give it an environment of its own by adding to the workflow\n    " + "\n    ".join(lines)
+            yield Fault(alternative.where, found, "", hint, "needs")
 
 
 def _unmet(description: HostDescription, needed: Iterable[Registered]) -> list[tuple[str, str, str]]:

@@ -155,6 +155,8 @@ class PassSpec(Spec):
     step key. resources: defaults for cpus, gpus, memory. launcher: None, "accelerate" or "torchrun".
     launched_from: with fewer processes than this the pass runs without its launcher. deterministic: equal work gives
     equal files; False where the tool behind the pass can't do that: two runs without a shared store then differ.
+    own_environment: what it requires can't be where the other passes' libraries are (another version of one of them): a
+    run that lacks it is told how to give the pass a host with an environment made of `requires`.
     """
 
     accepts: frozenset[str] = frozenset()
@@ -168,6 +170,7 @@ class PassSpec(Spec):
     launched_from: int = 1
     accelerator_matters: bool = False
     deterministic: bool = True
+    own_environment: bool = False
 
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"launcher": (None, "accelerate", "torchrun")}
 
@@ -181,7 +184,13 @@ class DataSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class HostSpec(Spec):
-    """A host: a place where jobs run."""
+    """A host: a place where jobs run.
+
+    environment_field: the field of its config that takes requirement strings, from which it makes a Python environment
+    for its jobs; None where it makes none.
+    """
+
+    environment_field: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

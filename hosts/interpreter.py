@@ -18,8 +18,12 @@ __all__ = ["QUESTION", "find_interpreter", "interpreter_facts"]
 _ASK_SECONDS = 60
 QUESTION = """
 import importlib.metadata as m, json, platform
-print(json.dumps({"python": platform.python_version(),
-                  "versions": {d.name.lower().replace("_", "-"): d.version for d in m.distributions() if d.name}}))
+found = {}
+for d in m.distributions():
+    if d.name:
+        # The first on the path is the one that is imported.
+        found.setdefault(d.name.lower().replace("_", "-"), d.version)
+print(json.dumps({"python": platform.python_version(), "versions": found}))
 """
 
 

@@ -20,6 +20,7 @@ def drupe_hosts() -> list[HostSpec]:
             name="PythonEnvironment",
             target="drupe.hosts.environment:PythonEnvironment",
             summary="Another Python environment of this machine, existing or made from requirements.",
+            environment_field="requirements",
         ),
         HostSpec(
             name="SSH",

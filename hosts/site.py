@@ -40,7 +40,11 @@ _KEPT_BYTES = 20 * 10**9
 
 def facts() -> dict[str, Any]:
     """Return what `HostDescription` says of the machine and environment that this runs in."""
-    versions = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions() if d.name}
+    versions: dict[str, str] = {}
+    for found in importlib.metadata.distributions():
+        if found.name:
+            # The first on the path is the one that is imported.
+            versions.setdefault(found.name.lower().replace("_", "-"), found.version)
     plugins = {p.dist.name: p.dist.version for p in importlib.metadata.entry_points(group="drupe") if p.dist}
     return {
         "versions": versions,

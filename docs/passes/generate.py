@@ -54,7 +54,8 @@ def _page(registry: Any, entry: Registered) -> str:
     if spec.accelerators:
         lines.append(f"For {', '.join(sorted(spec.accelerators))}.")
     if spec.requires:
-        lines.append(f"Needs {', '.join(f'`{text}`' for text in spec.requires)}.")
+        apart = ", in an environment of its own" if spec.own_environment else ""
+        lines.append(f"Needs {', '.join(f'`{text}`' for text in spec.requires)}{apart}.")
     return "\n".join([*lines, "", *_table(parameters(target.Config)), ""])
 
 

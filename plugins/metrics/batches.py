@@ -60,7 +60,8 @@ def batches(
 def made_up_batch(session: Session, config: DataMetricConfig, seed: int) -> Batch:
     """Return one batch of made-up input by the session's own shapes; named axes take sizes from shape_kwargs.
 
-    An axis that shape_kwargs does not name is the batch where it comes first, else a sequence of 32.
+    An axis that shape_kwargs does not name is the batch where it comes first, else a sequence of 32; one that is named
+    as a sum (past_sequence_length + sequence_length) has the sum of its parts.
     """
     import numpy as np
 
@@ -203,4 +204,6 @@ def _axis(axis: int | str, position: int, config: DataMetricConfig) -> int:
         return axis
     if str(axis) in config.shape_kwargs:
         return config.shape_kwargs[str(axis)]
+    if " + " in str(axis):
+        return sum(_axis(part, 1, config) for part in str(axis).split(" + "))
     return config.batch_size if position == 0 else _DEFAULT_LENGTH

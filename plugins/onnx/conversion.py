@@ -16,8 +16,9 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
-from drupe.plugins.onnx.graphs import companions, name_axes, name_nodes, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import companions, label_axes, name_axes, name_nodes, save_graph, scrub_graph
 from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module, exporter_failed
+from drupe.plugins.onnx.past import PastNames, check_steps, past_call, past_names, stepwise
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
@@ -51,6 +52,11 @@ class OnnxConversionConfig(PassConfig):
         "ExtractAdapters wants it.",
     )
     optimize: bool = Field(True, description="Fold constants and remove dead nodes.")
+    past_key_value_name: str = Field(
+        "past_key_values",
+        description="The argument of the model's forward call that takes the keys and values of the tokens before, "
+        "where the graph is to take them (task: text-generation-with-past, or io_config with kv_cache).",
+    )
 
     @property
     def dynamo(self) -> bool:
@@ -67,7 +73,12 @@ class OnnxConversionConfig(PassConfig):
 
 
 class OnnxConversion(Pass):
-    """Exports the forward call of the model's task."""
+    """Exports the forward call of the model's task.
+
+    A decoder whose task is text-generation-with-past, or whose io_config says kv_cache, goes on from the keys and
+    values of the tokens before: the graph takes past_key_values.N.key and .value (batch, heads, past, size), of length
+    0 in a first step, and gives present.N.key and .value. Others take the whole text at each call.
+    """
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
     version = 3
@@ -152,16 +163,16 @@ class OnnxConversion(Pass):
             context.report["adapter"] = f"kept apart in the graph, {len(apart)} weights"
             # The layers are adapted in place; the base's own forward call is what the task knows.
             loaded = loaded.get_base_model()
-        inputs, axes = _example(model, loaded)
-        constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
-        if str(model.attributes.get("task")).endswith("-with-past"):
-            told_so = "the graph has no past keys and values: it takes the whole text at each call"
-            context.log.warning("%s: %s; ModelBuilder makes a decoder that keeps them", self.spec.name, told_so)
-            context.report["past"] = told_so
-        told = model.attributes.get("io_config")
-        outputs = _outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
-        context.progress(0, 1, "exporting")
-        proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
+        past = _past(model.info)
+        if past is not None:
+            proto = _export_steps(loaded, past, model, config, context)
+        else:
+            inputs, axes = _example(model, loaded)
+            constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
+            told = model.attributes.get("io_config")
+            outputs = _outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
+            context.progress(0, 1, "exporting")
+            proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
         if apart:
             name_adapter_weights(self.spec.name, proto, apart)
         return proto
@@ -170,7 +181,13 @@ class OnnxConversion(Pass):
 def _attributes(source: ModelInfo, config: OnnxConversionConfig) -> dict[str, Any]:
     kept = {key: value for key, value in source.attributes.items() if key in _KEPT}
     apart = bool(source.attributes.get("adapter")) and not config.merge_adapter_weights
+    if source.kind == "hf" and _past(source) is not None:
+        kept["task"] = "text-generation-with-past"
     return {**kept, "opset": config.target_opset, **({"adapter_in_graph": True} if apart else {})}
+
+
+def _past(source: ModelInfo) -> PastNames | None:
+    return past_names(source.attributes.get("task"), source.attributes.get("io_config"))
 
 
 def _parameters(loaded: Any) -> list[str]:
@@ -309,6 +326,32 @@ def _export(
         return by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=config.dynamo) from error
+
+
+def _export_steps(
+    loaded: Any, names: PastNames, model: Model, config: OnnxConversionConfig, context: PassContext
+) -> Any:
+    """Export a decoder that goes on from keys and values."""
+    import torch
+
+    told = model.attributes.get("io_config")
+    parameter = config.past_key_value_name
+    call = past_call(loaded, names, told, dynamic=config.dynamic, parameter=parameter, device=config.device)
+    wrapped = stepwise(loaded, call, parameter)
+    context.progress(0, 1, "exporting")
+    outputs = list(call.outputs)
+    try:
+        if config.dynamo:
+            proto = by_export(wrapped, call.inputs, outputs, call.axes, config.target_opset, config.optimize)
+            label_axes(proto.graph.output, call.axes)
+        else:
+            target = context.output_dir.parent / "export.onnx"
+            proto = by_tracing(wrapped, call.inputs, outputs, call.axes, config.target_opset, config.optimize, target)
+    except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise exporter_failed(error, dynamo=config.dynamo) from error
+    check_steps(proto, wrapped, call)
+    context.report["past"] = f"keys and values of {len(call.pairs)} layers go in and out"
+    return proto
 
 
 def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any], sources: Sequence[str]) -> Any:

@@ -18,6 +18,7 @@ __all__ = [
     "external_files",
     "graph_path",
     "graph_paths",
+    "label_axes",
     "load_graph",
     "name_axes",
     "name_nodes",
@@ -177,6 +178,13 @@ def name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in renamed:
                 dim.dim_param = renamed[dim.dim_param]
+
+
+def label_axes(values: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Give the dynamic axes of inputs or outputs the names that were asked for, whatever their names stand for."""
+    for value in values:
+        for axis, label in axes.get(value.name, {}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = label
 
 
 def save_graph(

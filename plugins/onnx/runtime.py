@@ -11,8 +11,9 @@ import numpy as np
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
-from drupe.core.runtimes import Result, Runtime, Session
+from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
 from drupe.plugins.onnx.adapter_weights import read_weights
+from drupe.plugins.onnx.decoding import decode_steps, end_tokens, past_inputs, past_outputs, step_inputs
 from drupe.plugins.onnx.extensions import register_extensions
 from drupe.plugins.onnx.graphs import graph_path, unknown_operators
 
@@ -58,8 +59,11 @@ class OnnxRuntime(Runtime):
         return full
 
     def capabilities(self, model: Model) -> Sequence[str]:
-        """forward; score too where the model is a decoder with a tokenizer's inputs."""
-        return ("forward", "score") if model.attributes.get("task") == "text-generation" else ("forward",)
+        """forward; score too where the model is a decoder; generate where it takes keys and values and gives them."""
+        task = model.attributes.get("task")
+        if task == "text-generation-with-past":
+            return ("forward", "generate", "score")
+        return ("forward", "score") if task == "text-generation" else ("forward",)
 
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> OnnxSession:
         """See Runtime.open."""
@@ -206,14 +210,43 @@ class OnnxSession(Session):
             raise EvaluationError(f"ONNX Runtime failed on inputs of shapes {shapes}: {error}") from error
         return Result(dict(zip(self._outputs, values, strict=True)))
 
+    def generate(self, prompt: str | np.ndarray, options: GenerateOptions) -> Result:
+        """See Session.generate. For graphs that take keys and values and give them."""
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else np.asarray(prompt, dtype=np.int64)
+        shapes = self.input_shapes()
+        known = {*step_inputs(ids, 0), *past_outputs(list(past_inputs(shapes)), self._outputs)}
+        if [name for name in shapes if name not in known] or not past_inputs(shapes) or "logits" not in self._outputs:
+            raise EvaluationError(f"the graph can't generate step by step: it takes {', '.join(shapes)}")
+        if not len(ids):
+            raise EvaluationError("the prompt has no tokens; there is nothing to go on from")
+        encoder = self._tokenizer()
+        ends = end_tokens(self._folder, encoder.token_to_id if encoder is not None else lambda text: None)
+
+        def text_of(tokens: Sequence[int]) -> str:
+            return str(encoder.decode(list(tokens), skip_special_tokens=True)) if encoder is not None else ""
+
+        def is_end(tokens: Sequence[int]) -> bool:
+            stops = [stop for stop in options.stop if stop]
+            return tokens[-1] in ends or (bool(stops) and any(stop in text_of(tokens) for stop in stops))
+
+        tokens, seconds = decode_steps(
+            lambda batch: self.forward(batch).outputs, shapes, self._outputs, ids, options, is_end
+        )
+        text = text_of(tokens)
+        for stop in filter(None, options.stop):
+            text = text.split(stop, 1)[0]
+        return Result(
+            {
+                "text": text,
+                "token_ids": np.asarray(tokens, dtype=np.int64),
+                "token_seconds": np.asarray(seconds, dtype=np.float64),
+            }
+        )
+
     def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
-        """See Session.score. For graphs that take whole sequences."""
+        """See Session.score. The whole sequence goes in at once, with no keys and values before it."""
         ids = np.asarray(input_ids, dtype=np.int64)[None]
-        given = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
-        }
+        given = {**step_inputs(ids[0], 0), **past_inputs(self.input_shapes())}
         extra = [name for name in self._inputs if name not in given]
         if extra or "logits" not in self._outputs:
             raise EvaluationError(f"the graph can't score whole sequences: it takes {', '.join(self._inputs)}")
@@ -229,16 +262,20 @@ class OnnxSession(Session):
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """See Session.tokenize. Raises EvaluationError where no tokenizer.json lies beside the graph."""
-        if self._encoder is None:
-            path = self._folder / "tokenizer.json"
-            if not path.is_file():
-                raise EvaluationError("no tokenizer.json lies beside the graph, so text can't be given to it")
+        encoder = self._tokenizer()
+        if encoder is None:
+            raise EvaluationError("no tokenizer.json lies beside the graph, so text can't be given to it")
+        return np.asarray(encoder.encode(text, add_special_tokens=special_tokens).ids, dtype=np.int64)
+
+    def _tokenizer(self) -> Any:
+        path = self._folder / "tokenizer.json"
+        if self._encoder is None and path.is_file():
             from tokenizers import Tokenizer
 
             self._encoder = Tokenizer.from_file(str(path))
             self._encoder.no_padding()
             self._encoder.no_truncation()
-        return np.asarray(self._encoder.encode(text, add_special_tokens=special_tokens).ids, dtype=np.int64)
+        return self._encoder
 
     def input_shapes(self) -> Mapping[str, tuple[tuple[int | str, ...], str]]:
         """See Session.input_shapes."""

@@ -16,7 +16,6 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.plugins.onnx.conversion import OnnxConversionConfig
 from drupe.testing import PassContract, make_context, tiny_causal_lm, tiny_encoder
-from tests.plugins.onnx.graphs import run_pass
 
 CPU = Accelerator("cpu", "CPUExecutionProvider")
 
@@ -115,11 +114,3 @@ def test_minilm_gives_the_same_embeddings(minilm_dir: Path, tmp_path: Path) -> N
     batch = text_batch(2, 16, types=True)
     ours = outputs_of("onnx", graph, batch)["last_hidden_state"]
     np.testing.assert_allclose(ours, outputs_of("hf", source, batch)["last_hidden_state"], atol=1e-4)
-
-
-def test_a_graph_without_past_keys_and_values_says_so(tmp_path: Path) -> None:
-    source = tiny_causal_lm(tmp_path / "model")
-    source = Model(source.kind, source.files, {**source.attributes, "task": "text-generation-with-past"}, source.path)
-    context = make_context(tmp_path / "job", accelerator=CPU)
-    run_pass("OnnxConversion", source, tmp_path / "job", context=context, target_opset=17)
-    assert "no past keys and values" in context.report["past"]
