@@ -142,6 +142,10 @@ def load_pytorch(model: Model, context: JobContext) -> Any:
         raise ConfigError(f"{what} gave {type(module).__name__}; expected a torch.nn.Module")
     if form == _STATE:
         _fill(module, str(path))
+    if model.attributes.get("quantization") == "qat":
+        from drupe.plugins.quantization.qat.saving import FOLDER, restore
+
+        return restore(module.float(), model.folder / FOLDER)
     return module.eval()
 
 
