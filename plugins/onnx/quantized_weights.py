@@ -16,6 +16,7 @@ __all__ = ["store_quantized_weights"]
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 _LARGEST_BIAS = 2**31 - 1
+_MAKERS = ("Constant", "Identity", "Cast", "DequantizeLinear")
 
 
 def store_quantized_weights(proto: Any) -> dict[str, int]:
@@ -131,7 +132,6 @@ class _Graph:
         self.tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
         self.producers = {name: node for node in proto.graph.node for name in node.output}
         self._taken = {*self.tensors, *self.producers, *(value.name for value in proto.graph.input)}
-        self._before: list[tuple[Any, Any]] = []
 
     def nodes(self, kind: str) -> list[Any]:
         return [node for node in self.graph.node if node.op_type == kind and node.domain in ("", "ai.onnx")]
@@ -194,15 +194,23 @@ class _Graph:
 
     def drop_unused(self) -> None:
         """Remove constants that nothing takes any more, and the nodes that made them."""
-        kept = {value.name for value in self.graph.output}
-        for node in reversed(self.graph.node):
-            if kept.intersection(node.output) or node.op_type not in ("Constant", "Identity", "Cast", "Transpose"):
-                if node.op_type not in ("Constant", "Identity", "Cast", "Transpose") or kept.intersection(node.output):
-                    kept.update(node.input)
-        dead = [n for n in self.graph.node if n.op_type in ("Constant", "Identity", "Cast", "Transpose")]
-        for node in dead:
-            if not kept.intersection(node.output):
+        while True:
+            kept = {value.name for value in self.graph.output} | _taken(self.graph)
+            dead = [n for n in self.graph.node if n.op_type in _MAKERS and not kept.intersection(n.output)]
+            for node in dead:
                 self.graph.node.remove(node)
-        unused = [tensor for tensor in self.graph.initializer if tensor.name not in kept]
-        for tensor in unused:
+            if not dead:
+                break
+        for tensor in [tensor for tensor in self.graph.initializer if tensor.name not in kept]:
             self.graph.initializer.remove(tensor)
+
+
+def _taken(graph: Any) -> set[str]:
+    """Return the names that a graph's nodes take, those of inner graphs included."""
+    found: set[str] = set()
+    for node in graph.node:
+        found.update(node.input)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                found |= _taken(attribute.g) | {value.name for value in attribute.g.output}
+    return found

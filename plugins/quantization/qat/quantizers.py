@@ -1,7 +1,8 @@
 """Fake quantizers: what rounds a weight or an activation to a grid while gradients pass (Jacob et al. 2018, 1712.05877).
 
 Activations take the range that a moving average of their batches shows, weights that of their values. A frozen
-quantizer has plain numbers in place of an observer, so that exporters write QuantizeLinear and DequantizeLinear.
+quantizer keeps its scales, and rounds in the ranges that ONNX has types for, so that exporters write QuantizeLinear and
+DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Grid:
     def of_activations(cls, bits: int, symmetric: bool) -> Self:
         """Unsigned with a zero point, or signed around zero."""
         if symmetric:
-            return cls(1 - (1 << (bits - 1)), (1 << (bits - 1)) - 1, True)
+            return cls(-(1 << (bits - 1)), (1 << (bits - 1)) - 1, True)
         return cls(0, (1 << bits) - 1)
 
     @property
@@ -80,7 +81,7 @@ class Quantizer(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
-        self.frozen: tuple[float, int] | None = None
+        self.frozen: tuple[float, float] | None = None
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self.register_buffer("range", torch.zeros(2))
@@ -92,11 +93,12 @@ class Quantizer(torch.nn.Module):  # type: ignore[misc]
             return values
         grid = self.grid
         if self.frozen is not None:
-            scale, zero = self.frozen
             low, high = grid.container
             if (low, high) != (grid.low, grid.high):
-                values = values.clamp((grid.low - zero) * scale, (grid.high - zero) * scale)
-            return torch.fake_quantize_per_tensor_affine(values, scale, zero, low, high)
+                values = values.clamp(*self.frozen)
+            if _exporting():
+                return _as_operators(values, self.scale, self.zero_point, low, None)
+            return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, low, high)
         if self.training:
             self._observe(values.detach())
         if not self.seen:
@@ -122,7 +124,8 @@ class Quantizer(torch.nn.Module):  # type: ignore[misc]
 
     def freeze(self) -> None:
         """Keep scale and zero point from now on."""
-        self.frozen = (float(self.scale), int(self.zero_point))
+        scale, zero = float(self.scale), int(self.zero_point)
+        self.frozen = ((self.grid.low - zero) * scale, (self.grid.high - zero) * scale)
 
 
 class WeightQuantizer(torch.nn.Module):  # type: ignore[misc]
@@ -146,6 +149,10 @@ class WeightQuantizer(torch.nn.Module):  # type: ignore[misc]
             self._observe(weight.detach())
         # A frozen weight lies on the grid, so the wider range of the type changes nothing.
         low, high = self.grid.container if self.frozen else (self.grid.low, self.grid.high)
+        if self.frozen and _exporting():
+            if self.grid.per_channel:
+                return _as_operators(weight, self.scale, self.zero_point, low, self.axis)
+            return _as_operators(weight, self.scale[0], self.zero_point[0], low, None)
         if self.grid.per_channel:
             return torch.fake_quantize_per_channel_affine(weight, self.scale, self.zero_point, self.axis, low, high)
         return torch.fake_quantize_per_tensor_affine(weight, self.scale[0], self.zero_point[0], low, high)
@@ -162,3 +169,20 @@ class WeightQuantizer(torch.nn.Module):  # type: ignore[misc]
     def freeze(self) -> None:
         """Keep the scales from now on."""
         self.frozen = True
+
+
+def _exporting() -> bool:
+    """Whether torch.export runs for an ONNX graph: it knows no shape of what a fake quantization gives."""
+    return bool(torch.onnx.is_in_onnx_export() and torch.compiler.is_exporting() and hasattr(torch.onnx, "ops"))
+
+
+def _as_operators(values: Any, scale: Any, zero_point: Any, low: int, axis: int | None) -> Any:
+    """Return values as QuantizeLinear and DequantizeLinear give them, written as these operators."""
+    dtype = torch.int8 if low < 0 else torch.uint8
+    zero = zero_point.to(dtype)
+    attributes = {} if axis is None else {"axis": axis}
+    shape = tuple(values.shape)
+    numbers = torch.onnx.ops.symbolic("QuantizeLinear", (values, scale, zero), attributes, dtype=dtype, shape=shape)
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (numbers, scale, zero), attributes, dtype=values.dtype, shape=shape
+    )
