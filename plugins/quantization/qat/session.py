@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -123,7 +122,7 @@ def _example(
 ) -> Any:
     """Return inputs for an example call: of the shapes that are told, else a batch of the training data."""
     if model.kind == "pytorch":
-        from drupe.plugins.huggingface.pytorch_model import dummy_inputs, io_config
+        from drupe.plugins.huggingface.pytorch_model import dummy_inputs, io_config, takes_names
 
         told = io_config(model, context)
         if config.input_shapes:
@@ -138,14 +137,10 @@ def _example(
                 torch.zeros(shape, dtype=getattr(torch, str(kind)))
                 for shape, kind in zip(config.input_shapes, types, strict=True)
             ]
-            named = names is not None and len(names) == len(tensors) and _takes(module, names)
+            named = names is not None and len(names) == len(tensors) and takes_names(module, names)
             return dict(zip(names, tensors, strict=True)) if named else tensors
         if model.attributes.get("dummy_inputs_func") or told.get("input_shapes"):
-            found = dummy_inputs(model, module, context)
-            if isinstance(found, Mapping) and not _takes(module, list(found)):
-                # Names of the graph, which need not be those of the module's parameters.
-                return list(found.values())
-            return copy.copy(found)
+            return dummy_inputs(model, module, context)
     if data is not None:
         for inputs, _ in itertools.islice(data[0](0), 1):
             return inputs
@@ -153,9 +148,3 @@ def _example(
         "no example call of the model is known: give input_shapes, or input_shapes in the input model's io_config"
     )
 
-
-def _takes(module: Any, names: Any) -> bool:
-    import inspect
-
-    parameters = inspect.signature(module.forward).parameters
-    return all(name in parameters for name in names) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
