@@ -2,7 +2,8 @@
 
 Exporters of fake-quantized modules leave a float weight in front of each pair. Here the weight itself becomes int8, a
 transposition behind it is done once, and biases become int32 in the scale of their layer's products, which is what
-runtimes fuse into integer operators (ONNX QuantizeLinear-13, DequantizeLinear-13).
+runtimes fuse into integer operators (ONNX QuantizeLinear-13, DequantizeLinear-13). No value changes by more than a
+rounding of a bias.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def store_quantized_weights(proto: Any) -> dict[str, int]:
     for node in graph.nodes("Transpose"):
         _transpose_once(graph, node)
     biases = sum(_store_bias(graph, node) for kind in _BIASED for node in graph.nodes(kind))
+    for node in graph.nodes("Flatten"):
+        _reshape_in_place_of(graph, node)
     graph.drop_unused()
     return {"weights": weights, "biases": biases}
 
@@ -109,6 +112,19 @@ def _store_bias(graph: _Graph, node: Any) -> bool:
         ),
     )
     return True
+
+
+def _reshape_in_place_of(graph: _Graph, node: Any) -> None:
+    """Write a Flatten in front of a QuantizeLinear as Reshape: ONNX Runtime moves quantization before that only."""
+    import numpy as np
+
+    axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
+    takers = [other.op_type for other in graph.graph.node if node.output[0] in other.input]
+    if axis != 1 or not takers or set(takers) != {"QuantizeLinear"}:
+        return
+    del node.attribute[:]
+    node.op_type = "Reshape"
+    node.input.append(graph.add(np.array([0, -1], np.int64), f"{node.output[0]}_shape"))
 
 
 def _axis(node: Any, ndim: int) -> int:
