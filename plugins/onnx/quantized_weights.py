@@ -81,8 +81,8 @@ def _store_bias(graph: _Graph, node: Any) -> bool:
 
     if len(node.input) < 3 or not node.input[2]:
         return False
-    sources = [graph.producers.get(name) for name in node.input[:2]]
-    if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+    sources = [graph.producers[name] for name in node.input[:2] if name in graph.producers]
+    if [source.op_type for source in sources] != ["DequantizeLinear"] * 2:
         return False
     plain = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     if node.op_type == "Gemm" and (plain.get("alpha", 1.0) != 1.0 or plain.get("beta", 1.0) != 1.0):

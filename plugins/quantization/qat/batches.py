@@ -118,6 +118,9 @@ def _sampled(
     parameters = inspect.signature(module.forward).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     taken = [name for name in names if name in parameters or (free and model.kind == "hf")]
+    if model.kind != "hf" and len(names) == 1:
+        # A module of one input is called with it, whatever the two call it.
+        taken = []
     if not taken and len(names) != 1:
         raise ConfigError(
             f"{field} gives {', '.join(names) or 'no arrays'}; the model takes {', '.join(parameters)}, none of them"

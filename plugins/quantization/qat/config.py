@@ -77,7 +77,9 @@ class QuantizationAwareTrainingConfig(PassConfig):
     learning_rate: float = searchable(1e-3, FloatRange(1e-5, 1e-2, log=True), doc="Size of the first step.", gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
-    lr_schedule: Literal["cosine", "constant"] = Field("cosine", description="How the learning rate ends: at 0, or not.")
+    lr_schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="How the learning rate ends: at 0, or not."
+    )
     max_grad_norm: float | None = Field(None, gt=0, description="Largest norm of the gradients of a step.")
     ptl_module: str | None = Field(
         None, description="LightningModule of user_script, made with model=…; its attribute model is trained."
@@ -119,7 +121,9 @@ class QuantizationAwareTrainingConfig(PassConfig):
         if self.ptl_module is None:
             for name in ("ptl_data_module", "pl_extra_args", "logger"):
                 if getattr(self, name):
-                    raise ValueError(f"{name} is for Lightning, which ptl_module switches on; give that, or leave it out")
+                    raise ValueError(
+                        f"{name} is for Lightning, which ptl_module switches on; give that, or leave it out"
+                    )
         if self.training_loop_func:
             for name in ("loss_func", "do_validate", "val_dataloader_func", "val_data_config", "checkpoint_path"):
                 if getattr(self, name):

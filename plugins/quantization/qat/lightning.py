@@ -139,7 +139,7 @@ def _package(kind: Any) -> Any:
 
 
 def _watcher(pl: Any, context: JobContext) -> Any:
-    class Watch(pl.Callback):  # type: ignore[misc, name-defined]
+    class Watch(pl.Callback):  # type: ignore[misc]
         def on_train_batch_end(self, trainer: Any, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
             total = trainer.estimated_stepping_batches

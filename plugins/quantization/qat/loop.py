@@ -159,7 +159,9 @@ def _loss_of(outputs: Any, labels: Any, loss_func: Loss, where: str) -> Any:
         raise ConfigError(f"{where}: the batch has no labels; give inputs and labels, or a loss_func")
     logits = _logits(outputs)
     if not isinstance(logits, torch.Tensor):
-        raise ConfigError(f"{where}: the model gives {_shape(outputs)}, no logits; name a loss_func of your user_script")
+        raise ConfigError(
+            f"{where}: the model gives {_shape(outputs)}, no logits; name a loss_func of your user_script"
+        )
     if logits.dim() > 2 and logits.shape[:-1] == labels.shape:
         logits, labels = logits.flatten(0, -2), labels.flatten()
     try:

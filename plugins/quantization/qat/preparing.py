@@ -100,7 +100,7 @@ def prepare(
     grid = scheme.activations
     recipe = Recipe(
         pairs,
-        {name: scheme.weights for name in layers},
+        dict.fromkeys(layers, scheme.weights),
         {name: grid for name in layers if grid and not _quantized_before(flow, layers[name], outputs)},
         {name: grid for name in outputs if grid},
     )
@@ -173,9 +173,7 @@ def freeze(module: Any) -> None:
             part.freeze()
 
 
-def _layers(
-    module: Any, flow: Dataflow, excluded: Sequence[str]
-) -> tuple[dict[str, list[Operation]], dict[str, str]]:
+def _layers(module: Any, flow: Dataflow, excluded: Sequence[str]) -> tuple[dict[str, list[Operation]], dict[str, str]]:
     """Return the layers to quantize with their calls, and why others are left in float."""
     owners = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     layers: dict[str, list[Operation]] = {}
@@ -212,10 +210,10 @@ def _outputs(module: Any, flow: Dataflow, layers: Mapping[str, Sequence[Operatio
             last = relu.outputs[0] if relu else value
             if last in flow.results or _reaches_layers(flow, last, layers):
                 continue
-            if relu and isinstance(modules[relu.module], (torch.nn.ReLU, torch.nn.ReLU6)):
-                if len(flow.of(relu.module)) == 1:
-                    found.append(relu.module)
-                    continue
+            alone = relu is not None and len(flow.of(relu.module)) == 1
+            if relu and alone and isinstance(modules[relu.module], (torch.nn.ReLU, torch.nn.ReLU6)):
+                found.append(relu.module)
+                continue
         found.append(name)
     return list(dict.fromkeys(found))
 

@@ -1,4 +1,4 @@
-"""Fake quantizers: what rounds a weight or an activation to a grid while gradients pass (Jacob et al. 2018, 1712.05877).
+"""Fake quantizers: what rounds a weight or an activation to a grid while gradients pass (Jacob et al. 2018).
 
 Activations take the range that a moving average of their batches shows, weights that of their values. A frozen
 quantizer keeps its scales, and rounds in the ranges that ONNX has types for, so that exporters write QuantizeLinear and

@@ -38,16 +38,20 @@ class Functions:
             if config.user_script is None:
                 raise ConfigError(f"logger: {config.logger} is a function of a user_script, but none is named")
             logger = user_function(config.user_script, config.logger, context, folder=config.script_dir)
+
+        def found(field: str) -> Callable[..., Any] | None:
+            return script_function(config, field, context)
+
         return cls(
-            *(
-                script_function(config, field, context)
-                for field in (
-                    "train_dataloader_func", "val_dataloader_func", "training_loop_func", "loss_func", "qconfig_func",
-                    "ptl_module", "ptl_data_module",
-                )
-            ),
-            logger,
-        )  # fmt: skip
+            train_dataloader=found("train_dataloader_func"),
+            val_dataloader=found("val_dataloader_func"),
+            training_loop=found("training_loop_func"),
+            loss=found("loss_func"),
+            qconfig=found("qconfig_func"),
+            ptl_module=found("ptl_module"),
+            ptl_data_module=found("ptl_data_module"),
+            logger=logger,
+        )
 
 
 def folder(path: str | None, context: JobContext) -> str | None:
@@ -69,7 +73,9 @@ def known(config: QuantizationAwareTrainingConfig, context: JobContext, part: st
     }
 
 
-def call_by_position(name: str, function: Callable[..., Any], given: tuple[Any, ...], offered: Mapping[str, Any]) -> Any:
+def call_by_position(
+    name: str, function: Callable[..., Any], given: tuple[Any, ...], offered: Mapping[str, Any]
+) -> Any:
     """Call a user's function with `given` by position and with what else it asks for by name.
 
     Arguments of `given` beyond those that it takes are left out. Raises ConfigError for arguments that nothing offers,
@@ -133,15 +139,13 @@ def _grid(where: str, factory: Any) -> Grid | None:
     if fake is None or isinstance(fake, torch.nn.Identity) or type(fake).__name__ == "PlaceholderObserver":
         return None
     observer = getattr(fake, "activation_post_process", fake)
-    found = {key: getattr(fake, key, None) for key in ("quant_min", "quant_max")}
-    for key in found:
-        found[key] = getattr(observer, key, None) if found[key] is None else found[key]
+    low, high = (getattr(fake, key, getattr(observer, key, None)) for key in ("quant_min", "quant_max"))
     scheme = getattr(fake, "qscheme", None) or getattr(observer, "qscheme", None)
-    if None in found.values() or scheme is None:
+    if low is None or high is None or scheme is None:
         raise ConfigError(f"{where} is {type(fake).__name__}; expected a FakeQuantize or an observer with a range")
     grid = Grid(
-        int(found["quant_min"]),
-        int(found["quant_max"]),
+        int(low),
+        int(high),
         scheme in (torch.per_tensor_symmetric, torch.per_channel_symmetric),
         scheme in (torch.per_channel_symmetric, torch.per_channel_affine),
         float(getattr(observer, "averaging_constant", 0.01)),

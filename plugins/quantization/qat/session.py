@@ -100,9 +100,7 @@ def trained(
     return module, found
 
 
-def _own_loop(
-    module: Any, config: QuantizationAwareTrainingConfig, functions: Functions, context: JobContext
-) -> Any:
+def _own_loop(module: Any, config: QuantizationAwareTrainingConfig, functions: Functions, context: JobContext) -> Any:
     assert functions.training_loop is not None
     result = call_by_position("training_loop_func", functions.training_loop, (module,), known(config, context))
     return _module(f"training_loop_func {config.training_loop_func}", result, module)
@@ -137,8 +135,9 @@ def _example(
                 torch.zeros(shape, dtype=getattr(torch, str(kind)))
                 for shape, kind in zip(config.input_shapes, types, strict=True)
             ]
-            named = names is not None and len(names) == len(tensors) and takes_names(module, names)
-            return dict(zip(names, tensors, strict=True)) if named else tensors
+            if names is not None and len(names) == len(tensors) and takes_names(module, names):
+                return dict(zip(names, tensors, strict=True))
+            return tensors
         if model.attributes.get("dummy_inputs_func") or told.get("input_shapes"):
             return dummy_inputs(model, module, context)
     if data is not None:
@@ -147,4 +146,3 @@ def _example(
     raise ConfigError(
         "no example call of the model is known: give input_shapes, or input_shapes in the input model's io_config"
     )
-
