@@ -16,7 +16,7 @@ from drupe.core.model import Model
 from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfig
 from drupe.plugins.quantization.qat.scripts import Functions, call_by_position, folder, known
 
-__all__ = ["Batch", "Source", "moved", "training_source", "validation_source"]
+__all__ = ["Batch", "Repeated", "Source", "moved", "training_source", "validation_source"]
 
 Batch = tuple[Any, Any]
 """Inputs (a tensor, a tuple of them, or a mapping by name) and labels (a tensor, or None)."""
@@ -25,6 +25,18 @@ Source = Callable[[int], Iterable[Batch]]
 
 _IGNORED = -100
 """The label that cross entropy skips."""
+
+
+class Repeated:
+    """Batches to go through, a further epoch each time."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._epoch = -1
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._epoch += 1
+        return iter(self._source(self._epoch))
 
 
 def training_source(
@@ -143,7 +155,7 @@ def _sampled(
 
 
 def _labels(field: str, rows: Sequence[Sample]) -> Any:
-    found = [row.inputs["labels"] if "labels" in row.inputs else row.target for row in rows]
+    found = [row.inputs.get("labels", row.target) for row in rows]
     for row, label in zip(rows, found, strict=True):
         if label is None or isinstance(label, str):
             raise ConfigError(f"{field}: sample {row.id} has no label to train on (it has {label!r}); expected numbers")

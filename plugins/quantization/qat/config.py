@@ -16,6 +16,14 @@ _FUNCTIONS = (
     "ptl_data_module",
 )  # fmt: skip
 
+_OF_THE_LOOP = (
+    "loss_func", "optimizer", "learning_rate", "momentum", "weight_decay", "lr_schedule", "max_grad_norm",
+    "val_dataloader_func", "val_data_config",
+)  # fmt: skip
+"""What the built-in loop alone looks at."""
+_OF_BOTH = ("do_validate", "checkpoint_path")
+"""What Lightning looks at as well."""
+
 
 class QuantizationAwareTrainingConfig(PassConfig):
     """What trains, on which data, and to which grid."""
@@ -118,20 +126,21 @@ class QuantizationAwareTrainingConfig(PassConfig):
 
     def _check_use(self) -> None:
         """Refuse what the chosen way of training would not look at."""
+        own = "training_loop_func" if self.training_loop_func else "ptl_module" if self.ptl_module else None
         if self.ptl_module is None:
             for name in ("ptl_data_module", "pl_extra_args", "logger"):
                 if getattr(self, name):
                     raise ValueError(
                         f"{name} is for Lightning, which ptl_module switches on; give that, or leave it out"
                     )
-        if self.training_loop_func:
-            for name in ("loss_func", "do_validate", "val_dataloader_func", "val_data_config", "checkpoint_path"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} is for the built-in loop; training_loop_func does that itself")
-        if self.ptl_module and self.loss_func:
-            raise ValueError("loss_func is for the built-in loop; ptl_module has a loss of its own")
-        if self.do_validate and not (self.val_data_config or self.val_dataloader_func or self.ptl_data_module):
-            if self.ptl_module is None:
-                raise ValueError("do_validate needs val_data_config, or val_dataloader_func of a user_script")
+        for name in (*_OF_THE_LOOP, *(_OF_BOTH if self.training_loop_func else ())):
+            default = type(self).model_fields[name].default
+            if own and getattr(self, name) != default:
+                raise ValueError(f"{name} is for the built-in loop; {own} does that itself, so leave {name} out")
+        held_out = self.val_data_config or self.val_dataloader_func
+        if self.do_validate and own is None and not held_out:
+            raise ValueError("do_validate needs val_data_config, or val_dataloader_func of a user_script")
+        if held_out and not self.do_validate:
+            raise ValueError("validation data are read with do_validate: true only; set it, or leave them out")
         if self.val_data_config and self.val_dataloader_func:
             raise ValueError("give val_data_config or val_dataloader_func, not both")

@@ -28,7 +28,8 @@ _SEQUENCES = ("layer, batch norm", "layer, batch norm, ReLU", "layer, ReLU", "ba
 def named_pairs(module: Any, groups: Sequence[Sequence[str]], flow: Dataflow) -> list[tuple[str, str]]:
     """Return (layer, batch norm) for the groups of modules_to_fuse; a group counts in each module that has its names.
 
-    Raises ConfigError for names that no module has, kinds that can't be fused, and modules that don't follow each other.
+    Raises ConfigError for names that no module has, kinds that can't be fused, and modules that don't follow
+    each other.
     """
     modules = dict(module.named_modules())
     pairs: list[tuple[str, str]] = []

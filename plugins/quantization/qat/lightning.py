@@ -11,7 +11,7 @@ from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, DrupeError, PassError
-from drupe.plugins.quantization.qat.batches import Source
+from drupe.plugins.quantization.qat.batches import Repeated, Source
 from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfig
 from drupe.plugins.quantization.qat.scripts import Functions, call_by_position, known
 
@@ -84,7 +84,7 @@ def train_with_lightning(
         raise
     except Exception as error:
         raise ConfigError(f"Lightning's Trainer refuses pl_extra_args {dict(config.pl_extra_args)}: {error}") from error
-    loader = None if source is None or data is not None else _Repeated(source)
+    loader = None if source is None or data is not None else Repeated(source)
     try:
         trainer.fit(learner, train_dataloaders=loader, datamodule=data)
         found = trainer.validate(learner, datamodule=data, verbose=False) if config.do_validate else []
@@ -98,18 +98,6 @@ def train_with_lightning(
     validation = {str(name): float(value) for part in found for name, value in part.items()}
     report = {"steps": int(trainer.global_step), **({"validation": validation} if validation else {})}
     return getattr(learner, "model", module), report
-
-
-class _Repeated:
-    """Batches to go through, a further epoch each time."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._epoch = -1
-
-    def __iter__(self) -> Any:
-        self._epoch += 1
-        return iter(self._source(self._epoch))
 
 
 def _by_name(kind: Any, module: Any) -> Any:

@@ -44,7 +44,8 @@ def train(
 ) -> Outcome:
     """Train a prepared module in place. per_epoch: batches of an epoch, where known.
 
-    Raises PassError at the step whose loss is not finite, ConfigError for batches that the model or the loss can't take.
+    Raises PassError at the step whose loss is not finite, ConfigError for batches that the model or the loss can't
+    take.
     """
     epochs = config.num_epochs or (None if config.num_steps > 0 else _EPOCHS)
     total = _total(epochs, per_epoch, config.num_steps)

@@ -11,7 +11,7 @@ import torch
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
-from drupe.plugins.quantization.qat.batches import Source, moved, training_source, validation_source
+from drupe.plugins.quantization.qat.batches import Repeated, Source, moved, training_source, validation_source
 from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfig
 from drupe.plugins.quantization.qat.lightning import train_with_lightning
 from drupe.plugins.quantization.qat.loop import train, validate
@@ -84,7 +84,7 @@ def trained(
     """Train a prepared module; return the trained one and what is to be reported."""
     module.train()
     if functions.training_loop is not None:
-        return _own_loop(module, config, functions, context), {}
+        return _own_loop(module, data, config, functions, context), {}
     if functions.ptl_module is not None:
         source = data[0] if data else None
         result, report = train_with_lightning(module, source, config, functions, context)
@@ -100,9 +100,12 @@ def trained(
     return module, found
 
 
-def _own_loop(module: Any, config: QuantizationAwareTrainingConfig, functions: Functions, context: JobContext) -> Any:
+def _own_loop(
+    module: Any, data: Data, config: QuantizationAwareTrainingConfig, functions: Functions, context: JobContext
+) -> Any:
     assert functions.training_loop is not None
-    result = call_by_position("training_loop_func", functions.training_loop, (module,), known(config, context))
+    offered = {**known(config, context), **({"train_dataloader": Repeated(data[0])} if data else {})}
+    result = call_by_position("training_loop_func", functions.training_loop, (module,), offered)
     return _module(f"training_loop_func {config.training_loop_func}", result, module)
 
 

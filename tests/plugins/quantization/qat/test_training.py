@@ -88,6 +88,13 @@ def own_copy(model, num_epochs):
     fit(model, num_epochs)
     return model
 
+def own_batches(model, train_dataloader):
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    for pictures, classes in train_dataloader:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(pictures), classes).backward()
+        optimizer.step()
+
 def own_other(model):
     return torch.nn.Linear(2, 2)
 
@@ -171,7 +178,9 @@ def test_a_loss_of_the_users(model: Model, tmp_path: Path) -> None:
         functions(model, tmp_path / "r", loss_func="per_row")
 
 
-@pytest.mark.parametrize(("name", "steps"), [("own", {}), ("own_copy", {"num_epochs": 4})])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("own", {}), ("own_copy", {"num_epochs": 4}), ("own_batches", {"train_data_config": "train"})]
+)
 def test_a_loop_of_the_users(name: str, steps: Any, model: Model, tmp_path: Path) -> None:
     made, context = functions(model, tmp_path / "q", training_loop_func=name, **steps)
     graph, _ = take("OnnxConversion", made, tmp_path / "o", {"target_opset": 17})
@@ -258,6 +267,8 @@ def test_bad_input_is_one_message(
         ({"train_data_config": "d", "train_dataloader_func": "f", "user_script": "s.py"}, "not both"),
         ({"train_data_config": "d", "pl_extra_args": {"devices": 1}}, "is for Lightning, which ptl_module switches on"),
         ({"train_data_config": "d", "do_validate": True}, "do_validate needs val_data_config"),
+        ({"train_data_config": "d", "val_data_config": "e"}, "are read with do_validate: true only"),
+        ({"ptl_module": "M", "user_script": "s.py", "learning_rate": 0.1}, "ptl_module does that itself"),
         ({"train_data_config": "d", "num_steps": 0}, "num_steps 0 trains nothing"),
         ({"training_loop_func": "f", "loss_func": "g", "user_script": "s.py"}, "is for the built-in loop"),
         ({"train_data_config": "d", "weight_bits": 16}, "less than or equal to 8"),
