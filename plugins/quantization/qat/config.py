@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from drupe.core.config import DataRef, FileRef, FloatRange, Ordered, PassConfig, searchable
+from drupe.core.config import Choice, DataRef, FileRef, FloatRange, Ordered, PassConfig, searchable
 
 __all__ = ["QuantizationAwareTrainingConfig"]
 
@@ -80,7 +80,7 @@ class QuantizationAwareTrainingConfig(PassConfig):
         None, description="Function of user_script: (outputs, labels) to the loss; default: cross entropy."
     )
     optimizer: Literal["adam", "adamw", "sgd"] = searchable(
-        "adam", Ordered("adam", "adamw", "sgd"), doc="What takes the steps."
+        "adam", Choice("adam", "adamw", "sgd"), doc="What takes the steps."
     )
     learning_rate: float = searchable(1e-3, FloatRange(1e-5, 1e-2, log=True), doc="Size of the first step.", gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")

@@ -44,6 +44,8 @@ def train(
 ) -> Outcome:
     """Train a prepared module in place. per_epoch: batches of an epoch, where known.
 
+    A training that was stopped goes on after the last epoch that it finished, and comes to the same.
+
     Raises PassError at the step whose loss is not finite, ConfigError for batches that the model or the loss can't
     take.
     """
@@ -52,8 +54,11 @@ def train(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = _optimizer(parameters, config)
     folder = None if config.checkpoint_path is None else _folder(config.checkpoint_path, context)
-    step, losses = 0, []
-    for epoch in range(epochs) if epochs else itertools.count():
+    progress = context.checkpoint_dir / "training.pt"
+    first, step, losses = _resume(progress, module, optimizer)
+    for epoch in range(first, epochs) if epochs else itertools.count(first):
+        if 0 < config.num_steps <= step:
+            break
         module.train()
         summed, count = 0.0, 0
         for inputs, labels in source(epoch):
@@ -77,10 +82,9 @@ def train(
             context.progress(step, total or step + 1, "training", loss=value)
         if count:
             losses.append(summed / count)
+        _keep(progress, module, optimizer, epoch + 1, step, losses)
         if folder is not None:
             _checkpoint(module, folder, epoch + 1)
-        if 0 < config.num_steps <= step:
-            break
     return Outcome(step, tuple(losses))
 
 
@@ -188,6 +192,27 @@ def _shape(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return type(value).__name__
+
+
+def _keep(path: Path, module: Any, optimizer: Any, epoch: int, step: int, losses: list[float]) -> None:
+    """Write what the next epoch starts from, so that a training that is stopped goes on there."""
+    state = {
+        "module": module.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state(),
+        "epoch": epoch, "step": step, "losses": losses,
+    }  # fmt: skip
+    torch.save(state, path.with_suffix(".partial"))
+    path.with_suffix(".partial").replace(path)
+
+
+def _resume(path: Path, module: Any, optimizer: Any) -> tuple[int, int, list[float]]:
+    """Return the epoch to start with, the steps taken and the losses; all as at the start where nothing was kept."""
+    if not path.is_file():
+        return 0, 0, []
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    return state["epoch"], state["step"], list(state["losses"])
 
 
 def _folder(path: str, context: JobContext) -> Path:

@@ -296,15 +296,26 @@ def test_the_users_code_does_not_run_without_consent(model: Model, tmp_path: Pat
         chosen(model, config, context)
 
 
-def test_a_cancelled_training_stops(model: Model, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_and_comes_to_the_same(model: Model, tmp_path: Path) -> None:
     chosen = get_registry().create("drupe_passes", "QuantizationAwareTraining")
+    config = chosen.Config(train_data_config="train", num_epochs=3)
     asked: list[int] = []
-    context = make_context(
-        tmp_path / "job", accelerator=CPU, allow=CONSENT, data={"train": samples(64)},
-        is_cancelled=lambda: asked.append(1) is None and len(asked) > 1,
-    )  # fmt: skip
+
+    def context(name: str, **fields: Any) -> Any:
+        return make_context(tmp_path / name, accelerator=CPU, allow=CONSENT, data={"train": samples(64)}, **fields)
+
+    whole = chosen(model, config, context("whole"))
+    # Two steps an epoch: it is stopped in the middle of the second.
+    stopped = context("stopped", is_cancelled=lambda: asked.append(1) is None and len(asked) > 2)
     with pytest.raises(Interrupted):
-        chosen(model, chosen.Config(train_data_config="train", num_epochs=50), context)
+        chosen(model, config, stopped)
+    done: list[float] = []
+    again = context("again", on_progress=lambda event: done.append(event["done"]))
+    again.checkpoint_dir = stopped.checkpoint_dir
+    resumed = chosen(model, config, again)
+    assert done == [3, 4, 5, 6]
+    assert resumed.files == whole.files
+    assert len(report_of(again)["losses"]) == 3
 
 
 def test_a_source_that_changed_is_told(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from drupe.core.model import Model
 from tests.plugins.quantization.qat.networks import accuracy, graph_call, network, trained
 from tests.support.vision import HELD_OUT, digits
 from tests.support.workflows import drupe
@@ -85,9 +86,7 @@ def test_a_workflow_of_2024_gives_an_int8_graph_of_the_models_accuracy(tmp_path:
     done = drupe("run", "workflow.json", "--quiet", *allowed, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "models" / "qat"
-    from types import SimpleNamespace
-
-    ours = accuracy(graph_call(SimpleNamespace(folder=next(out.rglob("model.onnx")).parent)))  # type: ignore[arg-type]
+    ours = accuracy(graph_call(Model.from_dir("onnx", next(out.rglob("model.onnx")).parent)))
     with torch.inference_mode():
         theirs = accuracy(lambda values: plain(torch.from_numpy(values)).numpy())
     assert ours >= theirs - 0.01
