@@ -179,7 +179,7 @@ def load_model(
     stored.pop("dtype", None)
     options = {**stored, **kwargs, **_common(model)}
     options["dtype"] = torch_dtype(wanted) if isinstance(wanted, str) else wanted
-    if "quantization_config" in options or model.attributes.get("quantization") not in (None, "olive"):
+    if "quantization_config" in options or model.attributes.get("quantization") not in (None, "olive", "qat"):
         # Quantized weights are laid out for their device while loading; .to() would refuse them afterwards.
         options.setdefault("device_map", {"": device})
     config = read_config(model.folder)
@@ -193,6 +193,10 @@ def load_model(
         loaded = _unpacked(auto, model, options)
     else:
         loaded = auto.from_pretrained(model.folder, **options)
+    if model.attributes.get("quantization") == "qat":
+        from drupe.plugins.quantization.qat.saving import FOLDER, restore
+
+        loaded = restore(loaded.float(), model.folder / FOLDER)
     if with_adapter and (folder := adapter_folder(model)) is not None:
         from peft import PeftModel
 

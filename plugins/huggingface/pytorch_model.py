@@ -6,7 +6,8 @@ runs the user's code, so whoever loads asks for consent again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from drupe.core.sources import ModelConfig, ModelKind
 from drupe.core.user_scripts import user_function
 from drupe.plugins.huggingface.files import copy_file, copy_tree
 
-__all__ = ["PytorchConfig", "PytorchKind", "dummy_inputs", "io_config", "load_pytorch"]
+__all__ = ["PytorchConfig", "PytorchKind", "dummy_inputs", "io_config", "load_pytorch", "takes_names"]
 
 
 _STATE = "PyTorch.StateDict"
@@ -142,6 +143,10 @@ def load_pytorch(model: Model, context: JobContext) -> Any:
         raise ConfigError(f"{what} gave {type(module).__name__}; expected a torch.nn.Module")
     if form == _STATE:
         _fill(module, str(path))
+    if model.attributes.get("quantization") == "qat":
+        from drupe.plugins.quantization.qat.saving import FOLDER, restore
+
+        return restore(module.float(), model.folder / FOLDER)
     return module.eval()
 
 
@@ -185,8 +190,8 @@ def io_config(model: Model, context: JobContext) -> Mapping[str, Any]:
 
 
 def dummy_inputs(model: Model, module: Any, context: JobContext) -> Any:
-    """Return example inputs: of dummy_inputs_func, else zeros of io_config's shapes (named axes take 1), else what an
-    exported program was saved with.
+    """Return example inputs: of dummy_inputs_func, else zeros of io_config's shapes (named axes take 1; by name where
+    the module's forward has those names, else by position), else what an exported program was saved with.
 
     Raises ConfigError where the input model tells neither.
     """
@@ -205,10 +210,18 @@ def dummy_inputs(model: Model, module: Any, context: JobContext) -> Any:
             "the PyTorchModel tells no example inputs: give dummy_inputs_func, or input_shapes in io_config"
         )
     kinds = told.get("input_types") or ["float32"] * len(names)
-    return {
+    found = {
         name: torch.zeros([size if isinstance(size, int) else 1 for size in shape], dtype=getattr(torch, kind))
         for name, shape, kind in zip(names, shapes, kinds, strict=True)
     }
+    # io_config names the graph's inputs; a module that calls its own otherwise takes them in order.
+    return found if takes_names(module, names) else tuple(found.values())
+
+
+def takes_names(module: Any, names: Iterable[str]) -> bool:
+    """Whether a module's forward can be called with these names."""
+    parameters = inspect.signature(module.forward).parameters
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or all(name in parameters for name in names)
 
 
 def _function(model: Model, name: str, context: JobContext) -> Any:

@@ -19,6 +19,7 @@ from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_
 from drupe.plugins.onnx.graphs import companions, label_axes, name_axes, name_nodes, save_graph, scrub_graph
 from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module, exporter_failed
 from drupe.plugins.onnx.past import PastNames, check_steps, past_call, past_names, stepwise
+from drupe.plugins.onnx.quantized_weights import store_quantized_weights
 
 __all__ = ["OnnxConversion", "OnnxConversionConfig"]
 
@@ -26,6 +27,10 @@ _KEPT = ("task", "architecture", "model_type", "model_attributes", "split", "spl
 """Attributes of the source that hold for the graph as well."""
 _FIRST_EXPORTED = 18
 """The oldest operator set that torch.export writes; older ones are reached by the other exporter only."""
+_TRAINED = "qat"
+"""The quantization of a model whose scales were found in training."""
+_FIRST_QUANTIZED = 13
+"""The oldest operator set whose QuantizeLinear has a scale per channel."""
 _TYPES = {"int64": "int64", "int32": "int32", "float32": "float32", "float16": "float16", "bool": "bool"}
 
 
@@ -88,10 +93,20 @@ class OnnxConversion(Pass):
         planned = super().plan(info, config, accelerator)
         if not config.all_tensors_to_one_file:
             raise ConfigError("OnnxConversion writes external weights to one file; leave all_tensors_to_one_file true")
-        if info.attributes.get("quantization"):
-            raise ConfigError(
-                f"OnnxConversion exports float models; this one is quantized ({info.attributes['quantization']})"
-            )
+        quantization = info.attributes.get("quantization")
+        if quantization and quantization != _TRAINED:
+            raise ConfigError(f"OnnxConversion exports float models; this one is quantized ({quantization})")
+        if quantization == _TRAINED:
+            if config.torch_dtype not in (None, "float32"):
+                raise ConfigError(
+                    f"OnnxConversion: the scales of a model trained for quantization hold for float32; leave "
+                    f"torch_dtype ({config.torch_dtype}) out"
+                )
+            if config.target_opset < _FIRST_QUANTIZED:
+                raise ConfigError(
+                    f"OnnxConversion: scales per channel need opset {_FIRST_QUANTIZED} or newer, not "
+                    f"{config.target_opset}"
+                )
         if config.dynamo and config.target_opset < _FIRST_EXPORTED:
             raise ConfigError(
                 f"OnnxConversion: torch.export writes opset 18 and newer, not {config.target_opset}; "
@@ -114,6 +129,8 @@ class OnnxConversion(Pass):
             proto = export_module(model, context, **config.exporter)
         else:
             proto = self._hugging_face(model, config, context)
+        if model.attributes.get("quantization") == _TRAINED:
+            context.report["quantized"] = store_quantized_weights(proto)
         scrub_graph(proto)
         path = save_graph(proto, context.output_dir, external=config.save_as_external_data)
         if config.external_data_name and path.with_name(f"{path.name}.data").exists():
@@ -181,9 +198,12 @@ class OnnxConversion(Pass):
 def _attributes(source: ModelInfo, config: OnnxConversionConfig) -> dict[str, Any]:
     kept = {key: value for key, value in source.attributes.items() if key in _KEPT}
     apart = bool(source.attributes.get("adapter")) and not config.merge_adapter_weights
+    more: dict[str, Any] = {"adapter_in_graph": True} if apart else {}
     if source.kind == "hf" and _past(source) is not None:
         kept["task"] = "text-generation-with-past"
-    return {**kept, "opset": config.target_opset, **({"adapter_in_graph": True} if apart else {})}
+    if source.attributes.get("quantization") == _TRAINED:
+        more["quantization"] = "int8-static"
+    return {**kept, "opset": config.target_opset, **more}
 
 
 def _past(source: ModelInfo) -> PastNames | None:

@@ -37,6 +37,14 @@ def drupe_passes() -> list[PassSpec]:
         ),
         _pass("Gptq", "gptq", "Quantize a decoder's weights so that its layers' outputs change least"),
         _pass("QuaRot", "quarot", "Rotate a decoder's states so that no channel has outliers"),
+        _pass(
+            "QuantizationAwareTraining",
+            "qat.qat",
+            "Train a model with its weights and activations rounded, for an int8 graph",
+            accepts=frozenset({"hf", "pytorch"}),
+            produces=None,
+            requires=("safetensors>=0.5", "torch>=2.7"),
+        ),
         _pass("Rtn", "rtn", "Quantize a decoder's weights by rounding to nearest"),
         _pass(
             "SelectiveMixedPrecision", "mixed_precision", "Choose the layers that the next quantizer gives more bits"

@@ -111,6 +111,14 @@ def test_shapes_alone_make_an_example(tmp_path: Path) -> None:
     np.testing.assert_array_equal(graph.run(None, {"x": x})[0], x * 2)
 
 
+def test_names_that_the_module_does_not_know_name_the_graph(tmp_path: Path) -> None:
+    told = {"input_names": ["image"], "input_shapes": [[2, 3]], "output_names": ["twice"]}
+    model, _ = source(tmp_path, model_loader="single", io_config=told)
+    graph = session(export(model, tmp_path / "job", target_opset=17))
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(graph.run(["twice"], {"image": x})[0], x * 2)
+
+
 @pytest.mark.parametrize(
     ("told", "function", "message"),
     [
