@@ -127,12 +127,18 @@ class Proxy:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
+    def url(self) -> str:
+        """Where the server is, for requests that are to no other host."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What a process needs to find this server."""
-        url = f"http://127.0.0.1:{self.port}"
         names = ("HTTPS_PROXY", "https_proxy")
         trust = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
-        return dict.fromkeys(names, url) | {name: str(self.ca) for name in trust} | {"NO_PROXY": "", "no_proxy": ""}
+        return (
+            dict.fromkeys(names, self.url) | {name: str(self.ca) for name in trust} | {"NO_PROXY": "", "no_proxy": ""}
+        )
 
     def close(self) -> None:
         self._server.shutdown()
