@@ -28,6 +28,7 @@ T = TypeVar("T")
 _log = logging.getLogger("drupe.azureml")
 _FULL = re.compile(r"quota|capacity|sizelimit|insufficientstorage", re.IGNORECASE)
 _ID = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*/workspaces/([^/?]+)", re.IGNORECASE)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_SECONDS = 120.0
 
 
@@ -204,7 +205,7 @@ def told(error: Exception, what: str) -> HostError:
     code = str(_code(error))
     if kind in ("CredentialUnavailableError",) or (kind == "ClientAuthenticationError" and status is None):
         return HostError(f"{what}: {who_is_unknown(str(error))}", retry=False)
-    if kind == "ValidationException" and "does not exist" in said:
+    if kind in ("ValidationException", "MlException") and "does not exist" in said:
         return Absent(f"{what}: {said}")
     if _FULL.search(code) or status == 507:
         return HostError(f"{what}: there is no room left ({said}); make room or raise the limit", retry=False)
@@ -263,7 +264,9 @@ def _short(error: Exception) -> str:
     """Return the first line of what an error says, without the code in front and without addresses' queries."""
     inner = getattr(error, "error", None)
     text = getattr(inner, "message", None) or getattr(error, "message", None) or str(error) or type(error).__name__
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOUR.sub("", str(text)).splitlines() if line.strip()]
+    # The library frames some of its messages; the one that counts is marked then.
+    lines = [line for line in lines if line.startswith("(x) ")] or lines
     first = re.sub(r"^\(\w+\)\s*", "", lines[0]) if lines else type(error).__name__
     # A shared access signature is a secret.
     return re.sub(r"\?\S*sig=\S+", "?…", first)[:300]

@@ -126,13 +126,16 @@ def _reasons(tried: Mapping[str, str], message: str) -> Iterator[str]:
             yield f"a service principal is half set: {' and '.join(missing)} not set"
         elif refused:
             yield f"the service principal of AZURE_CLIENT_ID is refused: {refused[0].strip()}"
+        elif "authority configuration" in tried.get("EnvironmentCredential", ""):
+            yield f"there is no tenant AZURE_TENANT_ID, {os.environ['AZURE_TENANT_ID']}"
         elif "EnvironmentCredential" in tried:
             yield f"the service principal of AZURE_CLIENT_ID: {_first(tried['EnvironmentCredential'])}"
     elif all(os.environ.get(name) for name in _PRINCIPAL):
         yield "a service principal is half set: AZURE_CLIENT_SECRET not set"
     managed = tried.get("ManagedIdentityCredential", "")
     if managed and not re.search(r"no response from the IMDS|timed out|not available|unavailable", managed):
-        yield f"the managed identity is refused: {_first(managed)}"
+        inner = re.search(r"'message': '([^']+)'", managed)
+        yield f"the managed identity is refused: {inner[1] if inner else _first(managed)}"
     cli = tried.get("AzureCliCredential", "")
     if "az login" in cli or "log in" in cli:
         yield "az is there, and nobody is logged in"
@@ -142,4 +145,4 @@ def _reasons(tried: Mapping[str, str], message: str) -> Iterator[str]:
 
 
 def _first(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip().rstrip(".")[:200]
+    return re.sub(r"\s+", " ", text).strip().partition(". ")[0].rstrip(".")[:200]

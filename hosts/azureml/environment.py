@@ -6,7 +6,6 @@ asked once, and from then on it is the version that counts.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from drupe.core.digests import digest_of
 from drupe.core.errors import Fault, HostError
 from drupe.core.stat_cache import cached_digest
 from drupe.hosts.azureml.assets import asset
+from drupe.hosts.azureml.build_context import check_recipe, context_files, send_context
 from drupe.hosts.azureml.client import Absent, Workspace
 
 __all__ = ["DockerSettings", "EnvironmentSettings", "JobEnvironment", "environment_faults"]
@@ -122,7 +122,7 @@ def environment_faults(docker: DockerSettings | None) -> Iterator[Fault]:
             yield Fault("aml_docker_config.conda_file_path", str(error))
     if docker.build_context_path is not None:
         try:
-            _context(docker)
+            check_recipe(Path(docker.build_context_path), docker.recipe)
         except HostError as error:
             yield Fault("aml_docker_config.build_context_path", str(error))
 
@@ -182,10 +182,14 @@ class JobEnvironment:
 
 def _registered(workspace: Workspace, docker: DockerSettings) -> str:
     conda = _conda(docker) if docker.conda_file_path is not None else None
-    context = _context(docker) if docker.build_context_path is not None else None
+    files = None
+    if docker.build_context_path is not None:
+        files = context_files(Path(docker.build_context_path), docker.recipe)
+    context = {name: cached_digest(path) for name, path in files.items()} if files is not None else None
     image = docker.base_image or (_DEFAULT_IMAGE if context is None else None)
     name = docker.name or "drupe"
-    version = docker.version or digest_of([image, conda, context, docker.recipe])[:32]
+    digest = digest_of([image, conda, context, docker.recipe])[:32]
+    version = docker.version or digest
     try:
         workspace.ask(
             f"looking for the environment {name}:{version}", lambda: workspace.client().environments.get(name, version)
@@ -193,57 +197,16 @@ def _registered(workspace: Workspace, docker: DockerSettings) -> str:
     except Absent:
         from azure.ai.ml.entities import BuildContext, Environment
 
-        if docker.build_context_path is not None:
-            _check_ignored(Path(docker.build_context_path), docker.recipe)
-
-        def register() -> None:
-            # Made anew for each try: the library writes into it where the context went.
-            build = None
-            if docker.build_context_path is not None:
-                build = BuildContext(path=docker.build_context_path, dockerfile_path=docker.recipe)
-            made = Environment(name=name, version=version, image=image, conda_file=conda, build=build)
-            workspace.client().environments.create_or_update(made)
-
-        workspace.ask(f"registering the environment {name}:{version}", register)
+        build = None
+        if files is not None:
+            place = f"LocalUpload/{digest}/{Path(str(docker.build_context_path)).name}"
+            build = BuildContext(path=send_context(workspace, files, place), dockerfile_path=docker.recipe)
+        made = Environment(name=name, version=version, image=image, conda_file=conda, build=build)
+        workspace.ask(
+            f"registering the environment {name}:{version}",
+            lambda: workspace.client().environments.create_or_update(made),
+        )
     return f"{name}:{version}"
-
-
-def _check_ignored(folder: Path, recipe: str) -> None:
-    """Raise HostError where the library would leave the Dockerfile behind, following an ignore file."""
-    from azure.ai.ml._utils._asset_utils import get_ignore_file
-
-    ignored = get_ignore_file(folder)
-    if ignored.is_file_excluded(folder / recipe):
-        which = Path(str(ignored.path)).name
-        raise HostError(
-            f"{folder}: {which} leaves {recipe} out, so that no image can be built; name it there", retry=False
-        )
-
-
-def _context(docker: DockerSettings) -> dict[str, str]:
-    """Return the digests of a build context's files, hidden ones too: a .dockerignore changes the image as well.
-
-    Raises HostError where the Dockerfile is missing.
-    """
-    folder, recipe = Path(str(docker.build_context_path)), docker.recipe
-    if not folder.is_dir():
-        raise HostError(f"{folder} is no folder; expected the folder that holds {recipe}", retry=False)
-    if not (folder / recipe).is_file():
-        there = sorted(path.name for path in folder.iterdir() if "docker" in path.name.lower() and path.is_file())
-        hint = (
-            f"it holds {', '.join(there)}: name it as dockerfile" if there else "put it there, or name it as dockerfile"
-        )
-        raise HostError(f"{folder} has no {recipe}; {hint}", retry=False)
-    found: dict[str, str] = {}
-    try:
-        for place, folders, files in os.walk(folder, followlinks=True):
-            folders.sort()
-            for file in sorted(files):
-                path = Path(place) / file
-                found[path.relative_to(folder).as_posix()] = cached_digest(path)
-    except OSError as error:
-        raise HostError(f"{error.filename or folder} can't be read: {error.strerror}", retry=False) from error
-    return found
 
 
 def _conda(docker: DockerSettings) -> dict[str, Any]:

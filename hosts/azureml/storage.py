@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from drupe.core.errors import HostError
 from drupe.hosts.azureml.client import Absent, Workspace
@@ -98,6 +99,10 @@ class Container(Store):
         """See Store.get."""
         client = self._opened().get_blob_client(name)
         yield from client.download_blob(offset=offset, max_concurrency=1).chunks()
+
+    def address(self, name: str) -> str:
+        """Return the address of a file or folder, without any signature."""
+        return f"{str(self._opened().url).partition('?')[0].rstrip('/')}/{quote(name)}"
 
     def put(self, name: str, path: Path) -> None:
         """Write a file."""

@@ -79,6 +79,11 @@ class Cloud:
         return self._proxy.environment | self.identities.environment(self._proxy.url)
 
     @property
+    def url(self) -> str:
+        """Where the endpoints are that a machine finds on itself."""
+        return self._proxy.url
+
+    @property
     def client(self) -> dict[str, Any]:
         """The `azureml_client` of a workflow."""
         return {

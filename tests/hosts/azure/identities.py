@@ -60,6 +60,10 @@ class Identities:
             return Reply(200, {"token_endpoint": f"{home}/oauth2/v2.0/token", "issuer": f"{home}/v2.0",
                 "authorization_endpoint": f"{home}/oauth2/v2.0/authorize",
                 "device_authorization_endpoint": f"{home}/oauth2/v2.0/devicecode"})  # fmt: skip
+        if rest == "discovery/instance":
+            aliases = {"preferred_network": request.host, "preferred_cache": request.host, "aliases": [request.host]}
+            found = f"{home.removesuffix(tenant)}{TENANT}/v2.0/.well-known/openid-configuration"
+            return Reply(200, {"tenant_discovery_endpoint": found, "metadata": [aliases]})
         asked = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
         if (asked.get("client_id"), asked.get("client_secret")) != (PRINCIPAL, PRINCIPAL_SECRET):
             told = "AADSTS7000215: Invalid client secret provided. Ensure the secret being sent is its value."
