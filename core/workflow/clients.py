@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-__all__ = ["with_client"]
+from drupe.core.errors import Fault
+
+__all__ = ["told_once", "with_client"]
 
 _CLIENT = "azureml_client"
 _PLACES = ("input_model", "data_configs")
@@ -22,6 +25,27 @@ def with_client(document: Mapping[str, Any]) -> dict[str, Any]:
         key: _given(value, client, "models" if key == "input_model" else "data") if key in _PLACES else value
         for key, value in document.items()
     }
+
+
+def told_once(faults: Iterable[Fault], document: Mapping[str, Any]) -> list[Fault]:
+    """Return the faults with those of the workflow's client told where it is written, once, and not again for each
+    system and reference that takes it over."""
+    found = list(faults)
+    systems = document.get("systems")
+    own = [
+        f"systems.{name}."
+        for name, entry in (systems if isinstance(systems, Mapping) else {}).items()
+        if document.get(_CLIENT) and isinstance(entry, Mapping) and not entry.get(_CLIENT)
+    ]
+    moved: list[Fault] = []
+    for fault in found:
+        prefix = next((place for place in own if f"{fault.path}.".startswith(f"{place}{_CLIENT}.")), "")
+        fault = replace(fault, path=fault.path.removeprefix(prefix))
+        if fault not in moved:
+            moved.append(fault)
+    if not any(f"{fault.path}.".startswith(f"{_CLIENT}.") for fault in moved):
+        return moved
+    return [fault for fault in moved if not (fault.path.startswith(_PLACES) and f": {_CLIENT}" in fault.found)]
 
 
 def _long(value: str, kind: str) -> str:

@@ -55,7 +55,9 @@ def _compute(workspace: Workspace, config: AzureMLConfig) -> Iterator[Fault]:
         return
     kind = str(getattr(found.type, "value", found.type)).lower()
     if kind not in _KINDS:
-        yield Fault("aml_compute", f"{name} is of the kind {kind}, which runs no jobs", _EXPECTED, kind="needs")
+        # The library has no name for some of them.
+        what = "of another kind" if kind.startswith("*") else f"of the kind {kind}"
+        yield Fault("aml_compute", f"{name} is {what}, which runs no jobs", _EXPECTED, kind="needs")
         return
     state = str(getattr(found.provisioning_state, "value", found.provisioning_state)).lower()
     if state not in ("succeeded", "none"):

@@ -262,6 +262,9 @@ class Cloud:
         environment = self.assets.get(found[1] or "", "environments", found[2], found[3]) if found else None
         if environment is None:
             return Reply(400, error_body("UserError", f"unknown environment {place}"))
+        user = (definition.get("identity") or {}).get("identityType") == "UserIdentity"
+        if user and request.headers.get("x-azureml-token") not in self.identities.tokens:
+            return Reply(400, error_body("UserError", "a job that runs as its user needs the user's token"))
         log = self.container / "ExperimentRun" / f"dcid.{name}" / "user_logs" / "std_log.txt"
         run = self.jobs[name] = Run(name, definition, log)
         self.submitted.append({"name": name, **definition})
@@ -270,12 +273,9 @@ class Cloud:
         elif (build := environment.get("build")) and not self._built(build):
             run.fail("ImageBuildFailure", f"Image build failed: no {build['dockerfilePath']} in {build['contextUri']}")
         else:
-            run.start(lambda: not self.queued, self._mounted, self._of_a_node(definition))
+            env = self._proxy.environment | self.identities.environment(self._proxy.url, user=user)
+            run.start(lambda: not self.queued, self._mounted, env)
         return Reply(201, self._job(run))
-
-    def _of_a_node(self, definition: dict[str, Any]) -> dict[str, str]:
-        kind = (definition.get("identity") or {}).get("identityType")
-        return self._proxy.environment | self.identities.environment(self._proxy.url, user=kind == "UserIdentity")
 
     def _built(self, build: dict[str, Any]) -> bool:
         """Whether an image can be made of a build context, which lies in a blob container."""

@@ -74,7 +74,8 @@ class Identities:
         """Return a new token."""
         self.given.append(how)
         claims = base64.urlsafe_b64encode(b'{"tid": "tenant", "oid": "somebody"}').decode().rstrip("=")
-        token = f"eyJhbGciOiAibm9uZSJ9.{claims}.token-{len(self.given)}-that-nobody-may-see"
+        # Clients read what a token says of its owner, so its parts must be of a form that can be decoded.
+        token = f"eyJhbGciOiAibm9uZSJ9.{claims}.token-{len(self.given):04d}-that-nobody-may-see"
         self.tokens.add(token)
         return token
 
