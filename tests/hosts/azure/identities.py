@@ -40,13 +40,14 @@ class Identities:
         if request.path == "/msi/token":
             if request.headers.get("secret") != _MANAGED_SECRET or request.query.get("clientid"):
                 return Reply(400, error_body("invalid_request", "Identity not found"))
-            return Reply(200, {"access_token": self.token("managed"), "expires_on": str(int(time.time()) + 3600),
+            expires = str(int(time.time()) + 3600)
+            return Reply(200, {"access_token": self.token("managed", resource), "expires_on": expires,
                                "token_type": "Bearer", "resource": resource})  # fmt: skip
         if request.path == "/obo/token":
             if self.users_are_refused:
                 return Reply(403, error_body("Forbidden", "the user has no consent"))
-            expires = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-            return Reply(200, {"token": self.token("user"), "expiresOn": expires})
+            until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+            return Reply(200, {"token": self.token("user", resource), "expiresOn": until})
         return None
 
     def login(self, request: Request) -> Reply:
@@ -70,12 +71,13 @@ class Identities:
             return Reply(401, {"error": "invalid_client", "error_description": told, "error_codes": [7000215]})
         return Reply(200, {"access_token": self.token("principal"), "expires_in": 3600, "token_type": "Bearer"})
 
-    def token(self, how: str) -> str:
-        """Return a new token."""
+    def token(self, how: str, resource: str = "") -> str:
+        """Return a new token for a resource."""
         self.given.append(how)
-        claims = base64.urlsafe_b64encode(b'{"tid": "tenant", "oid": "somebody"}').decode().rstrip("=")
+        said = json.dumps({"tid": "tenant", "oid": "somebody", "aud": resource}).encode()
+        claims = base64.urlsafe_b64encode(said).decode().rstrip("=")
         # Clients read what a token says of its owner, so its parts must be of a form that can be decoded.
-        token = f"eyJhbGciOiAibm9uZSJ9.{claims}.token-{len(self.given):04d}-that-nobody-may-see"
+        token = f"eyJhbGciOiAibm9uZSJ9.{claims}.token-{len(self.given):06d}-that-nobody-may-see"
         self.tokens.add(token)
         return token
 

@@ -280,10 +280,10 @@ def test_kubernetes_compute_takes_an_instance_type(azure: Cloud, make: Callable[
         ({"computeType": "ComputeInstance", "properties": {"state": "Running"}}, ""),
         ({"computeType": "AmlCompute", "properties": {"scaleSettings": {"minNodeCount": 0, "maxNodeCount": 0}}},
          "the cluster dev may have no node (max-instances 0); az ml compute update -n dev --max-instances 1"),
-        ({"computeType": "AmlCompute", "provisioningState": "Creating", "properties": {}}, "dev is creating, not read"
-         "y"),
-        ({"computeType": "Databricks", "properties": {}}, "dev is of another kind, which runs no jobs; expected a cluster "
-         "(AmlCompute), a compute instance, or attached Kubernetes"),
+        ({"computeType": "AmlCompute", "provisioningState": "Creating", "properties": {}},
+         "dev is creating, not ready"),
+        ({"computeType": "Databricks", "properties": {}}, "dev is of another kind, which runs no jobs; expected a "
+         "cluster (AmlCompute), a compute instance, or attached Kubernetes"),
         ({"computeType": "VirtualMachine", "properties": {}}, "dev is of the kind virtualmachine, which runs no jobs; "
          "expected a cluster (AmlCompute), a compute instance, or attached Kubernetes"),
     ],
