@@ -157,6 +157,23 @@ def test_server_faults_and_broken_connections_cost_a_retry(
     assert len(azure.submitted) == 1
 
 
+@pytest.mark.parametrize(("retries", "asked"), [(0, 1), (2, 3)])
+def test_how_often_and_how_long_a_request_is_tried(
+    azure: Cloud, make: Callable[..., Host], retries: int, asked: int
+) -> None:
+    client = {**azure.client, "max_operation_retries": retries, "read_timeout": 0.5}
+    host = make(azureml_client=client)
+    azure.faults.add(r"^GET management.*/computes/", 503, times=99, message="busy")
+    (fault,) = host.check()
+    assert "looking for the compute cpu-cluster: Azure failed with 503 (busy)" in fault.found
+    assert azure.faults.count(r"^GET management.*/computes/") == asked
+    # An answer that does not come counts as a failure as well.
+    azure.faults.add(r"^GET management.*/datastores", delay=1.5, times=99)
+    (_, slow) = host.check()
+    assert slow.path == "datastore" and "the connection broke" in slow.found
+    assert azure.faults.count(r"^GET management.*/datastores") == asked + 1
+
+
 def test_a_token_that_ran_out_is_renewed(azure: Cloud, make: Callable[..., Host], jobs: JobFolders) -> None:
     host = make()
     assert run(host, jobs.stage("ContractAppend"))["status"] == "done"
