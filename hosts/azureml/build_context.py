@@ -15,7 +15,7 @@ from drupe.hosts.azureml.storage import Container, open_datastore
 
 __all__ = ["check_recipe", "context_files", "send_context"]
 
-_RECIPE = re.compile(r"^[^.].*docker|^docker(?!-compose|ignore)", re.IGNORECASE)
+_RECIPE = re.compile(r"^[^.].*docker|^docker(?!-compose|ignore)|^containerfile", re.IGNORECASE)
 
 
 def check_recipe(folder: Path, recipe: str) -> None:

@@ -67,8 +67,11 @@ class ClientConfig(PluginConfig):
         given = [self.subscription_id, self.resource_group, self.workspace_name]
         if self.aml_config_path is not None and any(given):
             raise ValueError("aml_config_path names the workspace already; leave it or the three names out")
+        names = ("subscription_id", "resource_group", "workspace_name")
+        for name, value in zip(names, given, strict=True):
+            if value and re.fullmatch(r"<.*>|\$\{.*\}", value.strip()):
+                raise ValueError(f"{name} is {value}, which is left to be filled in; the studio shows it")
         if any(given) and not all(given):
-            names = ("subscription_id", "resource_group", "workspace_name")
             missing = " and ".join(name for name, value in zip(names, given, strict=True) if not value)
             raise ValueError(f"{missing} is missing; {names[0]}, {names[1]} and {names[2]} belong together")
         for name in self.default_auth_params or {}:
