@@ -100,7 +100,7 @@ def test_a_config_json_beside_the_workflow(read: Read, tmp_path: Path) -> None:
     [
         ({"client": None}, "no workspace is named; give azureml_client, here or at the top of the workflow"),
         ({"client": {"keyvault_name": "k"}}, "no workspace is named; give azureml_client"),
-        ({"client": {**_CLIENT, "workspace_name": "<my-ws>"}}, "workspace_name is <my-ws>, which is left to be filled in"),
+        ({"client": {**_CLIENT, "workspace_name": "<my-ws>"}}, "workspace_name is <my-ws>, which is left to be"),
         ({"client": {"workspace_name": "w"}}, "subscription_id and resource_group is missing"),
         ({"client": {**_CLIENT, "aml_config_path": "workflow.json"}}, "aml_config_path names the workspace"),
         ({"client": {**_CLIENT, "max_operation_retries": -1}}, "max_operation_retries: -1; expected a number at"),
