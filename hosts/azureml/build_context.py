@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drupe.core.errors import HostError
+from drupe.core.stat_cache import cached_digest
 from drupe.hosts.azureml.client import Workspace
 from drupe.hosts.azureml.storage import Container, open_datastore
 
-__all__ = ["check_recipe", "context_files", "send_context"]
+__all__ = ["check_recipe", "context_files", "file_digests", "send_context"]
 
 _RECIPE = re.compile(r"^[^.].*docker|^docker(?!-compose|ignore)|^containerfile", re.IGNORECASE)
 
@@ -45,6 +46,14 @@ def context_files(folder: Path, recipe: str) -> dict[str, Path]:
         which = ".amlignore" if (folder / ".amlignore").exists() else ".gitignore"
         raise HostError(f"{folder}: {which} leaves {recipe} out, so that no image can be built", retry=False)
     return dict(sorted(found.items()))
+
+
+def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the digests of files by their names. Raises HostError."""
+    try:
+        return {name: cached_digest(path) for name, path in files.items()}
+    except OSError as error:
+        raise HostError(f"{error.filename} can't be read: {error.strerror}", retry=False) from error
 
 
 def send_context(workspace: Workspace, files: Mapping[str, Path], place: str) -> str:

@@ -18,9 +18,8 @@ from pydantic import Field, field_validator, model_validator
 from drupe.core.config import FileRef, PluginConfig
 from drupe.core.digests import digest_of
 from drupe.core.errors import Fault, HostError
-from drupe.core.stat_cache import cached_digest
 from drupe.hosts.azureml.assets import asset
-from drupe.hosts.azureml.build_context import check_recipe, context_files, send_context
+from drupe.hosts.azureml.build_context import check_recipe, context_files, file_digests, send_context
 from drupe.hosts.azureml.client import Absent, Workspace
 
 __all__ = ["DockerSettings", "EnvironmentSettings", "JobEnvironment", "environment_faults"]
@@ -185,7 +184,7 @@ def _registered(workspace: Workspace, docker: DockerSettings) -> str:
     files = None
     if docker.build_context_path is not None:
         files = context_files(Path(docker.build_context_path), docker.recipe)
-    context = {name: cached_digest(path) for name, path in files.items()} if files is not None else None
+    context = file_digests(files) if files is not None else None
     image = docker.base_image or (_DEFAULT_IMAGE if context is None else None)
     name = docker.name or "drupe"
     digest = digest_of([image, conda, context, docker.recipe])[:32]
@@ -199,8 +198,8 @@ def _registered(workspace: Workspace, docker: DockerSettings) -> str:
 
         build = None
         if files is not None:
-            place = f"LocalUpload/{digest}/{Path(str(docker.build_context_path)).name}"
-            build = BuildContext(path=send_context(workspace, files, place), dockerfile_path=docker.recipe)
+            address = send_context(workspace, files, f"LocalUpload/{digest}/context")
+            build = BuildContext(path=address, dockerfile_path=docker.recipe)
         made = Environment(name=name, version=version, image=image, conda_file=conda, build=build)
         workspace.ask(
             f"registering the environment {name}:{version}",

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from drupe.core.errors import HostError
 from drupe.hosts.azureml.client import Absent, Workspace
@@ -102,7 +101,7 @@ class Container(Store):
 
     def address(self, name: str) -> str:
         """Return the address of a file or folder, without any signature."""
-        return f"{str(self._opened().url).partition('?')[0].rstrip('/')}/{quote(name)}"
+        return f"{str(self._opened().url).partition('?')[0].rstrip('/')}/{name}"
 
     def put(self, name: str, path: Path) -> None:
         """Write a file."""
