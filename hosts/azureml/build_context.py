@@ -50,10 +50,14 @@ def context_files(folder: Path, recipe: str) -> dict[str, Path]:
 
 def file_digests(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the digests of files by their names. Raises HostError."""
-    try:
-        return {name: cached_digest(path) for name, path in files.items()}
-    except OSError as error:
-        raise HostError(f"{error.filename} can't be read: {error.strerror}", retry=False) from error
+    found = {}
+    for name, path in files.items():
+        try:
+            found[name] = cached_digest(path)
+        except OSError as error:
+            message = f"{name} of the build context can't be read: {error.strerror} ({error.filename})"
+            raise HostError(message, retry=False) from error
+    return found
 
 
 def send_context(workspace: Workspace, files: Mapping[str, Path], place: str) -> str:

@@ -113,7 +113,7 @@ def test_a_build_context_that_can_not_be_built_is_told_before_anything_is_sent(
     assert ".amlignore leaves Dockerfile out" in told(context)
     (context / ".amlignore").unlink()
     (context / "gone").symlink_to(tmp_path / "nowhere")
-    assert told(context) == f"{context / 'gone'} can't be read: No such file or directory"
+    assert told(context).startswith("gone of the build context can't be read: No such file or directory (")
     assert azure.faults.count(_UPLOAD) == 0
 
 
