@@ -349,7 +349,9 @@ class Driver:
         if self._assisting:
             return
         started = time.monotonic()
-        write_manifest(self.result, document=self.workflow.document, facts=self._facts)
+        resolved = self.engine.resolved()
+        facts = {**self._facts, **({"resolved": resolved} if resolved else {})}
+        write_manifest(self.result, document=self.workflow.document, facts=facts)
         write_candidates(self.result)
         ended = time.monotonic()
         self._next_write = ended + _WRITES_APART * (ended - started)

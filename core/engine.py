@@ -19,6 +19,7 @@ from drupe.core.hosts import Host, JobOptions
 from drupe.core.job import Job, JobData
 from drupe.core.keys import config_identity, file_identity, step_key
 from drupe.core.model import Model
+from drupe.core.pinning import Pins
 from drupe.core.plan import StepPlan
 from drupe.core.registry import Registered, Registry
 from drupe.core.specs import ModelKindSpec, PassSpec
@@ -72,6 +73,8 @@ class Engine:
         self._state_dir = state_dir or store.root / "hosts"
         self._hosts: dict[str, Host] = {}
         self._data_identity: dict[str, Any] = {}
+        self._pins = Pins(registry, workflow.folder)
+        self._environments: dict[str, str] = {}
         self.executor = Executor(store, registry, self.host, events=events, cancelled=cancelled, log_dir=log_dir)
 
     # Hosts
@@ -105,13 +108,24 @@ class Engine:
             host.close()
 
     def packages(self, host: str, names: Sequence[str]) -> dict[str, str]:
-        """Return the versions of distributions as the host has them; an absent one reads "absent"."""
+        """Return the versions of distributions as the host has them; an absent one reads "absent".
+
+        An environment that somebody may change under its name counts as one of them.
+        """
         try:
-            versions = self.host(host).describe().versions
+            description = self.host(host).describe()
         except HostError as error:
             error.host = error.host or host
             raise
-        return {name: versions.get(name, "absent") for name in sorted(names)}
+        found = {name: description.versions.get(name, "absent") for name in sorted(names)}
+        if description.environment:
+            self._environments[host] = found["environment"] = description.environment
+        return found
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what names that may move meant in this run: references, and the environments of systems."""
+        found = {"references": self._pins.moved(), "environments": dict(self._environments)}
+        return {name: value for name, value in found.items() if value}
 
     # Data
 
@@ -123,7 +137,7 @@ class Engine:
                 raise ConfigError(f"data config {name!r} is not defined; defined: {', '.join(self.workflow.data)}")
             registered = self.registry.get("drupe_data_containers", entry.type)
             container = self.registry.resolve(registered)(registered.spec)
-            config = container.Config.model_validate(dict(entry.config))
+            config = container.Config.model_validate(self._pins.pinned(dict(entry.config)))
             self._data_identity[name] = {
                 "type": registered.spec.name,
                 "provider": f"{registered.plugin.distribution} {registered.plugin.version}",
@@ -143,7 +157,7 @@ class Engine:
         found = {}
         for name in names:
             entry = self.workflow.data[name]
-            found[name] = JobData(entry.type, entry.config, entry.split)
+            found[name] = JobData(entry.type, self._pins.pinned(entry.config), entry.split)
         return found
 
     # Steps
@@ -164,7 +178,8 @@ class Engine:
 
         entry = self.registry.get("drupe_model_kinds", self.workflow.model_kind)
         kind = self.registry.resolve(entry)(entry.spec)
-        config = kind.Config.model_validate({k: v for k, v in self.workflow.input_model.items() if k != "type"})
+        named = {k: v for k, v in self.workflow.input_model.items() if k != "type"}
+        config = kind.Config.model_validate(self._pins.pinned(named))
         options = dict(kind.source_options(config))
         identities = {}
         used = [entry]

@@ -28,7 +28,8 @@ Events = Callable[[Mapping[str, Any]], None]
 @dataclass(frozen=True)
 class HostDescription:
     """What a host is. versions: distribution → version, as installed there. devices: [{"device": "cpu", "name": …,
-    "cores": …}, …]. slots: how many jobs it runs at once. machine: a digest of what timings depend on."""
+    "cores": …}, …]. slots: how many jobs it runs at once. machine: a digest of what timings depend on. environment: one
+    that the workflow names, with its version, where others may change what the name means; it enters keys."""
 
     versions: Mapping[str, str]
     devices: Sequence[Mapping[str, Any]] = ()
@@ -37,6 +38,7 @@ class HostDescription:
     drupe: str = ""
     machine: str = ""
     plugins: Mapping[str, str] = field(default_factory=dict)
+    environment: str = ""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ class ModelSource:
         """Return what can be known to be wrong without fetching. Light."""
         return ()
 
+    def pinned(self, reference: str | Mapping[str, Any], workflow_dir: Path) -> str | Mapping[str, Any]:
+        """Return the reference with what may move (a label) replaced by what it means now (a version).
+
+        Asked once a run, so that what is keyed is what is fetched. Light. Raises ConfigError, HostError.
+        """
+        return reference
+
     def identity(self, reference: str | Mapping[str, Any], options: Mapping[str, Any], workflow_dir: Path) -> Any:
         """Return JSON data that changes whenever the fetched files would. Light: no download."""
         raise NotImplementedError

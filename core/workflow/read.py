@@ -15,7 +15,7 @@ from drupe.core.policy import check_rules
 from drupe.core.registry import Registry
 from drupe.core.study import StudySettings
 from drupe.core.workflow.check_parts import check_parts
-from drupe.core.workflow.clients import with_client
+from drupe.core.workflow.clients import told_once, with_client
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.document import read_document
 from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
@@ -121,7 +121,8 @@ def examine(
     checked = take_placeholders(document, "", findings, places)
     reading = Reading(registry, catalogue, findings, path.absolute().parent, allow)
     workflow = _read(path, document, checked, reading)
-    faults = tuple(fault for fault in findings.faults if not _awaits_value(fault, places))
+    told = told_once(findings.faults, checked)
+    faults = tuple(fault for fault in told if not _awaits_value(fault, places))
     notices = tuple(findings.notices)
     needs = tuple(fault for fault in faults if fault.kind == "needs")
     return Examination(replace(workflow, notices=notices, needs=needs), notices, faults)

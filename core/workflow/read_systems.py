@@ -47,7 +47,8 @@ def _system(name: str, entry: dict[str, Any], path: str, client: Any, reading: R
         entry_, factory = found
         type_name = reading.registry.reference(entry_)
         if client is not None and "azureml_client" in factory.Config.model_fields:
-            rest.setdefault("azureml_client", client)
+            # An empty one is what a template leaves for the reader to fill in.
+            rest["azureml_client"] = rest.get("azureml_client") or client
         check_config(factory.Config, rest, path, reading.findings)
         reading.check_references(factory.Config, rest, path)
     return System(name, str(type_name), rest, accelerators, runtime, options)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from drupe.core.errors import Fault, HostError
 from drupe.hosts.azureml.client import Absent, Workspace
 from drupe.hosts.azureml.config import AzureMLConfig
-from drupe.hosts.azureml.environment import environment_faults
+from drupe.hosts.azureml.environment import JobEnvironment, environment_faults
 from drupe.hosts.azureml.storage import Container, open_datastore
 from drupe.hosts.azureml.vault import secret_exists
 
 __all__ = ["faults"]
 
+_KINDS = ("amlcompute", "computeinstance", "kubernetes")
+_EXPECTED = "a cluster (AmlCompute), a compute instance, or attached Kubernetes"
 
-def faults(workspace: Workspace, config: AzureMLConfig) -> list[Fault]:
+
+def faults(workspace: Workspace, config: AzureMLConfig, environment: JobEnvironment) -> list[Fault]:
     """Return what keeps jobs from running. Writes and removes one small file in the datastore."""
     found = list(environment_faults(config.aml_docker_config))
     try:
@@ -28,7 +32,7 @@ def faults(workspace: Workspace, config: AzureMLConfig) -> list[Fault]:
         # Without it nothing else can be asked.
         return [*found, Fault("azureml_client", str(error), kind="needs")]
     found += _tried("aml_compute", lambda: _compute(workspace, config))
-    found += _tried("aml_environment_config", lambda: _environment(workspace, config))
+    found += _tried("aml_environment_config", lambda: _environment(environment))
     found += _tried("datastore", lambda: _datastore(workspace, config))
     if config.hf_token:
         found += _tried("azureml_client.keyvault_name", lambda: _vault(workspace, config))
@@ -49,29 +53,50 @@ def _compute(workspace: Workspace, config: AzureMLConfig) -> Iterator[Fault]:
     except Absent:
         yield Fault("aml_compute", f"the workspace has no compute {name!r}", hint="make it, or attach it", kind="needs")
         return
-    state = str(getattr(found.provisioning_state, "value", found.provisioning_state))
-    if state.lower() not in ("succeeded", "none"):
-        yield Fault("aml_compute", f"{name} is {state.lower()}, not ready", kind="needs")
     kind = str(getattr(found.type, "value", found.type)).lower()
+    if kind not in _KINDS:
+        # The library has no name for some of them.
+        what = "of another kind" if kind.startswith("*") else f"of the kind {kind}"
+        yield Fault("aml_compute", f"{name} is {what}, which runs no jobs", _EXPECTED, kind="needs")
+        return
+    state = str(getattr(found.provisioning_state, "value", found.provisioning_state)).lower()
+    if state not in ("succeeded", "none"):
+        why = f": {found.provisioning_errors}" if found.provisioning_errors else ""
+        yield Fault("aml_compute", f"{name} is {state}, not ready{why}", kind="needs")
+    yield from _running(found, name, kind)
     if kind != "kubernetes":
-        for option in ("instance_type", "namespace"):
-            if getattr(config, option) is not None:
+        inner = config.resources.instance_type if config.resources else None
+        given = {"instance_type": config.instance_type, "resources.instance_type": inner, "namespace": config.namespace}
+        for option, value in given.items():
+            if value is not None:
                 yield Fault(option, f"{name} is no Kubernetes compute ({kind})", hint=f"leave {option} out")
         return
-    types = sorted((found.properties or {}).get("instanceTypes") or {})
-    if config.instance_type is not None and types and config.instance_type not in types:
-        yield Fault("instance_type", f"{name} has no {config.instance_type!r}", f"one of: {', '.join(types)}")
+    types = sorted(_instance_types(found.properties or {}))
+    where = "instance_type" if config.instance_type else "resources.instance_type"
+    if config.node_type is not None and types and config.node_type not in types:
+        yield Fault(where, f"{name} has no {config.node_type!r}", f"one of: {', '.join(types)}")
     if config.namespace is not None and config.namespace != found.namespace:
         yield Fault("namespace", f"{name} is attached to the namespace {found.namespace!r}", repr(config.namespace))
 
 
-def _environment(workspace: Workspace, config: AzureMLConfig) -> Iterator[Fault]:
-    existing = config.aml_environment_config
-    if existing is not None and not existing.name.startswith("azureml://"):
-        workspace.ask(
-            f"looking for the environment {existing.name}",
-            lambda: workspace.client().environments.get(existing.name, existing.version, label=existing.label),
-        )
+def _running(found: Any, name: str, kind: str) -> Iterator[Fault]:
+    """Yield why a job would wait there for ever."""
+    if kind == "computeinstance":
+        state = str(getattr(found.state, "value", found.state) or "").lower()
+        if state and state not in ("running", "jobrunning", "starting", "restarting"):
+            hint = f"az ml compute start -n {name}"
+            yield Fault("aml_compute", f"the compute instance {name} is {state}", "one that runs", hint, "needs")
+    elif kind == "amlcompute" and found.max_instances == 0:
+        hint = f"az ml compute update -n {name} --max-instances 1"
+        yield Fault("aml_compute", f"the cluster {name} may have no node (max-instances 0)", "", hint, "needs")
+
+
+def _instance_types(properties: Mapping[str, Any]) -> Mapping[str, Any]:
+    return properties.get("instanceTypes") or properties.get("instance_types") or {}
+
+
+def _environment(environment: JobEnvironment) -> Iterator[Fault]:
+    environment.named()
     yield from ()
 
 

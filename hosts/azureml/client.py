@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from drupe.core.config import FileRef, PluginConfig
 from drupe.core.errors import HostError
+from drupe.hosts.azureml.credentials import argument_fault, found_credential, quiet, who_is_unknown
 
 __all__ = ["Absent", "ClientConfig", "Workspace", "WorkspaceName", "told"]
 
@@ -27,6 +28,7 @@ T = TypeVar("T")
 _log = logging.getLogger("drupe.azureml")
 _FULL = re.compile(r"quota|capacity|sizelimit|insufficientstorage", re.IGNORECASE)
 _ID = re.compile(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*/workspaces/([^/?]+)", re.IGNORECASE)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_SECONDS = 120.0
 
 
@@ -56,8 +58,8 @@ class ClientConfig(PluginConfig):
     read_timeout: float = Field(60, gt=0, description="Seconds to wait for an answer.")
     max_operation_retries: int = Field(3, ge=0, description="How often a request is tried again.")
     operation_retry_interval: float = Field(5, ge=0, description="Seconds before the second try; doubled each time.")
-    default_auth_params: dict[str, Any] = Field(
-        default_factory=dict, description="Arguments of DefaultAzureCredential: exclude_…, managed_identity_client_id."
+    default_auth_params: dict[str, Any] | None = Field(
+        None, description="Arguments of DefaultAzureCredential: exclude_…, managed_identity_client_id."
     )
 
     @model_validator(mode="after")
@@ -65,14 +67,23 @@ class ClientConfig(PluginConfig):
         given = [self.subscription_id, self.resource_group, self.workspace_name]
         if self.aml_config_path is not None and any(given):
             raise ValueError("aml_config_path names the workspace already; leave it or the three names out")
+        names = ("subscription_id", "resource_group", "workspace_name")
+        for name, value in zip(names, given, strict=True):
+            if value and re.fullmatch(r"<.*>|\$\{.*\}", value.strip()):
+                raise ValueError(f"{name} is {value}, which is left to be filled in; the studio shows it")
         if any(given) and not all(given):
-            raise ValueError("subscription_id, resource_group and workspace_name belong together; give all three")
-        for name in self.default_auth_params:
-            if any(word in name.lower() for word in ("secret", "password", "token")):
-                raise ValueError(
-                    f"default_auth_params.{name}: a secret does not belong here; set it in the environment"
-                )
+            missing = " and ".join(name for name, value in zip(names, given, strict=True) if not value)
+            raise ValueError(f"{missing} is missing; {names[0]}, {names[1]} and {names[2]} belong together")
+        for name in self.default_auth_params or {}:
+            fault = argument_fault(name)
+            if fault is not None:
+                raise ValueError(f"default_auth_params.{name}: {fault}")
         return self
+
+    @property
+    def names_one(self) -> bool:
+        """Whether it says which workspace is meant."""
+        return bool(self.subscription_id or self.aml_config_path)
 
     def workspace(self, folder: Path) -> WorkspaceName:
         """Return which workspace is meant. folder: what aml_config_path is relative to. Raises HostError."""
@@ -126,7 +137,7 @@ class Workspace:
         """What azure-identity found. Raises HostError where the library is not installed."""
         with self._lock:
             if self._credential is None:
-                self._credential = _credential(self.config)
+                self._credential = found_credential(self.config.default_auth_params or {})
             return self._credential
 
     def client(self, registry: str | None = None) -> Any:
@@ -175,7 +186,7 @@ class Workspace:
         except ImportError as error:
             message = "the library azure-ai-ml is not installed here; pip install 'drupe[azure]'"
             raise HostError(message, retry=False) from error
-        _quiet()
+        quiet()
         # Retries are `ask`'s, so that their number is the one that the user gave.
         options: dict[str, Any] = {
             "enable_telemetry": False,
@@ -196,9 +207,9 @@ def told(error: Exception, what: str) -> HostError:
     said, status, kind = _short(error), _status(error), type(error).__name__
     code = str(_code(error))
     if kind in ("CredentialUnavailableError",) or (kind == "ClientAuthenticationError" and status is None):
-        return HostError(
-            f"{what}: Azure knows nobody here; run `az login`, or set AZURE_CLIENT_ID and so on", retry=False
-        )
+        return HostError(f"{what}: {who_is_unknown(str(error))}", retry=False)
+    if kind in ("ValidationException", "MlException") and "does not exist" in said:
+        return Absent(f"{what}: {said}")
     if _FULL.search(code) or status == 507:
         return HostError(f"{what}: there is no room left ({said}); make room or raise the limit", retry=False)
     match status:
@@ -219,32 +230,6 @@ def told(error: Exception, what: str) -> HostError:
     if _passes(error):
         return HostError(f"{what}: the connection broke ({said})")
     return HostError(f"{what}: {said}", retry=False)
-
-
-def _credential(config: ClientConfig) -> Any:
-    try:
-        from azure.identity import ChainedTokenCredential, DefaultAzureCredential
-    except ImportError as error:
-        message = "the library azure-identity is not installed here; pip install 'drupe[azure]'"
-        raise HostError(message, retry=False) from error
-    _quiet()
-    found = DefaultAzureCredential(**config.default_auth_params)
-    if os.environ.get("OBO_ENDPOINT"):
-        # Inside a job that runs as the user who submitted it.
-        from azure.ai.ml.identity import AzureMLOnBehalfOfCredential
-
-        return ChainedTokenCredential(AzureMLOnBehalfOfCredential(), found)
-    return found
-
-
-def _quiet() -> None:
-    """Keep the libraries from writing to the terminal: what goes wrong is told by `ask`, once."""
-    logging.getLogger("azure").addHandler(logging.NullHandler())
-    logging.getLogger("azure").propagate = False
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.startswith("azure.") and isinstance(logger, logging.Logger):
-            # Without any handler a logger that does not propagate would write to stderr as well.
-            logger.handlers = [logging.NullHandler()]
 
 
 def _status(error: Exception) -> int | None:
@@ -282,7 +267,9 @@ def _short(error: Exception) -> str:
     """Return the first line of what an error says, without the code in front and without addresses' queries."""
     inner = getattr(error, "error", None)
     text = getattr(inner, "message", None) or getattr(error, "message", None) or str(error) or type(error).__name__
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOUR.sub("", str(text)).splitlines() if line.strip()]
+    # The library frames some of its messages; the one that counts is marked then.
+    lines = [line for line in lines if line.startswith("(x) ")] or lines
     first = re.sub(r"^\(\w+\)\s*", "", lines[0]) if lines else type(error).__name__
     # A shared access signature is a secret.
     return re.sub(r"\?\S*sig=\S+", "?…", first)[:300]

@@ -21,7 +21,7 @@ from drupe.core.job_files import job_files
 from drupe.hosts.azureml.checks import faults
 from drupe.hosts.azureml.client import ClientConfig, Workspace
 from drupe.hosts.azureml.config import AzureMLConfig
-from drupe.hosts.azureml.environment import environment_id
+from drupe.hosts.azureml.environment import JobEnvironment
 from drupe.hosts.azureml.job import CloudJobs, Ended, Order, read_answer
 from drupe.hosts.azureml.log import LogFollower
 from drupe.hosts.azureml.protocol import SCHEMA, blob_name
@@ -44,6 +44,7 @@ class AzureML(Host):
     def __init__(self, spec: Any, config: AzureMLConfig, *, state_dir: Path) -> None:
         super().__init__(spec, config, state_dir=state_dir)
         self._workspace = Workspace(config.azureml_client or ClientConfig(), Path())
+        self._environment = JobEnvironment(self._workspace, config.aml_docker_config, config.aml_environment_config)
         self._slots = Slots(config.slots)
         self._lock = threading.RLock()
         self._opened: tuple[Container, str, str] | None = None
@@ -52,7 +53,7 @@ class AzureML(Host):
 
     def check(self) -> Sequence[Fault]:
         """Return what keeps jobs from running: credentials, workspace, compute, environment, datastore, key vault."""
-        return faults(self._workspace, self.config)
+        return faults(self._workspace, self.config, self._environment)
 
     def describe(self) -> HostDescription:
         """Describe a node. An environment on a compute is looked at once, by a job of its own, from any machine."""
@@ -60,7 +61,9 @@ class AzureML(Host):
             if self._description is None:
                 found = dict(self._facts())
                 found.pop("schema")
-                self._description = HostDescription(**found, slots=self.config.slots or self._nodes())
+                named = self._environment.named() or ""
+                slots = self.config.slots or self._nodes()
+                self._description = HostDescription(**found, slots=slots, environment=named)
             return self._description
 
     def run(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
@@ -93,10 +96,7 @@ class AzureML(Host):
                 if not isinstance(store, Container):
                     message = f"{store.where} is a file share; jobs need a blob container or Data Lake Gen2"
                     raise HostError(message, retry=False)
-                environment = environment_id(
-                    self._workspace, self.config.aml_docker_config, self.config.aml_environment_config
-                )
-                self._opened = store, environment, store.name
+                self._opened = store, self._environment.id(), store.name
             return self._opened
 
     def _at(self, name: str) -> str:
@@ -147,7 +147,7 @@ class AzureML(Host):
         return [
             name.model_dump(),
             config.aml_compute,
-            config.instance_type,
+            config.node_type,
             config.identity,
             config.folder,
             config.python,

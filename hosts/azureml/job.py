@@ -164,7 +164,11 @@ class CloudJobs:
 
     def _submit(self, order: Order, name: str) -> None:
         from azure.ai.ml import Output, command
-        from azure.ai.ml.entities import ManagedIdentityConfiguration, UserIdentityConfiguration
+        from azure.ai.ml.entities import (
+            JobResourceConfiguration,
+            ManagedIdentityConfiguration,
+            UserIdentityConfiguration,
+        )
 
         config = self._config
         identity = {"managed": ManagedIdentityConfiguration, "user": UserIdentityConfiguration}
@@ -181,9 +185,17 @@ class CloudJobs:
             environment=order.environment,
             environment_variables=dict(order.variables),
             compute=config.aml_compute,
-            instance_type=config.instance_type,
+            instance_type=config.node_type,
             identity=identity[config.identity]() if config.identity else None,
         )
+        given = config.resources
+        if given is not None and (given.shm_size or given.docker_args or given.properties):
+            job.resources = JobResourceConfiguration(
+                instance_type=config.node_type,
+                shm_size=given.shm_size,
+                docker_args=given.docker_args,
+                properties=given.properties,
+            )
         what = f"submitting {order.display} to {config.aml_compute}"
         self._workspace.ask(what, lambda: self._workspace.client().jobs.create_or_update(job))
 

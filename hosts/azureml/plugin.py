@@ -35,6 +35,7 @@ def drupe_model_sources() -> list[ModelSourceSpec]:
             resource_types=(
                 "azureml_registry_model",
                 "azureml_model",
+                "azureml_data",
                 "azureml_job_output",
                 "azureml_datastore",
                 "azureml_uri",

@@ -15,13 +15,17 @@ from typing import Any
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, Fault, HostError
 from drupe.core.sources import ModelSource
+from drupe.hosts.azureml.assets import AssetKind, asset
 from drupe.hosts.azureml.client import Absent, ClientConfig, Workspace
 from drupe.hosts.azureml.references import (
+    DataAsset,
     DatastorePath,
     JobOutput,
+    NamedAsset,
     Reference,
     RegistryModel,
     WorkspaceModel,
+    pinned_reference,
     read_reference,
 )
 from drupe.hosts.azureml.storage import Item, Store, open_datastore
@@ -53,6 +57,14 @@ class AzureMLSource(ModelSource):
         path = _client(read_reference(reference)).aml_config_path
         return (workflow_dir / Path(path).expanduser(),) if path else ()
 
+    def pinned(self, reference: str | Mapping[str, Any], workflow_dir: Path) -> str | Mapping[str, Any]:
+        """See ModelSource.pinned: a label becomes the version that it means now."""
+        found = read_reference(reference)
+        if not isinstance(found, NamedAsset) or found.label is None:
+            return reference
+        with _found(reference):
+            return pinned_reference(reference, str(_asset(Workspace(_client(found), workflow_dir), found).version))
+
     def identity(self, reference: str | Mapping[str, Any], options: Mapping[str, Any], workflow_dir: Path) -> Any:
         """Return a model's version, which never changes, or the marks of the files of a datastore."""
         found = read_reference(reference)
@@ -60,9 +72,9 @@ class AzureMLSource(ModelSource):
         with _found(reference):
             match found:
                 case RegistryModel():
-                    return {"registry model": [found.registry_name, found.name, _model(workspace, found).version]}
+                    return {"registry model": [found.registry_name, found.name, _asset(workspace, found).version]}
                 case WorkspaceModel():
-                    model = _model(workspace, found)
+                    model = _asset(workspace, found)
                     return {"model": [workspace.name.model_dump(), model.name, model.version]}
             store, path = _place(workspace, found)
             return {"files": {item.name: [item.size, item.mark] for item in _items(store, path)}}
@@ -96,19 +108,14 @@ def _client(reference: Reference) -> ClientConfig:
     return reference.azureml_client or ClientConfig()
 
 
-def _model(workspace: Workspace, wanted: RegistryModel | WorkspaceModel) -> Any:
+def _asset(workspace: Workspace, wanted: NamedAsset) -> Any:
     registry = wanted.registry_name if isinstance(wanted, RegistryModel) else None
-    where = f"the registry {registry}" if registry else "the workspace"
-    called = f"{wanted.name}:{wanted.version}" if wanted.version else f"{wanted.name}@{wanted.label}"
-
-    def look() -> Any:
-        return workspace.client(registry).models.get(wanted.name, version=wanted.version, label=wanted.label)
-
-    return workspace.ask(f"looking for the model {called} in {where}", look)
+    kind: AssetKind = "data" if isinstance(wanted, DataAsset) else "model"
+    return asset(workspace, kind, registry, wanted.name, wanted.version, wanted.label)
 
 
 def _registry_model(workspace: Workspace, wanted: RegistryModel, into: Path, context: JobContext) -> Path:
-    model = _model(workspace, wanted)
+    model = _asset(workspace, wanted)
     what = f"downloading {model.name}:{model.version} from the registry {wanted.registry_name}"
     context.progress(0, 1, what)
     into.mkdir(parents=True, exist_ok=True)
@@ -136,12 +143,15 @@ def _place(workspace: Workspace, found: Reference) -> tuple[Store, str]:
     match found:
         case DatastorePath():
             return open_datastore(workspace, found.datastore_name), found.relative_path
-        case WorkspaceModel():
-            path = str(_model(workspace, found).path)
-            inside = _STORE.search(path)
+        case WorkspaceModel() | DataAsset():
+            known = _asset(workspace, found)
+            what = f"the {'model' if isinstance(found, WorkspaceModel) else 'data asset'} {found.name}"
+            if str(known.type) == "mltable":
+                raise ConfigError(f"{what} is an MLTable, whose recipe is not followed; name the files that it reads")
+            inside = _STORE.search(str(known.path))
             if inside is None:
-                raise ConfigError(f"the model {found.name} lies at {path}, which is no path of a datastore")
-            return open_datastore(workspace, inside[1]), inside[2]
+                raise ConfigError(f"{what} lies at {known.path}, which is no path of a datastore")
+            return open_datastore(workspace, inside[1]), inside[2].rstrip("/")
         case JobOutput():
             return _job_output(workspace, found)
     raise AssertionError(found)

@@ -99,6 +99,10 @@ class Container(Store):
         client = self._opened().get_blob_client(name)
         yield from client.download_blob(offset=offset, max_concurrency=1).chunks()
 
+    def address(self, name: str) -> str:
+        """Return the address of a file or folder, without any signature."""
+        return f"{str(self._opened().url).partition('?')[0].rstrip('/')}/{name}"
+
     def put(self, name: str, path: Path) -> None:
         """Write a file."""
 

@@ -11,7 +11,7 @@ from drupe.hosts.azureml.client import ClientConfig, Workspace
 __all__ = ["hub_token", "secret_exists"]
 
 
-def hub_token(vault: str, name: str, auth: dict[str, Any]) -> str:
+def hub_token(vault: str, name: str, auth: dict[str, Any] | None) -> str:
     """Return a secret of a key vault. auth: arguments of DefaultAzureCredential. Raises HostError."""
     workspace = Workspace(ClientConfig(default_auth_params=auth), Path())
     what = f"reading the secret {name} of the key vault {vault}"

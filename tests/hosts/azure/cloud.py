@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.hosts.azure.assets import Assets
+from tests.hosts.azure.identities import Identities
 from tests.hosts.azure.proxy import Faults, Proxy, Reply, Request, error_body
 from tests.hosts.azure.runner import Run
 from tests.hosts.azure.storage import Storage
@@ -23,6 +24,7 @@ WORKSPACE = "lab"
 _PROVIDER = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/providers/Microsoft.MachineLearningServices"
 _HOME = f"{_PROVIDER}/workspaces/{WORKSPACE}"
 _REGION = "westeurope"
+_KINDS = ("AmlCompute", "ComputeInstance", "Kubernetes")
 _ACCOUNT, _CONTAINER = "labstore", "azureml-blobstore"
 _KEY = base64.b64encode(b"the-storage-account-key-that-nobody-may-see-0123456789").decode()
 _SIGNATURE = "c2lnbmF0dXJlLW9mLWEtc2hhcmVkLWFjY2Vzcw"
@@ -56,15 +58,13 @@ class Cloud:
             "lake": ("AzureDataLakeGen2", "labstore", "lake"),
             "workspacefilestore": ("AzureFile", "labstore", "share"),
         }
-        self.environments: dict[tuple[str, str], dict[str, Any]] = {}
-        self.assets: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+        self.assets = Assets()
+        self.identities = Identities()
         self.jobs: dict[str, Run] = {}
         self.submitted: list[dict[str, Any]] = []
         self.secrets: dict[str, str] = {}
         self.queued = False
         self.quota = ""
-        self.tokens: set[str] = set()
-        self._count = 0
         self._proxy = Proxy(folder, _NAMES, self._answer, self.faults)
         self.container.mkdir(parents=True, exist_ok=True)
 
@@ -76,8 +76,12 @@ class Cloud:
     @property
     def environment(self) -> dict[str, str]:
         """What processes need to find this cloud and to be known to it."""
-        identity = {"MSI_ENDPOINT": f"http://127.0.0.1:{self._proxy.port}/msi/token", "MSI_SECRET": "here"}
-        return self._proxy.environment | identity
+        return self._proxy.environment | self.identities.environment(self._proxy.url)
+
+    @property
+    def url(self) -> str:
+        """Where the endpoints are that a machine finds on itself."""
+        return self._proxy.url
 
     @property
     def client(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class Cloud:
 
     def expire_tokens(self) -> None:
         """Let every token that was given out be refused from now on."""
-        self.tokens.clear()
+        self.identities.tokens.clear()
 
     def put_model(
         self, folder: Path, name: str, version: str, *, registry: str = "", kind: str = "custom_model"
@@ -100,10 +104,17 @@ class Cloud:
         place = f"models/{registry or WORKSPACE}/{name}/{version}"
         shutil.copytree(folder, self.container / place, dirs_exist_ok=True)
         url = f"https://{_ACCOUNT}.blob.core.windows.net/{_CONTAINER}/{place}"
-        home = f"subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/workspaces/{WORKSPACE}"
-        path = url if registry else f"azureml://{home}/datastores/workspaceblobstore/paths/{place}"
-        self.assets[registry, "models", name, version] = {"modelUri": path, "modelType": kind, "isArchived": False,
-            "isAnonymous": False, "properties": {}, "tags": {}, "flavors": {}, "description": ""}  # fmt: skip
+        path = url if registry else _in_the_store(place)
+        self.assets.put(registry, "models", name, version, {"modelUri": path, "modelType": kind, "flavors": {}})
+
+    def put_data(self, name: str, version: str, place: str, *, kind: str = "uri_folder") -> None:
+        """Register what lies in the workspace's blob store as data. place: of a folder with its slash."""
+        self.assets.put("", "data", name, version, {"dataUri": _in_the_store(place), "dataType": kind})
+
+    def put_environment(self, name: str, version: str, *, registry: str = "", **properties: Any) -> None:
+        """Register an environment. properties: isArchived and the like."""
+        made = {"image": f"{name}-image:{version}", "environmentType": "UserCreated", "osType": "Linux", **properties}
+        self.assets.put(registry, "environments", name, version, made)
 
     def close(self) -> None:
         for run in self.jobs.values():
@@ -115,9 +126,11 @@ class Cloud:
     def _answer(self, request: Request) -> Reply:
         host, path = request.host, request.path
         if host == "loopback":
-            return self._token(request) if path == "/msi/token" else _none(request)
+            return self.identities.local(request) or _none(request)
+        if host == "login.microsoftonline.com":
+            return self.identities.login(request)
         authorization = request.headers.get("authorization", "")
-        known = authorization.removeprefix("Bearer ") in self.tokens
+        known = authorization.removeprefix("Bearer ") in self.identities.tokens
         if host.endswith(".core.windows.net"):
             allowed = known or authorization.startswith(f"SharedKey {host.split('.')[0]}:")
             return self.storage.answer(request, allowed or request.query.get("sig") == _SIGNATURE)
@@ -136,22 +149,14 @@ class Cloud:
             return self._data_plane(request)
         if host.endswith(".experiments.azureml.net"):
             registry, _, rest = path.partition("/registries/")[2].partition("/")
-            return self._assets(request, registry, rest.split("/"))
+            return self._registry(request, registry, rest.split("/"))
         return self._management(request)
-
-    def _token(self, request: Request) -> Reply:
-        self._count += 1
-        claims = base64.urlsafe_b64encode(b'{"tid": "tenant", "oid": "somebody"}').decode().rstrip("=")
-        token = f"eyJhbGciOiAibm9uZSJ9.{claims}.token-{self._count}-that-nobody-may-see"
-        self.tokens.add(token)
-        return Reply(200, {"access_token": token, "expires_on": str(int(time.time()) + 3600), "token_type": "Bearer",
-                           "resource": request.query.get("resource", "")})  # fmt: skip
 
     def _data_plane(self, request: Request) -> Reply:
         path = request.path
         if path.startswith("/registrymanagement/"):
             name = path.split("/registries/")[1].split("/")[0]
-            if not any(key[0] == name for key in self.assets):
+            if name not in self.assets.registries():
                 return Reply(404, error_body("RegistryNotFound", f"registry {name} was not found"))
             return Reply(200, {"registryName": name, "primaryRegion": _REGION, "regions": [_REGION],
                 "primaryRegionResourceProviderUri": f"https://cert-{_REGION}.experiments.azureml.net/",
@@ -185,11 +190,13 @@ class Cloud:
             case ["datastores", name] if name in self.stores:
                 return Reply(200, self._datastore(name))
             case ["datastores", name, "listSecrets"] if name in self.stores:
+                if (request.json or {}).get("expirableSecret"):
+                    return Reply(200, {"secretsType": "Sas", "sasToken": f"sv=2024-01-01&sp=rwl&sig={_SIGNATURE}"})
                 return Reply(200, {"secretsType": "AccountKey", "key": _KEY})
             case ["computes", name] if name in self.computes:
                 return Reply(200, self._compute(name))
-            case ["environments", *_] | ["models", *_]:
-                return self._assets(request, "", parts)
+            case ["environments" | "models" | "data", _, *_]:
+                return self.assets.answer(request, "", _HOME, parts)
             case ["jobs"]:
                 return Reply(200, {"value": [self._job(run) for run in self.jobs.values()]})
             case ["jobs", name]:
@@ -222,32 +229,12 @@ class Cloud:
         properties = {"provisioningState": "Succeeded", "computeLocation": _REGION, **self.computes[name]}
         return {"id": f"{_HOME}/computes/{name}", "name": name, "location": _REGION, "properties": properties}
 
-    def _assets(self, request: Request, registry: str, parts: list[str]) -> Reply:
-        kind, name, version = parts[0], parts[1], parts[3] if len(parts) > 3 else ""
-        home = f"azureml://registries/{registry}" if registry else _HOME
-        if kind == "datarefs":
+    def _registry(self, request: Request, registry: str, parts: list[str]) -> Reply:
+        if parts[0] == "datarefs":
             uri = request.json["blobUri"]
             credential = {"credentialType": "SAS", "sasUri": f"{uri.split('/models/')[0]}?sr=c&sp=rl&sig={_SIGNATURE}"}
             return Reply(200, {"blobReferenceForConsumption": {"blobUri": uri, "credential": credential}})
-        if request.method == "PUT" and version:
-            self.assets[registry, kind, name, version] = request.json["properties"]
-        versions = sorted(key[3] for key in self.assets if key[:3] == (registry, kind, name))
-
-        def item(one: str) -> dict[str, Any]:
-            separator = "/versions/"
-            properties = self.assets[registry, kind, name, one]
-            return {"id": f"{home}/{kind}/{name}{separator}{one}", "name": one, "properties": properties,
-                    "systemData": {"createdAt": f"2026-01-01T00:00:0{versions.index(one) % 10}Z"}}  # fmt: skip
-
-        if parts[2:] == ["versions"] and versions:
-            return Reply(200, {"value": [item(one) for one in reversed(versions)]})
-        if version in versions:
-            return Reply(200, item(version))
-        if len(parts) == 2 and versions:
-            properties = {"latestVersion": versions[-1], "isArchived": False, "properties": {}, "tags": {}}
-            return Reply(200, {"id": f"{home}/{kind}/{name}", "name": name, "properties": properties})
-        what = f"{name}:{version}" if version else name
-        return Reply(404, error_body("UserError", f"Not found asset with name {what} in {registry or WORKSPACE}"))
+        return self.assets.answer(request, registry, f"azureml://registries/{registry}", parts)
 
     # Jobs
 
@@ -267,21 +254,33 @@ class Cloud:
             return Reply(200, self._job(self.jobs[name]))
         definition = request.json["properties"]
         compute = definition.get("computeId", "").rpartition("/")[2]
-        if compute not in self.computes:
+        if self.computes.get(compute, {}).get("computeType") not in _KINDS:
             message = f"Unknown compute target '{compute}'."
             return Reply(400, error_body("UserError", message))
-        found = re.search(r"environments/([^/]+)/versions/([^/]+)$", definition.get("environmentId", ""))
-        curated = "/registries/" in definition.get("environmentId", "")
-        if not curated and (found is None or ("", "environments", *found.groups()) not in self.assets):
-            return Reply(400, error_body("UserError", f"unknown environment {definition.get('environmentId')}"))
+        place = definition.get("environmentId", "")
+        found = re.search(r"(?:registries/([^/]+)/)?environments/([^/]+)/versions/([^/]+)$", place)
+        environment = self.assets.get(found[1] or "", "environments", found[2], found[3]) if found else None
+        if environment is None:
+            return Reply(400, error_body("UserError", f"unknown environment {place}"))
+        user = (definition.get("identity") or {}).get("identityType") == "UserIdentity"
+        if user and request.headers.get("x-azureml-token") not in self.identities.tokens:
+            return Reply(400, error_body("UserError", "a job that runs as its user needs the user's token"))
         log = self.container / "ExperimentRun" / f"dcid.{name}" / "user_logs" / "std_log.txt"
         run = self.jobs[name] = Run(name, definition, log)
         self.submitted.append({"name": name, **definition})
         if self.quota:
             run.fail("QuotaExceeded", self.quota)
+        elif (build := environment.get("build")) and not self._built(build):
+            run.fail("ImageBuildFailure", f"Image build failed: no {build['dockerfilePath']} in {build['contextUri']}")
         else:
-            run.start(lambda: not self.queued, self._mounted, self.environment)
+            env = self._proxy.environment | self.identities.environment(self._proxy.url, user=user)
+            run.start(lambda: not self.queued, self._mounted, env)
         return Reply(201, self._job(run))
+
+    def _built(self, build: dict[str, Any]) -> bool:
+        """Whether an image can be made of a build context, which lies in a blob container."""
+        found = re.fullmatch(r"https://([^.]+)\.blob\.core\.windows\.net/([^/]+)/(.+/)", build["contextUri"])
+        return found is not None and self.storage.path(found[1], found[2], found[3] + build["dockerfilePath"]).is_file()
 
     def _mounted(self, uri: str) -> Path:
         found = re.search(r"datastores/([^/]+)/paths/(.*)$", uri)
@@ -290,6 +289,11 @@ class Cloud:
         path = self.storage.path(account, container, found[2])
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def _in_the_store(place: str) -> str:
+    home = f"subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}/workspaces/{WORKSPACE}"
+    return f"azureml://{home}/datastores/workspaceblobstore/paths/{place}"
 
 
 def _none(request: Request) -> Reply:

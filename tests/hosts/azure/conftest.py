@@ -29,5 +29,5 @@ def system(azure: Cloud) -> dict[str, Any]:
         "azureml_client": azure.client,
         "aml_compute": "cpu-cluster",
         "aml_docker_config": {"base_image": "drupe:test"},
-        "poll_seconds": 0.4,
+        "poll_seconds": 0.1,
     }

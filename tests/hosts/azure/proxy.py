@@ -63,6 +63,7 @@ class Fault:
     message: str = ""
     times: int = 1
     drop: bool = False
+    delay: float = 0
     skip: int = 0
     hits: int = 0
 
@@ -76,7 +77,8 @@ class Faults:
         self.seen: list[str] = []
 
     def add(self, pattern: str, status: int = 0, **what: Any) -> Fault:
-        """Let requests fail. drop: the connection is closed in the middle of the request."""
+        """Let requests fail. drop: the connection is closed in the middle of the request. delay: the answer comes
+        after that many seconds."""
         fault = Fault(pattern, status, **what)
         with self._lock:
             self._faults.append(fault)
@@ -127,12 +129,18 @@ class Proxy:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
+    def url(self) -> str:
+        """Where the server is, for requests that are to no other host."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What a process needs to find this server."""
-        url = f"http://127.0.0.1:{self.port}"
         names = ("HTTPS_PROXY", "https_proxy")
         trust = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
-        return dict.fromkeys(names, url) | {name: str(self.ca) for name in trust} | {"NO_PROXY": "", "no_proxy": ""}
+        return (
+            dict.fromkeys(names, self.url) | {name: str(self.ca) for name in trust} | {"NO_PROXY": "", "no_proxy": ""}
+        )
 
     def close(self) -> None:
         self._server.shutdown()
@@ -172,7 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._chunked() if "chunked" in self.headers.get("Transfer-Encoding", "") else self.rfile.read(size)
         headers = {name.lower(): value for name, value in self.headers.items()}
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if fault is not None:
+        if fault is not None and fault.delay:
+            time.sleep(fault.delay)
+        if fault is not None and fault.status:
             reply = Reply(fault.status, error_body(fault.code or "Fault", fault.message), dict(fault.headers))
             reply.headers.setdefault("x-ms-error-code", fault.code or "Fault")
         else:

@@ -30,6 +30,7 @@ class Storage:
         self._blocks.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._hashes: dict[str, tuple[int, int, str]] = {}
+        self._metadata: dict[Path, dict[str, str]] = {}
 
     def path(self, account: str, container: str, name: str = "") -> Path:
         """Return where a blob lies."""
@@ -56,7 +57,11 @@ class Storage:
         if request.method == "PUT":
             if self.full:
                 return _error(507, "InsufficientAccountPermissions", "the storage account has no room left")
+            told = {name: value for name, value in request.headers.items() if name.startswith("x-ms-meta-")}
             if part == "metadata":
+                if not path.is_file():
+                    return _error(404, "BlobNotFound", "the specified blob does not exist")
+                self._metadata[path] = told
                 return Reply(200, headers=self._marks(path))
             if part == "block":
                 self._block(path, request.query["blockid"]).write_bytes(request.body)
@@ -64,13 +69,15 @@ class Storage:
             if request.headers.get("if-none-match") == "*" and path.exists():
                 return _error(409, "BlobAlreadyExists", "the specified blob already exists")
             self._write(path, request, part == "blocklist")
+            self._metadata[path] = told
             return Reply(201, headers=self._marks(path))
         if not path.is_file():
             return _error(404, "BlobNotFound", "the specified blob does not exist")
         if request.method == "DELETE":
             path.unlink()
+            self._metadata.pop(path, None)
             return Reply(202)
-        return self._read(request, path, {"x-ms-blob-type": "BlockBlob"})
+        return self._read(request, path, {"x-ms-blob-type": "BlockBlob", **self._metadata.get(path, {})})
 
     def _block(self, path: Path, number: str) -> Path:
         return self._blocks / hashlib.sha256(f"{path} {number}".encode()).hexdigest()

@@ -16,7 +16,7 @@ from drupe.core.testing.hosts import _PASSES, _PLUGIN, JobFolders
 from drupe.core.testing.sites import install_plugin
 from tests.hosts.azure.cloud import Cloud
 from tests.hosts.support import built_in
-from tests.support.workflows import TOY, drupe, runs, start_drupe, toy_document, write_workflow
+from tests.support.workflows import TOY, drupe, manifest, runs, start_drupe, toy_document, write_workflow
 
 _UPLOAD = r"^PUT labstore\.blob.*/drupe/blobs/"
 _SUBMIT = r"^PUT management.*/jobs/"
@@ -88,17 +88,27 @@ def test_what_is_up_there_is_not_sent_again(azure: Cloud, make: Callable[..., Ho
 
 
 def test_versions_are_asked_once_an_environment(azure: Cloud, make: Callable[..., Host]) -> None:
-    found = make().describe()
-    assert found.versions["torch"] and found.drupe and found.slots == 4
-    assert make().describe() == found
+    azure.put_environment("team", "1")
+    labelled = {"aml_docker_config": None, "aml_environment_config": {"name": "team", "label": "latest"}}
+    found = make(**labelled).describe()
+    assert found.versions["torch"] and found.drupe and found.slots == 4 and found.environment == "team:1"
+    assert make(**labelled).describe() == found
     assert [job["tags"]["drupe.kind"] for job in azure.submitted] == ["facts"]
+    # A label that moved is another environment: what is installed in it is asked anew, and steps are keyed by it.
+    azure.put_environment("team", "2")
+    assert make(**labelled).describe().environment == "team:2"
+    assert len(azure.submitted) == 2
 
 
 def test_the_next_run_finds_the_job_of_a_killed_driver(azure: Cloud, system: dict[str, Any], tmp_path: Path) -> None:
     """Nothing is submitted twice, and no step of it done twice."""
     there = {"PYTHONPATH": str(TOY), "DRUPE_TOY_LOG": str(tmp_path / "toy.log")}
+    del system["aml_docker_config"]
+    system["aml_environment_config"] = {"name": "team", "label": "latest"}
+    azure.put_environment("team", "9")
+    azure.put_environment("team", "10")
     systems = {"here": {"type": "AzureML", **system, "environment": there}}
-    passes = {"nap": {"type": "Sleepy", "steps": 30, "seconds": 0.1}}
+    passes = {"nap": {"type": "Sleepy", "steps": 12, "seconds": 0.1}}
     document = toy_document(tmp_path, systems=systems, passes=passes)
     del document["evaluators"], document["evaluator"]
     path = write_workflow(tmp_path, document)
@@ -110,9 +120,12 @@ def test_the_next_run_finds_the_job_of_a_killed_driver(azure: Cloud, system: dic
         driver.communicate()
     done = drupe("run", path, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line for line in runs(tmp_path) if "Sleepy" in line] == [f"Sleepy {step}" for step in range(30)]
+    assert [line for line in runs(tmp_path) if "Sleepy" in line] == [f"Sleepy {step}" for step in range(12)]
     assert [job["tags"]["drupe.step"] for job in azure.submitted[1:]] == ["input model", "nap"]
     assert not list((tmp_path / "cache").glob("hosts/here/waiting/*"))
+    # What the label meant is in every job, and in the evidence.
+    assert {job["environmentId"].rpartition("/environments/")[2] for job in azure.submitted} == {"team/versions/10"}
+    assert manifest(tmp_path)["resolved"] == {"environments": {"here": "team:10"}}
 
 
 def test_a_busy_service_is_given_the_time_that_it_asks_for(
@@ -142,6 +155,23 @@ def test_server_faults_and_broken_connections_cost_a_retry(
     assert [fault.hits for fault in met] == [1] * 6
     assert (job / "outputs" / "text.txt").read_text() == "ab"
     assert len(azure.submitted) == 1
+
+
+@pytest.mark.parametrize(("retries", "asked"), [(0, 1), (2, 3)])
+def test_how_often_and_how_long_a_request_is_tried(
+    azure: Cloud, make: Callable[..., Host], retries: int, asked: int
+) -> None:
+    client = {**azure.client, "max_operation_retries": retries, "read_timeout": 0.5}
+    host = make(azureml_client=client)
+    azure.faults.add(r"^GET management.*/computes/", 503, times=99, message="busy")
+    (fault,) = host.check()
+    assert "looking for the compute cpu-cluster: Azure failed with 503 (busy)" in fault.found
+    assert azure.faults.count(r"^GET management.*/computes/") == asked
+    # An answer that does not come counts as a failure as well.
+    azure.faults.add(r"^GET management.*/datastores", delay=1.5, times=99)
+    (_, slow) = host.check()
+    assert slow.path == "datastore" and "the connection broke" in slow.found
+    assert azure.faults.count(r"^GET management.*/datastores") == asked + 1
 
 
 def test_a_token_that_ran_out_is_renewed(azure: Cloud, make: Callable[..., Host], jobs: JobFolders) -> None:
@@ -225,26 +255,58 @@ def test_the_hubs_token_reaches_the_job_and_is_struck_out_of_its_log(
     told = passes.read_text().replace('"about to fail"', '"about to fail with %s", os.environ["HF_TOKEN"]')
     passes.write_text(told.replace('"this pass always fails"', 'os.environ["HF_TOKEN"]'))
     azure.secrets["hf-token"] = "hf_that_nobody_may_see"
-    host = make(azureml_client={**azure.client, "keyvault_name": "lab-vault"}, hf_token=True)
+    # The job runs as its user: so it is the user's token that opens the key vault.
+    client = {**azure.client, "keyvault_name": "lab-vault"}
+    host = make(azureml_client=client, hf_token=True, identity="user")
     job = jobs.stage("ContractFail")
     result = run(host, job)
     assert result["error"]["message"] == "ValueError: [secret]"
     assert "about to fail with [secret]" in (job / "log.txt").read_text()
     assert all(b"hf_that_nobody" not in path.read_bytes() for path in azure.container.rglob("*") if path.is_file())
     assert "hf_that_nobody" not in str(azure.submitted)
+    assert azure.submitted[-1]["identity"]["identityType"] == "UserIdentity"
+    assert azure.identities.given[-1] == "user"
     azure.secrets.clear()
     fails(host, jobs.stage("ContractFail", name="other"), "secret hf-token of the key vault lab-vault", retry=False)
 
 
 def test_kubernetes_compute_takes_an_instance_type(azure: Cloud, make: Callable[..., Host], jobs: JobFolders) -> None:
-    arc = make(aml_compute="arc", instance_type="gpu", namespace="ml")
+    resources = {"cpus": 1, "instance_type": "gpu", "shm_size": "1g", "properties": {"AISuperComputer": {"tier": 1}}}
+    arc = make(aml_compute="arc", namespace="ml", resources=resources, tags={"run": 3})
     assert arc.check() == []
     assert run(arc, jobs.stage("ContractAppend"))["status"] == "done"
     (sent,) = azure.submitted
     assert sent["resources"]["instanceType"] == "gpu" and sent["computeId"].endswith("/computes/arc")
+    assert sent["resources"]["shmSize"] == "1g" and sent["resources"]["properties"] == resources["properties"]
+    assert sent["tags"]["run"] == "3"
     wrong = make(aml_compute="arc", instance_type="large", namespace="other").check()
     assert [fault.path for fault in wrong] == ["instance_type", "namespace"]
     assert [fault.path for fault in make(instance_type="large").check()] == ["instance_type"]
+    inner = make(resources={"instance_type": "large"})
+    assert [fault.path for fault in inner.check()] == ["resources.instance_type"]
+
+
+@pytest.mark.parametrize(
+    ("compute", "says"),
+    [
+        ({"computeType": "ComputeInstance", "properties": {"state": "Stopped"}}, "the compute instance dev is stopped;"
+         " expected one that runs; az ml compute start -n dev"),
+        ({"computeType": "ComputeInstance", "properties": {"state": "Running"}}, ""),
+        ({"computeType": "AmlCompute", "properties": {"scaleSettings": {"minNodeCount": 0, "maxNodeCount": 0}}},
+         "the cluster dev may have no node (max-instances 0); az ml compute update -n dev --max-instances 1"),
+        ({"computeType": "AmlCompute", "provisioningState": "Creating", "properties": {}},
+         "dev is creating, not ready"),
+        ({"computeType": "Databricks", "properties": {}}, "dev is of another kind, which runs no jobs; expected a "
+         "cluster (AmlCompute), a compute instance, or attached Kubernetes"),
+        ({"computeType": "VirtualMachine", "properties": {}}, "dev is of the kind virtualmachine, which runs no jobs; "
+         "expected a cluster (AmlCompute), a compute instance, or attached Kubernetes"),
+    ],
+)  # fmt: skip
+def test_a_compute_that_is_there_and_runs_no_job(
+    azure: Cloud, make: Callable[..., Host], compute: dict[str, Any], says: str
+) -> None:
+    azure.computes["dev"] = compute
+    assert [str(fault) for fault in make(aml_compute="dev").check()] == ([f"aml_compute: {says}"] if says else [])
 
 
 def test_check_says_all_that_is_missing(azure: Cloud, make: Callable[..., Host]) -> None:

@@ -10,44 +10,17 @@ from typing import Any
 
 import pytest
 
-from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, HostError
 from drupe.core.registry import Registry
-from drupe.core.sources import ModelSource, find_source
 from tests.hosts.azure.cloud import RESOURCE_GROUP, SUBSCRIPTION, WORKSPACE, Cloud
+from tests.hosts.azure.looks import Look, names
 
 _HOME = f"subscriptions/{SUBSCRIPTION}/resourcegroups/{RESOURCE_GROUP}/workspaces/{WORKSPACE}"
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.discover({"autoload": False})
-
-
-class Look:
-    def __init__(self, registry: Registry, folder: Path) -> None:
-        self.registry, self.folder = registry, folder
-        self.context = JobContext(folder, folder, workflow_dir=folder)
-        self.count = 0
-
-    def source(self, reference: Any) -> ModelSource:
-        return find_source(self.registry, reference, self.folder)
-
-    def identity(self, reference: Any) -> Any:
-        return self.source(reference).identity(reference, {}, self.folder)
-
-    def fetch(self, reference: Any) -> Path:
-        self.count += 1
-        return self.source(reference).fetch(reference, {}, self.folder / f"into-{self.count}", self.context)
-
-
 @pytest.fixture
-def look(registry: Registry, azure: Cloud, tmp_path: Path) -> Look:
-    return Look(registry, tmp_path)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def look(azure: Cloud, tmp_path: Path) -> Look:
+    return Look(tmp_path)
 
 
 def model(folder: Path, text: str = "{}") -> Path:
@@ -197,9 +170,10 @@ def test_what_can_be_told_without_asking(look: Look, tmp_path: Path, azure: Clou
     assert "a secret does not belong here" in secret
 
 
-def test_a_system_of_the_older_form_is_read(registry: Registry, tmp_path: Path) -> None:
+def test_a_system_of_the_older_form_is_read(tmp_path: Path) -> None:
     from drupe.core.workflow.read import examine
 
+    registry = Registry.discover({"autoload": False})
     (tmp_path / "conda.yaml").write_text("dependencies: [python]\n")
     client = {"subscription_id": "s", "resource_group": "g", "workspace_name": "w", "keyvault_name": "k"}
     docker = {"base_image": "image", "conda_file_path": "conda.yaml"}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from drupe.core.cli import main
 from tests.hosts.azure.cloud import Cloud
 
-__all__ = ["HUB_TOKEN", "local", "publish", "run", "tutorial"]
+__all__ = ["HUB_TOKEN", "command", "local", "publish", "run", "tutorial"]
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "phi3-azure"
 HUB_TOKEN = "hf_of_the_key_vault_that_nobody_may_see"
@@ -46,7 +46,7 @@ def tutorial(azure: Cloud, folder: Path, host: str = "aml", **builder: Any) -> P
     places = {"aml": "cpu-cluster", "arc": "arc"}
     for name, system in document["systems"].items():
         config = system["config"]
-        config |= {"accelerators": ["cpu"], "aml_compute": places[name], "poll_seconds": 0.5, "threads": 1}
+        config |= {"accelerators": ["cpu"], "aml_compute": places[name], "poll_seconds": 0.1, "threads": 1}
         config["resources"] = {"cpus": 1}
     document["systems"]["arc"]["config"] |= {"instance_type": "gpu", "namespace": "ml"}
     passes = document["passes"]
@@ -77,21 +77,24 @@ def local(azure: Cloud, model: Path, folder: Path) -> Path:
     return _write(folder, document)
 
 
-def run(path: Path, **env: str) -> tuple[dict[str, str], str]:
-    """Run a workflow as a user would; return each step's model and what was printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "drupe.core.cli", "run", path.name],
-        cwd=path.parent,
-        env={**os.environ, "DRUPE_HOME": str(path.parent / "home"), "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def command(*arguments: str) -> int:
+    """Run the command line in this process, which has the libraries already, and return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        raise SystemExit(main(arguments))
+    return int(ended.value.code or 0)
+
+
+def run(path: Path, patch: pytest.MonkeyPatch, **env: str) -> dict[str, str]:
+    """Run a workflow as a user would; return each step's model."""
+    with patch.context() as here:
+        here.chdir(path.parent)
+        for name, value in {"DRUPE_HOME": str(path.parent / "home"), **env}.items():
+            here.setenv(name, value)
+        assert command("run", path.name) == 0
     manifest = json.loads((path.parent / "outputs" / "drupe.json").read_text())
     (target,) = manifest["targets"].values()
     (candidate,) = target["candidates"]
-    return {step["pass"]: step["model"] for step in candidate["chain"]}, done.stdout + done.stderr
+    return {step["pass"]: step["model"] for step in candidate["chain"]}
 
 
 def _write(folder: Path, document: dict[str, Any]) -> Path:

@@ -4,7 +4,7 @@ from drupe import Model, ModelConfig, ModelInfo, ModelKind, ModelSource
 
 
 class TextConfig(ModelConfig):
-    model_path: str
+    model_path: str | dict
 
 
 class Text(ModelKind):
