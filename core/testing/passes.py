@@ -88,7 +88,7 @@ class PassContract(ConfigContract):
         tmp_path_factory: pytest.TempPathFactory,
     ) -> Callable[[], Made]:
         """Gives the run that the cases share: the first one that asks makes it, in an empty working directory."""
-        runs = request.node.parent.stash.setdefault(_RUNS, {})
+        runs: dict[str, Made] = request.node.parent.stash.setdefault(_RUNS, {})
         # A fixture that is parametrized gives the class several sets of cases.
         which = request.node.callspec.id if hasattr(request.node, "callspec") else ""
 
