@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,6 +86,29 @@ def smollm2_dir(smollm2_gguf: Path) -> Path:
         dequantize_gguf(smollm2_gguf, partial)
         _publish(partial, target)
     return target
+
+
+@pytest.fixture(scope="session")
+def smollm2_cut_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first four of SmolLM2's thirty blocks between its embeddings and its head, as they are; 170 MB. Read-only.
+
+    For what is said of real weights and takes no understanding of a text. Slow tests only.
+    """
+    from safetensors.torch import load_file, save_file
+
+    folder, blocks = tmp_path_factory.mktemp("smollm2-cut"), 4
+    for path in smollm2_dir.glob("*"):
+        if path.suffix not in (".safetensors", ".gguf"):
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = blocks
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    later = tuple(f"model.layers.{number}." for number in range(blocks, 100))
+    state = {name: tensor for name, tensor in load_file(smollm2_dir / "model.safetensors").items()
+             if not name.startswith(later)}  # fmt: skip
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="session")

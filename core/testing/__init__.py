@@ -18,7 +18,7 @@ for _module in ("base", "data", "hosts", "imports", "metrics", "passes", "runtim
 from drupe.core.testing.base import ConfigContract, Contract
 from drupe.core.testing.contexts import GivenData, make_context
 from drupe.core.testing.data import DataContract
-from drupe.core.testing.hosts import HostContract, JobFolders
+from drupe.core.testing.hosts import HostContract, JobFolders, contract_site
 from drupe.core.testing.imports import assert_light_import, heavy_imports
 from drupe.core.testing.metrics import MetricContract
 from drupe.core.testing.models import byte_tokenizer, tiny_causal_lm, tiny_encoder, tiny_onnx_cnn, tiny_onnx_mlp
@@ -39,6 +39,7 @@ __all__ = [
     "RuntimeContract",
     "assert_light_import",
     "byte_tokenizer",
+    "contract_site",
     "heavy_imports",
     "install_plugin",
     "isolated_registry",

@@ -144,7 +144,7 @@ def _config() -> Any:
 
 def _cases_that_run(base: type[Contract]) -> list[str]:
     """The cases of a contract that need a model, data or measurements."""
-    needed = {"model", "session", "samples", "rows", "told", "batch", "workflow_dir", "request"}
+    needed = {"model", "made", "session", "samples", "rows", "told", "batch", "workflow_dir", "request"}
     functions = inspect.getmembers(base, inspect.isfunction)
     return [n for n, f in functions if n.startswith("test_") and needed & set(inspect.signature(f).parameters)]
 

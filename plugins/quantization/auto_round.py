@@ -5,8 +5,10 @@ Cheng et al. 2023, arXiv 2309.05516.
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -82,29 +84,42 @@ class AutoRound(WeightQuantizer):
             found["lm_head"] = round_layer(weights, chosen["lm_head"], config.scale_search)
         context.progress(0, 1, "learning the rounding")
         logging.getLogger("autoround").setLevel(logging.WARNING)
-        library = Library(
-            network,
-            load_tokenizer(model),
-            bits=config.bits,
-            group_size=config.group_size,
-            sym=common.symmetric,
-            iters=config.iters,
-            nsamples=len(rows),
-            seqlen=length,
-            batch_size=min(config.batch_size, len(rows)),
-            dataset=[{"input_ids": row} for row in rows],
-            device_map=str(network.device),
-            low_gpu_mem_usage=True,
-            enable_torch_compile=False,
-            seed=context.seed,
-            **({"layer_config": special} if special else {}),
-            **({"lr": config.lr} if config.lr is not None else {}),
-        )
-        quantized, _ = library.quantize()
+        with _older_objects_left_alone():
+            library = Library(
+                network,
+                load_tokenizer(model),
+                bits=config.bits,
+                group_size=config.group_size,
+                sym=common.symmetric,
+                iters=config.iters,
+                nsamples=len(rows),
+                seqlen=length,
+                batch_size=min(config.batch_size, len(rows)),
+                dataset=[{"input_ids": row} for row in rows],
+                device_map=str(network.device),
+                low_gpu_mem_usage=True,
+                enable_torch_compile=False,
+                seed=context.seed,
+                **({"layer_config": special} if special else {}),
+                **({"lr": config.lr} if config.lr is not None else {}),
+            )
+            quantized, _ = library.quantize()
         for name, scheme in inner.items():
             found[name] = _taken(self.spec.name, name, quantized.get_submodule(name), scheme)
         context.progress(1, 1, "learned")
         return {name: found[name] for name in chosen}
+
+
+@contextmanager
+def _older_objects_left_alone() -> Iterator[None]:
+    """Keep collections of garbage from looking through all that was there before: the library collects many times a
+    block, and each time takes as long as what is imported is large."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _even(tokens: list[Any], length: int) -> tuple[list[Any], int]:

@@ -11,7 +11,7 @@ import pytest
 from drupe.core import registry as registry_module
 from drupe.core.hosts import Host
 from drupe.core.registry import Registry
-from drupe.core.testing import HostContract
+from drupe.core.testing import HostContract, contract_site
 
 
 def built_in(name: str, state_dir: Path, **config: object) -> Host:
@@ -23,14 +23,30 @@ def built_in(name: str, state_dir: Path, **config: object) -> Host:
     return host
 
 
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    folder = tmp_path_factory.mktemp("local")
+    host = built_in("LocalSystem", folder / "state", environment={"PYTHONPATH": str(contract_site(folder / "site"))})
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    folder = tmp_path_factory.mktemp("environment")
+    variables = {"PYTHONPATH": str(contract_site(folder / "site"))}
+    config = {"python_environment_path": sys.prefix, "environment": variables}
+    host = built_in("PythonEnvironment", folder / "state", **config)
+    yield host
+    host.close()
+
+
 class TestLocalSystem(HostContract):
     artifact_bytes = 256 << 20
 
     @pytest.fixture
-    def host(self, site: Path, tmp_path: Path) -> Iterator[Host]:
-        host = built_in("LocalSystem", tmp_path / "state", environment={"PYTHONPATH": str(site)})
-        yield host
-        host.close()
+    def host(self, local: Host) -> Host:
+        return local
 
 
 class TestInProcess(HostContract):
@@ -54,11 +70,8 @@ class TestPythonEnvironment(HostContract):
     artifact_bytes = 256 << 20
 
     @pytest.fixture
-    def host(self, site: Path, tmp_path: Path) -> Iterator[Host]:
-        config = {"python_environment_path": sys.prefix, "environment": {"PYTHONPATH": str(site)}}
-        host = built_in("PythonEnvironment", tmp_path / "state", **config)
-        yield host
-        host.close()
+    def host(self, environment: Host) -> Host:
+        return environment
 
     @pytest.fixture
     def failing_host(self, tmp_path: Path) -> Host:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from drupe.core.errors import Interrupted
+from drupe.core.locks import is_wanted
 from drupe.core.machine import cpu_count, devices, fingerprint, gpu_names, lock_folder, machine_lock
 
 
@@ -57,18 +59,30 @@ def test_a_waiting_timed_job_goes_before_new_ordinary_ones() -> None:
         with machine_lock(exclusive):
             order.append(name)
             if name == "first":
-                release.wait(10)
+                release.wait(30)
+
+    def until(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
     threads = []
-    for exclusive, name in ((False, "first"), (True, "timed"), (False, "late")):
-        thread = threading.Thread(target=take, args=(exclusive, name))
+    waits: list[tuple[bool, str, Callable[[], bool]]] = [
+        (False, "first", lambda: order == ["first"]),
+        (True, "timed", lambda: is_wanted(lock_folder())),
+        (False, "late", lambda: True),
+    ]
+    for exclusive, name, there in waits:
+        thread = threading.Thread(target=take, args=(exclusive, name), daemon=True)
         thread.start()
         threads.append(thread)
-        time.sleep(0.2)
+        until(there)
+    time.sleep(0.2)
     assert order == ["first"]
     release.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert order == ["first", "timed", "late"]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drupe.testing import install_plugin
+from tests.support.commands import run_command
 
 PLUGIN = """
 from pathlib import Path
@@ -48,8 +48,7 @@ class Environment:
 
     def drupe(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PYTHONPATH": str(self.site), "DRUPE_HOME": str(self.folder / "home"), **variables}
-        command = [sys.executable, "-m", "drupe.core.cli", *arguments]
-        return subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        return run_command(arguments, env=env, cwd=self.folder)
 
     def passes(self, *arguments: str, **variables: str) -> list[str]:
         """The passes of the plugin, as `drupe passes` lists them."""

@@ -227,14 +227,14 @@ def test_a_lock_file_that_was_collected_keeps_nobody_out_and_lets_nobody_in(stor
             held.set()
             release.wait(10)
 
-    holder = threading.Thread(target=hold)
+    holder = threading.Thread(target=hold, daemon=True)
     holder.start()
     held.wait(10)
     store.gc()
     with pytest.raises(Interrupted), store.lock(KEY, lambda: True):
         pass
     release.set()
-    holder.join()
+    holder.join(30)
     store.gc()
     assert not (store.root / "locks" / KEY).exists()
     with store.lock(KEY):
@@ -361,7 +361,7 @@ def _take(root: str, turns: int) -> None:
 
 def test_two_processes_never_do_the_same_step_twice(store: Store) -> None:
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_take, args=(str(store.root), 30)) for _ in range(3)]
+    workers = [context.Process(target=_take, args=(str(store.root), 30), daemon=True) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

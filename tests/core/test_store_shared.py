@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -256,24 +254,14 @@ def test_an_unknown_kind_of_url_is_one_message(tmp_path: Path) -> None:
 
 def test_a_workflow_may_name_a_url(tmp_path: Path) -> None:
     """Two machines, each with a home of its own: the second one finds what the first one made."""
+    from tests.support.commands import run_command
     from tests.support.workflows import environment, toy_document, write_workflow
 
     path = write_workflow(tmp_path, toy_document(tmp_path, cache_dir=f"file://{tmp_path}/shared"))
     for home in ("one", "two"):
-        done = subprocess.run(
-            [sys.executable, "-m", "drupe.core.cli", "run", str(path), "--output-dir", str(tmp_path / home)],
-            env={**environment(tmp_path), "DRUPE_HOME": str(tmp_path / f"home-{home}")},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        env = {**environment(tmp_path), "DRUPE_HOME": str(tmp_path / f"home-{home}")}
+        done = run_command(["run", str(path), "--output-dir", str(tmp_path / home)], env=env, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "toy.log").read_text().count("Append") == 1
-    listed = subprocess.run(
-        [sys.executable, "-m", "drupe.core.cli", "cache", "ls", f"file://{tmp_path}/shared"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    listed = run_command(["cache", "ls", f"file://{tmp_path}/shared"], env=environment(tmp_path), cwd=tmp_path)
     assert "append" in listed.stdout, listed.stderr

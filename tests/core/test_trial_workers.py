@@ -24,7 +24,7 @@ from drupe.core.store import Store
 from drupe.core.study import Trial
 from drupe.core.workflow.read import read_workflow
 from tests.core.workflow.plugins import base_document, make_registry
-from tests.support.workflows import drupe, manifest, runs, start_drupe, toy_document, write_workflow
+from tests.support.workflows import drupe, ended, manifest, runs, start_drupe, toy_document, write_workflow
 
 _TIMED = {"name": "speed", "type": "toy_seconds", "sub_types": [{"name": "value"}]}
 
@@ -52,7 +52,7 @@ def until(condition: Any, process: subprocess.Popen[str], seconds: float = 60) -
     """Wait for a condition while a driver runs, and return what it gave."""
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end and process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end and process.poll() is None, ended(process)
         time.sleep(0.01)
     return found
 

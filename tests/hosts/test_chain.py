@@ -1,4 +1,7 @@
-"""One chain on every host, each from an empty store: the models are the same, byte for byte."""
+"""One chain on every host, each from an empty store: the models are the same, byte for byte.
+
+The chains wait and import more than they compute, each in one thread, so two of them run at any time.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from drupe.core.store import Store
 from drupe.hosts.bubblewrap import sandbox_fault
 from tests.hosts.engines import engine_fault, podman
 from tests.hosts.servers import slurm, sshd
@@ -79,7 +86,7 @@ def chain(model: Path, system: dict[str, Any], folder: Path, **env: str) -> dict
 
 def run(workflow: dict[str, Any], folder: Path, **env: str) -> dict[str, Any]:
     """Run a workflow of that chain; see `chain`."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _ROWS))
     (folder / "workflow.json").write_text(json.dumps(workflow))
     done = subprocess.run(
@@ -98,100 +105,169 @@ def run(workflow: dict[str, Any], folder: Path, **env: str) -> dict[str, Any]:
     return {**found, "accuracy": candidate["measurements"]["accuracy-accuracy_score"]["value"]}
 
 
-@pytest.fixture(scope="module")
-def expected(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the chain makes in this machine's warm workers."""
-    return chain(tiny_llama_dir, {"type": "LocalSystem"}, tmp_path_factory.mktemp("expected") / "run")
+def local(model: Path, folder: Path) -> dict[str, Any]:
+    return chain(model, {"type": "LocalSystem"}, folder)
 
 
-@pytest.fixture
-def short_dir() -> Iterator[Path]:
-    """A folder whose path is short enough for podman."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="pd-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+def in_process(model: Path, folder: Path) -> dict[str, Any]:
+    return chain(model, {"type": "LocalSystem", "in_process": True}, folder)
 
 
-def test_in_process(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
-    assert chain(tiny_llama_dir, {"type": "LocalSystem", "in_process": True}, tmp_path / "run") == expected
+def python_environment(model: Path, folder: Path) -> dict[str, Any]:
+    return chain(model, {"type": "PythonEnvironment", "python_environment_path": sys.prefix}, folder)
 
 
-def test_python_environment(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
-    system = {"type": "PythonEnvironment", "python_environment_path": sys.prefix}
-    assert chain(tiny_llama_dir, system, tmp_path / "run") == expected
+def bubblewrap(model: Path, folder: Path) -> dict[str, Any]:
+    if (fault := sandbox_fault()) is not None:
+        pytest.skip(fault)
+    return chain(model, {"type": "LocalSystem", "sandbox": "bubblewrap"}, folder)
 
 
-@pytest.mark.skipif(sandbox_fault() is not None, reason=str(sandbox_fault()))
-def test_bubblewrap(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
-    assert chain(tiny_llama_dir, {"type": "LocalSystem", "sandbox": "bubblewrap"}, tmp_path / "run") == expected
-
-
-def test_ssh(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
+def ssh(model: Path, folder: Path) -> dict[str, Any]:
     _needs("sshd")
-    with sshd(tmp_path / "sshd") as server:
+    with sshd(folder / "sshd") as server:
         system = {
             "type": "SSH",
-            **server.reach(tmp_path / "far away"),
+            **server.reach(folder / "far away"),
             "environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
         }
-        assert chain(tiny_llama_dir, system, tmp_path / "run") == expected
+        return chain(model, system, folder)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="Slurm's daemons are started as root")
-def test_slurm(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
+def on_slurm(model: Path, folder: Path) -> dict[str, Any]:
+    if os.getuid() != 0:
+        pytest.skip("Slurm's daemons are started as root")
     _needs("slurmctld", "slurmd", "munged")
-    with slurm(tmp_path / "slurm") as conf:
-        assert chain(tiny_llama_dir, {"type": "Slurm"}, tmp_path / "run", SLURM_CONF=str(conf)) == expected
+    with slurm(folder / "slurm") as conf:
+        return chain(model, {"type": "Slurm"}, folder, SLURM_CONF=str(conf))
 
 
-def test_ray(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
+def ray(model: Path, folder: Path) -> dict[str, Any]:
     pytest.importorskip("ray")
-    system = {"type": "Ray", "folder": str(tmp_path / "far away")}
-    (tmp_path / "token").write_text("t" * 64)
-    token = str(tmp_path / "token")
-    assert chain(tiny_llama_dir, system, tmp_path / "run", RAY_AUTH_TOKEN_PATH=token) == expected
+    with _one_cluster:
+        return chain(model, {"type": "Ray", "folder": str(folder / "far away")}, folder, **_token(folder))
 
 
-def test_docker(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path, short_dir: Path) -> None:
+def docker(model: Path, folder: Path) -> dict[str, Any]:
     pytest.importorskip("docker")
-    fault = engine_fault(short_dir)
-    if fault is not None:
-        pytest.skip(fault)
-    with podman(short_dir) as engine:
-        system = {
-            "type": "Docker",
-            "image_name": engine.image,
-            "url": engine.url,
-            "python": sys.executable,
-            "volumes": engine.volumes,
-            "environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
-        }
-        assert chain(tiny_llama_dir, system, tmp_path / "run") == expected
+    # Podman takes short paths only.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="pd-", ignore_cleanup_errors=True) as short:
+        if (fault := engine_fault(Path(short))) is not None:
+            pytest.skip(fault)
+        with podman(Path(short)) as engine:
+            system = {
+                "type": "Docker",
+                "image_name": engine.image,
+                "url": engine.url,
+                "python": sys.executable,
+                "volumes": engine.volumes,
+                "environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+            }
+            return chain(model, system, folder)
 
 
-def test_each_step_on_the_host_that_the_workflow_names(
-    expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path
-) -> None:
-    """Tuned on a Ray cluster, merged and built here, measured over SSH: the same models, each made where it is told."""
+def each_step_elsewhere(model: Path, folder: Path) -> dict[str, Any]:
+    """Tuned on a Ray cluster, merged and built here, measured over SSH."""
     pytest.importorskip("ray")
     _needs("sshd")
-    from drupe.core.store import Store
-
-    (tmp_path / "token").write_text("t" * 64)
-    folder = tmp_path / "run"
-    workflow = document(tiny_llama_dir, {"type": "LocalSystem"}, folder)
+    workflow = document(model, {"type": "LocalSystem"}, folder)
     same = {"threads": 1, "resources": {"cpus": 1}}
-    with sshd(tmp_path / "sshd") as server:
+    with sshd(folder / "sshd") as server, _one_cluster:
         path = {"environment": {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}}
         workflow["systems"] = {
-            "cluster": {"type": "Ray", "folder": str(tmp_path / "on the cluster"), **same},
+            "cluster": {"type": "Ray", "folder": str(folder / "on the cluster"), **same},
             "here": {"type": "LocalSystem", **same},
-            "board": {"type": "SSH", **server.reach(tmp_path / "on the board"), **path, **same},
+            "board": {"type": "SSH", **server.reach(folder / "on the board"), **path, **same},
         }
         workflow |= {"host": "here", "target": "board"}
         workflow["passes"]["tune"]["host"] = "cluster"
-        assert run(workflow, folder, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token")) == expected
-    hosts = {record["name"]: record["host"] for record in Store(folder / "cache").records()}
-    assert hosts == {
+        return run(workflow, folder, **_token(folder))
+
+
+def torchrun(model: Path, folder: Path) -> dict[str, Any]:
+    """Two processes tune, each half of every step's rows."""
+    workflow = document(model, {"type": "LocalSystem", "launcher_processes": 2}, folder)
+    workflow["passes"]["tune"]["training_args"]["per_device_train_batch_size"] = 2
+    return run(workflow, folder)
+
+
+SAME = [docker, ray, bubblewrap, on_slurm, ssh, python_environment, in_process]
+"""What makes on another host what `local` makes in this machine's warm workers."""
+
+_one_cluster = threading.Lock()
+"""Each starts a Ray of its own, and two of them at once might choose the same ports."""
+
+
+class Chains:
+    """Runs chains in two threads and keeps what they made. folders: where each ran, by its function's name."""
+
+    def __init__(self, model: Path, folder: Path, chains: list[Callable[[Path, Path], dict[str, Any]]]) -> None:
+        self.folders = {function.__name__: folder / function.__name__ for function in chains}
+        self._model = model
+        self._waiting = deque(chains)
+        self._made: dict[str, Future[dict[str, Any]]] = {function.__name__: Future() for function in chains}
+        self._lanes = [threading.Thread(target=self._work, daemon=True) for _ in range(2)]
+        for lane in self._lanes:
+            lane.start()
+
+    def __call__(self, function: Callable[[Path, Path], dict[str, Any]]) -> dict[str, Any]:
+        """Return what a chain made, when it has; its failure, or its reason to be skipped, is raised here."""
+        return self._made[function.__name__].result()
+
+    def close(self) -> None:
+        """Begin no other chain, and let those that run end: what they started ends with them."""
+        self._waiting.clear()
+        for lane in self._lanes:
+            lane.join(330)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                function = self._waiting.popleft()
+            except IndexError:
+                return
+            folder = self.folders[function.__name__]
+            folder.mkdir()
+            try:
+                self._made[function.__name__].set_result(function(self._model, folder))
+            except BaseException as error:
+                self._made[function.__name__].set_exception(error)
+
+
+@pytest.fixture(scope="module")
+def chains(
+    request: pytest.FixtureRequest, tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Chains]:
+    """The chains of the tests that were selected, and the one that all are compared with."""
+    asked = [item.callspec.params["function"] for item in request.session.items if item.path == request.path]
+    running = Chains(tiny_llama_dir, tmp_path_factory.mktemp("chains"), [local, *asked])
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("function", SAME, ids=lambda function: str(function.__name__))
+def test_every_host_makes_the_same_models(function: Callable[[Path, Path], dict[str, Any]], chains: Chains) -> None:
+    assert chains(function) == chains(local)
+
+
+@pytest.mark.parametrize("function", [torchrun])
+def test_two_processes_tune_under_torchrun(function: Callable[[Path, Path], dict[str, Any]], chains: Chains) -> None:
+    """As many rows are seen as by one, so that another adapter comes out, which works."""
+    assert chains(function).keys() == chains(local).keys()
+    manifest = json.loads((chains.folders["torchrun"] / "out" / "drupe.json").read_text())
+    (target,) = manifest["targets"].values()
+    assert target["candidates"][0]["chain"][0]["report"]["tuning"]["processes"] == 2
+
+
+@pytest.mark.parametrize("function", [each_step_elsewhere])
+def test_each_step_on_the_host_that_the_workflow_names(
+    function: Callable[[Path, Path], dict[str, Any]], chains: Chains
+) -> None:
+    """The same models, each made where it is told."""
+    assert chains(function) == chains(local)
+    folder = chains.folders["each_step_elsewhere"]
+    records = list(Store(folder / "cache").records())
+    assert {record["name"]: record["host"] for record in records} == {
         "input model": "here",
         "tune": "cluster",
         "merge": "here",
@@ -199,21 +275,15 @@ def test_each_step_on_the_host_that_the_workflow_names(
         "accuracy": "board",
     }
     # The board got the built model and nothing of the ones before it; the cluster never saw the built one.
-    blobs = {record["name"]: set(record["model"]["files"].values()) for record in Store(folder / "cache").records()
-             if record["model"]}  # fmt: skip
-    board, cluster = (set(Store(tmp_path / f"on the {name}").sizes()) for name in ("board", "cluster"))
+    blobs = {record["name"]: set(record["model"]["files"].values()) for record in records if record["model"]}
+    board, cluster = (set(Store(folder / f"on the {name}").sizes()) for name in ("board", "cluster"))
     assert blobs["build"] <= board and not board & (blobs["tune"] - blobs["build"])
     assert blobs["tune"] <= cluster and not cluster & (blobs["build"] - blobs["tune"])
 
 
-def test_two_processes_tune_under_torchrun(expected: dict[str, Any], tiny_llama_dir: Path, tmp_path: Path) -> None:
-    """Each takes half of every step's rows: as many are seen, so that another adapter comes out, which works."""
-    folder = tmp_path / "run"
-    workflow = document(tiny_llama_dir, {"type": "LocalSystem", "launcher_processes": 2}, folder)
-    workflow["passes"]["tune"]["training_args"]["per_device_train_batch_size"] = 2
-    assert run(workflow, folder).keys() == expected.keys()
-    (target,) = json.loads((folder / "out" / "drupe.json").read_text())["targets"].values()
-    assert target["candidates"][0]["chain"][0]["report"]["tuning"]["processes"] == 2
+def _token(folder: Path) -> dict[str, str]:
+    (folder / "token").write_text("t" * 64)
+    return {"RAY_AUTH_TOKEN_PATH": str(folder / "token")}
 
 
 def _needs(*programs: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from drupe.core.context import Resources
 from drupe.core.errors import HostError
 from drupe.core.hosts import Host, JobOptions
-from drupe.core.testing import HostContract, JobFolders
+from drupe.core.testing import HostContract, JobFolders, contract_site
 from tests.hosts.support import built_in
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'drupe[ray]')")
@@ -56,11 +56,27 @@ def reach(cluster: Any, tmp_path: Path) -> Iterator[Any]:
         host.close()
 
 
+@pytest.fixture(scope="module")
+def shared(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host that is connected already, and has a worker."""
+    folder = tmp_path_factory.mktemp("ray")
+    variables = {"PYTHONPATH": str(contract_site(folder / "site"))}
+    config = {"address": cluster.address, "folder": str(folder / "far away"), "environment": variables}
+    host = built_in("Ray", folder / "state", **config)
+    yield host
+    host.close()
+
+
 class TestRay(HostContract):
     artifact_bytes = 64 << 20
 
     @pytest.fixture
-    def host(self, reach: Any, site: Path) -> Host:
+    def host(self, shared: Host) -> Host:
+        return shared
+
+    @pytest.fixture
+    def own(self, reach: Any, site: Path) -> Host:
+        """A host whose workers end with the case: while they are idle they hold what other cases ask for."""
         host: Host = reach(environment={"PYTHONPATH": str(site)})
         return host
 
@@ -69,14 +85,14 @@ class TestRay(HostContract):
         host: Host = reach(custom_resources={"no_such_thing": 1})
         return host
 
-    def test_half_a_gpu_each(self, host: Host, jobs: JobFolders) -> None:
+    def test_half_a_gpu_each(self, own: Host, jobs: JobFolders) -> None:
         """Two jobs share the cluster's only GPU at once."""
         from concurrent.futures import ThreadPoolExecutor
 
         resources = Resources(cpus=1, gpus=0.5)
         folders = [jobs.stage("ContractEnvironment", {"variable": "CUDA_VISIBLE_DEVICES"}, name=n) for n in "ab"]
         with ThreadPoolExecutor(2) as pool:
-            done = list(pool.map(lambda folder: self.run(host, folder, resources=resources), folders))
+            done = list(pool.map(lambda folder: self.run(own, folder, resources=resources), folders))
         assert [result["status"] for result in done] == ["done", "done"]
         assert [(f / "outputs" / "text.txt").read_text() for f in folders] == ["0", "0"]
 
@@ -94,11 +110,11 @@ class TestRay(HostContract):
         assert self.run(host, job)["status"] == "done"
         assert (job / "outputs" / "text.txt").read_text() == "by the runtime_env"
 
-    def test_a_timed_job_has_a_node_to_itself(self, host: Host, jobs: JobFolders) -> None:
+    def test_a_timed_job_has_a_node_to_itself(self, own: Host, jobs: JobFolders) -> None:
         """It asks for all cores of a node."""
         job = jobs.stage("ContractAppend")
-        assert self.run(host, job, exclusive=True)["status"] == "done"
-        assert host._idle[-1][0] == (2.0, 0.0, True)  # type: ignore[attr-defined]
+        assert self.run(own, job, exclusive=True)["status"] == "done"
+        assert own._idle[-1][0] == (2.0, 0.0, True)  # type: ignore[attr-defined]
 
 
 def test_what_no_node_has_is_told_before_work_starts(reach: Any, tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             os.environ["SLURM_CONF"] = before
 
 
+def queue() -> str:
+    """What waits or runs, by its state and name."""
+    command = ["squeue", "--noheader", "--format=%T %j"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.usefixtures("cluster")
 class TestSlurm(HostContract):
     artifact_bytes = 64 << 20
@@ -62,24 +68,21 @@ class TestSlurm(HostContract):
             number = next(e["id"] for e in seen if e["event"] == "state")
             subprocess.run(["scancel", number], check=True)
 
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         started = time.monotonic()
         with pytest.raises(HostError, match=r"the cluster stopped Slurm job|ended as CANCELLED"):
             self.run(host, jobs.stage("ContractNap", {"naps": 900}), events=seen)
-        killer.join()
+        killer.join(30)
         assert time.monotonic() - started < 45
 
     def test_a_job_that_waits_can_be_cancelled(self, host: Host, jobs: JobFolders) -> None:
         """It leaves the queue."""
         subprocess.run(["scontrol", "update", "PartitionName=main", "State=DOWN"], check=True)
         try:
-            asked = threading.Event()
-            threading.Timer(2, asked.set).start()
             with pytest.raises(Interrupted):
-                self.run(host, jobs.stage("ContractAppend"), cancelled=asked.is_set)
-            queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True)
-            assert "drupe" not in queue.stdout
+                self.run(host, jobs.stage("ContractAppend"), cancelled=lambda: "PENDING drupe" in queue())
+            assert "PENDING drupe" not in queue()
         finally:
             subprocess.run(["scontrol", "update", "PartitionName=main", "State=UP"], check=True)
 

@@ -11,7 +11,7 @@ import pytest
 
 from drupe.core.errors import HostError
 from drupe.core.hosts import Host, JobOptions
-from drupe.core.testing import HostContract, JobFolders
+from drupe.core.testing import HostContract, JobFolders, contract_site
 from tests.hosts.servers import Sshd, free_port, sshd
 from tests.hosts.support import built_in, needs_program
 
@@ -29,11 +29,25 @@ def reach(server: Sshd, tmp_path: Path, **config: Any) -> Host:
     return built_in("SSH", tmp_path / "state", **{**server.reach(tmp_path / "far away"), **config})
 
 
+@pytest.fixture(scope="module")
+def shared(server: Sshd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host that has its connection already."""
+    folder = tmp_path_factory.mktemp("ssh")
+    host = reach(server, folder, environment={"PYTHONPATH": str(contract_site(folder / "site"))})
+    yield host
+    host.close()
+
+
 class TestSSH(HostContract):
     artifact_bytes = 256 << 20
 
     @pytest.fixture
-    def host(self, server: Sshd, site: Path, tmp_path: Path) -> Iterator[Host]:
+    def host(self, shared: Host) -> Host:
+        return shared
+
+    @pytest.fixture
+    def untouched(self, server: Sshd, site: Path, tmp_path: Path) -> Iterator[Host]:
+        """A host where nothing lies yet."""
         host = reach(server, tmp_path, environment={"PYTHONPATH": str(site)})
         yield host
         host.close()
@@ -42,16 +56,18 @@ class TestSSH(HostContract):
     def failing_host(self, server: Sshd, tmp_path: Path) -> Host:
         return reach(server, tmp_path, key_file=str(server.wrong_key))
 
-    def test_only_what_is_missing_travels(self, host: Host, jobs: JobFolders) -> None:
+    def test_only_what_is_missing_travels(self, untouched: Host, jobs: JobFolders) -> None:
         sent: list[Any] = []
         for name in ("first", "second"):
-            self.run(host, jobs.stage("ContractAppend", name=name, text="one"), events=sent)
+            self.run(untouched, jobs.stage("ContractAppend", name=name, text="one"), events=sent)
         assert sum(1 for event in sent if event["event"] == "state") == 1
 
-    def test_what_a_job_made_is_there_for_the_next_one(self, host: Host, jobs: JobFolders) -> None:
-        self.run(host, jobs.stage("ContractAppend", {"text": "b"}, name="first"))
+    def test_what_a_job_made_is_there_for_the_next_one(self, untouched: Host, jobs: JobFolders) -> None:
+        self.run(untouched, jobs.stage("ContractAppend", {"text": "b"}, name="first"))
         sent: list[Any] = []
-        assert self.run(host, jobs.stage("ContractAppend", name="next", text="ab"), events=sent)["status"] == "done"
+        assert (
+            self.run(untouched, jobs.stage("ContractAppend", name="next", text="ab"), events=sent)["status"] == "done"
+        )
         assert not [event for event in sent if event["event"] == "state"]
 
 

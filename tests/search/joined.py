@@ -9,7 +9,7 @@ from typing import Any
 
 from drupe.core.errors import ConfigError
 from drupe.search.reading import StudyView, find_home, read_study
-from tests.support.workflows import manifest, runs, start_drupe, toy_document, write_workflow
+from tests.support.workflows import ended, manifest, runs, start_drupe, toy_document, write_workflow
 
 TRIALS, NAPS = 8, 3
 
@@ -33,7 +33,7 @@ def begun(where: str, process: subprocess.Popen[str], trials: int = 1) -> StudyV
     """Wait until the driver's study has finished so many trials, and return what there is of it."""
     end = time.monotonic() + 60
     while True:
-        assert time.monotonic() < end and process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end and process.poll() is None, ended(process)
         try:
             view = read_study(find_home(where), "here")
         except ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -87,7 +88,12 @@ def listing(study: OptunaStudy) -> list[tuple[int, dict[str, Any]]]:
 
 
 if __name__ == "__main__":
-    folder, sampler, trials, pause, storage = sys.argv[1:6]
+    folder, sampler, trials, pause, storage, *rest = sys.argv[1:]
     opened = open_study(Path(folder), sampler=sampler, max_trials=int(trials), storage=storage or None)
+    for meeting in filter(None, rest):
+        # However long each took to start, both are there before either works.
+        (Path(meeting) / str(os.getpid())).touch()
+        while len(list(Path(meeting).iterdir())) < 2:
+            time.sleep(0.01)
     print(run(opened, float(pause)), flush=True)
     opened.close()

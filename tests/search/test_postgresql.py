@@ -30,7 +30,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     pytest.importorskip("psycopg2")
     assert PROGRAMS is not None
     # Its user must reach the folder, and pytest's own is for root only.
@@ -57,9 +57,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def server(cluster: str) -> str:
+    """The URL of a database with nothing in it."""
+    import psycopg2
+
+    name = f"db_{time.time_ns():x}"
+    connection = psycopg2.connect(cluster)
+    connection.autocommit = True
+    connection.cursor().execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"{cluster.rpartition('/')[0]}/{name}"
+
+
 def test_two_processes_share_one_study(server: str, tmp_path: Path) -> None:
     # Each has an output folder of its own, as on two machines; they also make the tables at the same moment.
-    processes = [start(tmp_path / name, trials=16, pause=0.02, storage=server) for name in ("a", "b")]
+    (tmp_path / "meeting").mkdir()
+    processes = [
+        start(tmp_path / name, trials=16, pause=0.02, storage=server, meeting=tmp_path / "meeting") for name in "ab"
+    ]
     counts = [int(process.communicate(timeout=120)[0]) for process in processes]
     assert sum(counts) == 16
     assert min(counts) > 0
@@ -69,16 +85,20 @@ def test_two_processes_share_one_study(server: str, tmp_path: Path) -> None:
 
 
 def test_a_killed_workers_trial_is_run_by_the_other(server: str, tmp_path: Path) -> None:
-    doomed, other = (start(tmp_path / name, trials=36, pause=0.15, storage=server) for name in ("a", "b"))
+    (tmp_path / "meeting").mkdir()
+    doomed, other = (
+        start(tmp_path / name, trials=18, pause=0.15, storage=server, meeting=tmp_path / "meeting") for name in "ab"
+    )
     deadline = time.monotonic() + 60
-    study = open_study(tmp_path / "c", sampler="random", max_trials=36, storage=server)
-    while len(study.finished()) < 20 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    study = open_study(tmp_path / "c", sampler="random", max_trials=18, storage=server)
+    while len(study.finished()) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     doomed.send_signal(signal.SIGKILL)
     doomed.communicate()
     other.communicate(timeout=120)
-    assert [number for number, _ in listing(study)] == list(range(36))
-    assert len(study._trials()) == 36
+    assert [number for number, _ in listing(study)] == list(range(18))
+    assert len(study._trials()) == 18
 
 
 def test_a_driver_and_a_worker_share_one_study(server: str, tmp_path: Path) -> None:

@@ -18,9 +18,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(
-    folder: Path, *, sampler: str = "random", trials: int = 20, pause: float = 0.0, storage: str = ""
+    folder: Path,
+    *,
+    sampler: str = "random",
+    trials: int = 20,
+    pause: float = 0.0,
+    storage: str = "",
+    meeting: Path | None = None,
 ) -> subprocess.Popen[str]:
-    command = [*WORKER, str(folder), sampler, str(trials), str(pause), storage]
+    """Start a worker; meeting: an empty folder, where two of them wait for each other before they work."""
+    command = [*WORKER, str(folder), sampler, str(trials), str(pause), storage, str(meeting or "")]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -47,14 +54,18 @@ def test_a_killed_driver_loses_and_doubles_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_workers_trial_is_run_by_the_other(tmp_path: Path) -> None:
-    doomed, other = (start(tmp_path, trials=30, pause=0.12) for _ in range(2))
-    time.sleep(1.2)
+    (tmp_path / "meeting").mkdir()
+    doomed, other = (start(tmp_path, trials=14, pause=0.12, meeting=tmp_path / "meeting") for _ in range(2))
+    study = open_study(tmp_path, sampler="random", max_trials=14)
+    end = time.monotonic() + 60
+    while len(study.finished()) < 4:
+        assert time.monotonic() < end
+        time.sleep(0.01)
     doomed.send_signal(signal.SIGKILL)
     doomed.communicate()
     other.communicate(timeout=60)
-    study = open_study(tmp_path, sampler="random", max_trials=30)
-    assert [number for number, _ in listing(study)] == list(range(30))
-    assert len(study._trials()) == 30
+    assert [number for number, _ in listing(study)] == list(range(14))
+    assert len(study._trials()) == 14
     assert study.ask() is None
 
 
@@ -106,12 +117,12 @@ def test_a_lock_can_be_entered_again_and_keeps_other_threads_out(tmp_path: Path)
             order.append("other")
 
     with lock.held():
-        thread = threading.Thread(target=other)
+        thread = threading.Thread(target=other, daemon=True)
         thread.start()
         with lock.held():
             time.sleep(0.05)
         order.append("first")
-    thread.join()
+    thread.join(30)
     assert order == ["first", "other"]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.commands import run_command
+
 TOY = Path(__file__).parent / "toy"
 
 
@@ -75,21 +77,13 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def drupe(*arguments: str | Path, folder: Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", "drupe.core.cli", *map(str, arguments)],
-        env=environment(folder),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **kwargs,
-    )
+def drupe(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, to its end; see `commands`."""
+    return run_command([*map(str, arguments)], env=environment(folder), cwd=folder)
 
 
 def start_drupe(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
-    """Start the command line and return at once."""
+    """Start the command line as a user would and return at once."""
     return subprocess.Popen(
         [sys.executable, "-m", "drupe.core.cli", *map(str, arguments)],
         env=environment(folder),
@@ -99,6 +93,12 @@ def start_drupe(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """End a process that did not do what was waited for, and return what it printed."""
+    process.kill()
+    return process.communicate()[0]
 
 
 def runs(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from drupe import __version__
 from drupe.core.cli import _COMMANDS, main
 from drupe.testing import install_plugin
+from tests.support.commands import run_command
 
 COMMANDS = """
 import os
@@ -69,12 +70,17 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def drupe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_command(arguments, env=environment(folder), cwd=folder)
+
+
+def cold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a user starts it, in a Python of its own."""
     command = [sys.executable, "-m", "drupe.core.cli", *arguments]
     return subprocess.run(command, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=60)
 
 
 def test_help_lists_every_command_and_says_what_it_does(tmp_path: Path) -> None:
-    shown = drupe(tmp_path, "--help").stdout
+    shown = cold(tmp_path, "--help").stdout
     listed = {line.split()[0] for line in shown.partition("Commands:")[2].splitlines() if line.strip()}
     assert {name for name in _COMMANDS if name in listed} == set(_COMMANDS)
 
@@ -86,7 +92,7 @@ def test_every_command_has_help_of_its_own(name: str, capsys: pytest.CaptureFixt
 
 
 def test_version(tmp_path: Path) -> None:
-    assert drupe(tmp_path, "--version").stdout == f"drupe {__version__}\n"
+    assert cold(tmp_path, "--version").stdout == f"drupe {__version__}\n"
 
 
 def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
 )
 def test_an_error_is_one_message_and_an_exit_code(tmp_path: Path, how: str, code: int, told: str) -> None:
     install(tmp_path)
-    done = drupe(tmp_path, "fail", how)
+    done = cold(tmp_path, "fail", how)
     assert (done.returncode, done.stderr) == (code, told)
 
 

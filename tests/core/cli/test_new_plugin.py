@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from drupe.testing import install_plugin
+from tests.support.commands import run_command
 
 REPOSITORY = Path(__file__).parents[3]
 
 
 def drupe(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "drupe.core.cli", *arguments]
     env = {**os.environ, "DRUPE_HOME": str(folder / "home"), **variables}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return run_command(arguments, env=env, cwd=folder)
 
 
 def install(package: Path, site: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drupe.testing import install_plugin
+from tests.support.commands import run_command
 
 FILES = {
     "acme/__init__.py": "",
@@ -71,8 +71,7 @@ def site(tmp_path: Path) -> Path:
 
 def drupe(site: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(site), "DRUPE_HOME": str(site.parent / "home"), **variables}
-    command = [sys.executable, "-m", "drupe.core.cli", *arguments]
-    return subprocess.run(command, env=env, cwd=site.parent, capture_output=True, text=True, timeout=120)
+    return run_command(arguments, env=env, cwd=site.parent)
 
 
 def as_json(site: Path, *arguments: str, **variables: str) -> Any:

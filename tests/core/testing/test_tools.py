@@ -78,8 +78,8 @@ def test_what_drupe_testing_offers_is_fixed() -> None:
 
     assert sorted(drupe.testing.__all__) == [
         "ConfigContract", "Contract", "DataContract", "GivenData", "HostContract", "JobFolders", "MetricContract",
-        "PassContract", "RuntimeContract", "assert_light_import", "byte_tokenizer", "heavy_imports", "install_plugin",
-        "isolated_registry", "make_context", "register", "tiny_causal_lm", "tiny_encoder", "tiny_onnx_cnn",
-        "tiny_onnx_mlp",
+        "PassContract", "RuntimeContract", "assert_light_import", "byte_tokenizer", "contract_site", "heavy_imports",
+        "install_plugin", "isolated_registry", "make_context", "register", "tiny_causal_lm", "tiny_encoder",
+        "tiny_onnx_cnn", "tiny_onnx_mlp",
     ]  # fmt: skip
     assert all(hasattr(drupe.testing, name) for name in drupe.testing.__all__)

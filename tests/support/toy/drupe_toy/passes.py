@@ -51,7 +51,8 @@ class SleepyConfig(PassConfig):
 
 
 class Sleepy(Pass):
-    """Works in steps, and goes on after the last one that it finished."""
+    """Works in steps, and goes on after the last one that it finished. In its fifth step it waits while there is a file
+    that DRUPE_TOY_HOLD names, so that a test can have it there."""
 
     Config = SleepyConfig
 
@@ -61,6 +62,8 @@ class Sleepy(Pass):
         for step in range(done, config.steps):
             note(f"Sleepy {step}")
             time.sleep(config.seconds)
+            while step == 4 and os.path.exists(os.environ.get("DRUPE_TOY_HOLD", "")):  # noqa: PTH110
+                time.sleep(0.02)
             partial = state.with_name("step.part")
             partial.write_text(str(step + 1))
             partial.replace(state)
