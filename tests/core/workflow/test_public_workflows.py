@@ -48,6 +48,10 @@ def row(found: Examination) -> dict[str, Any]:
     }
 
 
+CHOICES = ("2024/phi2__phi2_optimize_template.json",)
+"""Passes among which a script picks: in a row they export one model twice, and fit in no framework."""
+
+
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return own_registry()
@@ -83,7 +87,8 @@ def test_files_of_which_nothing_is_missing_plan(registry: Registry) -> None:
             build_plan(found.workflow, registry)
         except ConfigError as error:
             # A device that no runtime of ours can measure on is missing, as a pass would be.
-            assert {fault.kind for fault in error.faults} == {"missing"}, (name, error)
+            wanted = "fault" if name in CHOICES else "missing"
+            assert {fault.kind for fault in error.faults} == {wanted}, (name, error)
         planned += 1
     assert planned > 0
 
