@@ -16,6 +16,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
+from drupe.plugins.onnx.examples import example_inputs
 from drupe.plugins.onnx.graphs import companions, label_axes, name_axes, name_nodes, save_graph, scrub_graph
 from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module, exporter_failed
 from drupe.plugins.onnx.past import PastNames, check_steps, past_call, past_names, stepwise
@@ -31,7 +32,6 @@ _TRAINED = "qat"
 """The quantization of a model whose scales were found in training."""
 _FIRST_QUANTIZED = 13
 """The oldest operator set whose QuantizeLinear has a scale per channel."""
-_TYPES = {"int64": "int64", "int32": "int32", "float32": "float32", "float16": "float16", "bool": "bool"}
 
 
 class OnnxConversionConfig(PassConfig):
@@ -132,9 +132,9 @@ class OnnxConversion(Pass):
         if model.attributes.get("quantization") == _TRAINED:
             context.report["quantized"] = store_quantized_weights(proto)
         scrub_graph(proto)
-        path = save_graph(proto, context.output_dir, external=config.save_as_external_data)
-        if config.external_data_name and path.with_name(f"{path.name}.data").exists():
-            proto = _rename_data(path, config.external_data_name)
+        path = save_graph(
+            proto, context.output_dir, external=config.save_as_external_data, data_name=config.external_data_name
+        )
         loader = {"sliced_decoder.py"} if model.kind == "sliced" else set()
         companions(model.folder, context.output_dir, without=loader)
         context.progress(1, 1, "exported")
@@ -184,7 +184,7 @@ class OnnxConversion(Pass):
         if past is not None:
             proto = _export_steps(loaded, past, model, config, context)
         else:
-            inputs, axes = _example(model, loaded)
+            inputs, axes = example_inputs(model, loaded, _parameters(loaded))
             constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
             told = model.attributes.get("io_config")
             outputs = _outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
@@ -212,62 +212,6 @@ def _past(source: ModelInfo) -> PastNames | None:
 
 def _parameters(loaded: Any) -> list[str]:
     return list(inspect.signature(loaded.forward).parameters)
-
-
-def _example(model: Model, loaded: Any) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
-    """Return example inputs of the model's task and their dynamic axes, as io_config says or as the task has them."""
-    import torch
-
-    told = model.attributes.get("io_config")
-    if isinstance(told, Mapping) and told.get("input_names"):
-        return _told_example(told)
-    parameters = _parameters(loaded)
-    config = loaded.config
-    generator = torch.Generator().manual_seed(0)
-    if "pixel_values" in parameters and "input_ids" not in parameters:
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        pixels = torch.rand(2, getattr(config, "num_channels", 3), height, width, generator=generator)
-        return {"pixel_values": pixels.to(loaded.dtype)}, {"pixel_values": {0: "batch"}}
-    if "input_ids" not in parameters:
-        raise ConfigError(
-            f"OnnxConversion does not know the inputs of {type(loaded).__name__} ({', '.join(parameters[:8])}); "
-            "give them as input_model.io_config (input_names, input_shapes, input_types)"
-        )
-    vocabulary = int(getattr(config, "vocab_size", 100))
-    ids = torch.randint(0, vocabulary, (2, 8), generator=generator)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "token_type_ids" in parameters and int(getattr(config, "type_vocab_size", 0) or 0) > 0:
-        inputs["token_type_ids"] = torch.zeros_like(ids)
-    return inputs, {name: {0: "batch", 1: "sequence"} for name in inputs}
-
-
-def _told_example(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
-    import torch
-
-    names: Sequence[str] = told["input_names"]
-    shapes = told.get("input_shapes")
-    if not shapes or len(shapes) != len(names):
-        raise ConfigError(f"io_config.input_shapes has {len(shapes or ())} shapes for {len(names)} input_names")
-    types = told.get("input_types") or ["int64" if "ids" in n or "mask" in n else "float32" for n in names]
-    axes = {
-        name: {int(axis): str(label) for axis, label in found.items()}
-        for name, found in (told.get("dynamic_axes") or {}).items()
-        if name in names
-    }
-    generator = torch.Generator().manual_seed(0)
-    inputs = {}
-    for name, shape, kind in zip(names, shapes, types, strict=True):
-        if kind not in _TYPES:
-            raise ConfigError(f"io_config.input_types: {kind!r} for {name}; expected one of {', '.join(_TYPES)}")
-        dtype = getattr(torch, _TYPES[kind])
-        # An axis of length 1 in the example is taken for a constant, whatever is said of it.
-        shape = [2 if size == 1 and axis in axes.get(name, {}) else size for axis, size in enumerate(shape)]
-        if dtype.is_floating_point:
-            inputs[name] = torch.rand(*shape, generator=generator).to(dtype)
-        else:
-            inputs[name] = torch.ones(*shape, dtype=dtype)
-    return inputs, axes
 
 
 @dataclass(frozen=True)
@@ -402,14 +346,3 @@ def _output_axes(
         if labels:
             found[name] = labels
     return found
-
-
-def _rename_data(path: Any, name: str) -> Any:
-    import onnx
-
-    proto = onnx.load(str(path))
-    path.with_name(f"{path.name}.data").unlink()
-    onnx.save_model(
-        proto, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=name, size_threshold=1024
-    )
-    return proto

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,30 @@ def test_a_decoder_scores_as_its_source_does_at_any_shape(tmp_path: Path, config
         batch["attention_mask"][:] = 1
         for name, value in outputs_of("hf", source, batch).items():
             np.testing.assert_allclose(outputs_of("onnx", graph, batch)[name], value, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("told", "size"),
+    [
+        ({"size": {"height": 48, "width": 32}}, (48, 32)),
+        ({"size": {"shortest_edge": 64}, "crop_size": {"height": 32, "width": 32}}, (32, 32)),
+        ({"size": 40, "do_center_crop": False}, (40, 40)),
+    ],
+)
+def test_convolutions_are_exported_at_the_size_that_the_processor_gives(
+    tmp_path: Path, told: dict[str, Any], size: tuple[int, int]
+) -> None:
+    """Their own config has no size."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(told))
+    attributes = {"task": "image-classification", "architecture": "ResNetForImageClassification"}
+    source = Model.from_dir("hf", tmp_path / "model", attributes)
+    graph = export(source, tmp_path / "job", use_dynamo_exporter=False, target_opset=17)
+    session = ort.InferenceSession(str(graph.folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert tuple(session.get_inputs()[0].shape[1:]) == (3, *size)
 
 
 def test_nothing_of_this_machine_is_in_the_graph(tmp_path: Path) -> None:

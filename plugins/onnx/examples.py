@@ -1,0 +1,91 @@
+"""Example inputs of a Hugging Face model, to export it with: as io_config tells them, or as its task has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drupe.core.errors import ConfigError
+from drupe.core.model import Model
+
+__all__ = ["example_inputs"]
+
+_TYPES = {"int64": "int64", "int32": "int32", "float32": "float32", "float16": "float16", "bool": "bool"}
+
+
+def example_inputs(
+    model: Model, loaded: Any, parameters: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
+    """Return example inputs of the model's task and their dynamic axes, as io_config says or as the task has them.
+
+    parameters: what the model's forward call takes. Raises ConfigError for a model whose inputs are not known.
+    """
+    import torch
+
+    told = model.attributes.get("io_config")
+    if isinstance(told, Mapping) and told.get("input_names"):
+        return _told_example(told)
+    config = loaded.config
+    generator = torch.Generator().manual_seed(0)
+    if "pixel_values" in parameters and "input_ids" not in parameters:
+        height, width = _picture(getattr(config, "image_size", None) or _processed(model.folder) or 224)
+        pixels = torch.rand(2, getattr(config, "num_channels", 3), height, width, generator=generator)
+        return {"pixel_values": pixels.to(loaded.dtype)}, {"pixel_values": {0: "batch"}}
+    if "input_ids" not in parameters:
+        raise ConfigError(
+            f"OnnxConversion does not know the inputs of {type(loaded).__name__} ({', '.join(parameters[:8])}); "
+            "give them as input_model.io_config (input_names, input_shapes, input_types)"
+        )
+    vocabulary = int(getattr(config, "vocab_size", 100))
+    ids = torch.randint(0, vocabulary, (2, 8), generator=generator)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "token_type_ids" in parameters and int(getattr(config, "type_vocab_size", 0) or 0) > 0:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    return inputs, {name: {0: "batch", 1: "sequence"} for name in inputs}
+
+
+def _processed(folder: Path) -> Any:
+    """Return the size that the model's image processor gives pictures, or None: convolutions have none of their own."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    said = json.loads(path.read_text(encoding="utf-8"))
+    crops = said.get("do_center_crop", "crop_size" in said)
+    return said.get("crop_size" if crops else "size")
+
+
+def _picture(size: Any) -> tuple[int, int]:
+    if isinstance(size, Mapping):
+        edge = size.get("shortest_edge", size.get("longest_edge", 224))
+        return int(size.get("height", edge)), int(size.get("width", edge))
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _told_example(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[int, str]]]:
+    import torch
+
+    names: Sequence[str] = told["input_names"]
+    shapes = told.get("input_shapes")
+    if not shapes or len(shapes) != len(names):
+        raise ConfigError(f"io_config.input_shapes has {len(shapes or ())} shapes for {len(names)} input_names")
+    types = told.get("input_types") or ["int64" if "ids" in n or "mask" in n else "float32" for n in names]
+    axes = {
+        name: {int(axis): str(label) for axis, label in found.items()}
+        for name, found in (told.get("dynamic_axes") or {}).items()
+        if name in names
+    }
+    generator = torch.Generator().manual_seed(0)
+    inputs = {}
+    for name, shape, kind in zip(names, shapes, types, strict=True):
+        if kind not in _TYPES:
+            raise ConfigError(f"io_config.input_types: {kind!r} for {name}; expected one of {', '.join(_TYPES)}")
+        dtype = getattr(torch, _TYPES[kind])
+        # An axis of length 1 in the example is taken for a constant, whatever is said of it.
+        shape = [2 if size == 1 and axis in axes.get(name, {}) else size for axis, size in enumerate(shape)]
+        if dtype.is_floating_point:
+            inputs[name] = torch.rand(*shape, generator=generator).to(dtype)
+        else:
+            inputs[name] = torch.ones(*shape, dtype=dtype)
+    return inputs, axes
