@@ -57,12 +57,11 @@ class WarmWorker:
             raise HostError(f"no worker can be started with {command[0]}: {error.strerror}") from error
         self._errors: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._draining = threading.Thread(target=self._drain, daemon=True)
+        self._draining.start()
         first = self._next(_START_SECONDS)
         if first is None or first.get("event") != "ready":
-            self.kill()
-            said = "\n".join(self._errors[-_TAIL_LINES:])
-            raise HostError(f"the worker started with {command[0]} did not answer", said)
+            raise self._not_started(command[0])
 
     @property
     def alive(self) -> bool:
@@ -185,6 +184,17 @@ class WarmWorker:
         for line in self._process.stderr:
             self._errors.append(line.rstrip())
             del self._errors[:-200]
+
+    def _not_started(self, python: str) -> HostError:
+        """End what did not get ready, and say what it said last: mostly that something can't be imported there."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        ended = f"ended before it was ready ({self._how_it_ended()})" if not self.alive else "did not answer"
+        self.kill()
+        self._draining.join(2)
+        said = [line for line in self._errors if line.strip()][-_TAIL_LINES:]
+        last = f": {said[-1].strip()}" if said else ""
+        return HostError(f"the worker started with {python} {ended}{last}", "\n".join(said))
 
     def _how_it_ended(self) -> str:
         with suppress(subprocess.TimeoutExpired):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+import drupe as drupe_package
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
@@ -163,7 +164,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         pytest.skip(f"Optimum can't be installed here: {errors[-1] if errors else done.returncode}")
     (site,) = (folder / "lib").glob("python*/site-packages")
-    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # Lines of the other environment's own .pth files are not followed: an editable Drupe is named as well.
+    ours = Path(drupe_package.__path__[0]).parent
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ours}\n")
     return folder
 
 
