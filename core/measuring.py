@@ -78,7 +78,7 @@ class Measurer:
         measurements: dict[str, Measurement] = {}
         for entry in entries:
             if entry.name in found:
-                measurements |= _read(entry, found[entry.name], part)
+                measurements |= self._read(entry, found[entry.name], part)
         return measurements, errors, steps
 
     def stored(
@@ -94,7 +94,7 @@ class Measurer:
         """Return what a metric gave for a model on the whole part, where the store has it."""
         request = self._request(model, target, part, baseline, reference)
         record = self.store.get(self._metric_key(entry, request))
-        return None if record is None else _read(entry, record["measurement"], part)
+        return None if record is None else self._read(entry, record["measurement"], part)
 
     def measure_piece(
         self,
@@ -133,13 +133,24 @@ class Measurer:
         key = self._metric_key(entry, self._request(model, target, part, None, reference))
         record = {**(self.store.get(last.key) or {}), "key": key, "measurement": dict(measured), "model": None}
         self.store.put(key, {**record, "seconds": measured["seconds"]})
-        return _read(entry, measured, part)
+        return self._read(entry, measured, part)
 
     def metric(self, entry: MetricEntry) -> tuple[Metric, Any]:
         """Return the metric of an evaluator's entry and its config."""
         registered = self.registry.get("drupe_metrics", entry.type)
         metric = self.registry.resolve(registered)(registered.spec)
         return metric, metric.Config.model_validate(dict(entry.config))
+
+    def _read(self, entry: MetricEntry, record: Mapping[str, Any], part: str | None) -> dict[str, Measurement]:
+        """Return a metric's stored values by full name, each with the rows that it rests on."""
+        metric, config = self.metric(entry)
+        rows = {key: tuple(row) for key, row in record.get("rows", {}).items()}
+        found = {}
+        for sub_type, value in record["values"].items():
+            name = full_name(entry, sub_type)
+            own = metric.rows_of(rows, sub_type, config)
+            found[name] = Measurement.from_json({**value, "metric": name, "rows": own, "split": part})
+        return found
 
     def grows(self, entry: MetricEntry) -> bool:
         """Whether a metric is taken on samples one by one, so that a part of them tells something of all."""
@@ -210,11 +221,12 @@ class Measurer:
             folder=self.workflow.folder,
         )
         extra: dict[str, Any] = {"sub_types": sorted(entry.sub_types)}
-        packages: dict[str, str] = {}
+        keyed = cast(MetricSpec, registered.spec).key_packages
+        packages: dict[str, str] = dict(self._engine.packages(system.name, keyed)) if keyed else {}
         if cast(MetricSpec, registered.spec).needs is not None:
             runtime = find_runtime(self.registry, model.kind, accelerator, system.runtime)
             spec = cast(RuntimeSpec, runtime.spec)
-            packages = self._engine.packages(system.name, spec.key_packages)
+            packages |= self._engine.packages(system.name, spec.key_packages)
             extra["runtime"] = [
                 spec.name,
                 runtime.plugin.distribution,
@@ -337,13 +349,3 @@ class Measurer:
 def full_name(entry: MetricEntry, sub_type: str) -> str:
     """Return the name of a measurement as goals spell it: "name-sub_type"."""
     return f"{entry.name}-{sub_type}"
-
-
-def _read(entry: MetricEntry, record: Mapping[str, Any], part: str | None) -> dict[str, Measurement]:
-    """Return a metric's stored values by full name."""
-    rows = record.get("rows", {})
-    found = {}
-    for sub_type, value in record["values"].items():
-        name = full_name(entry, sub_type)
-        found[name] = Measurement.from_json({**value, "metric": name, "rows": rows, "split": part})
-    return found

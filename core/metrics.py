@@ -107,6 +107,8 @@ class Metric:
     default_sub_type: ClassVar[str] = ""
     needs_reference: ClassVar[bool] = False
     """Whether the source model is opened beside the model, as context.reference_session."""
+    names_values: ClassVar[bool] = False
+    """Whether measuring tells which values there are (`value_names`), for an evaluator that lists no sub-types."""
 
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec
@@ -133,6 +135,18 @@ class Metric:
         session is None where the spec needs no capability. Raises EvaluationError.
         """
         raise NotImplementedError
+
+    def value_names(self, rows: Rows, config: Any) -> Sequence[str]:
+        """Return the values that the last `measure` of this instance found, where `names_values`."""
+        return (self.default_sub_type,)
+
+    def rows_of(self, rows: Rows, sub_type: str, config: Any) -> Rows:
+        """Return the rows that the value `sub_type` rests on, in the form that `aggregate` takes: all, as they are.
+
+        Refined where values rest on different samples (tasks of a benchmark). Raises EvaluationError for a value that
+        the rows do not tell.
+        """
+        return rows
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: Any) -> float:
         """Return the value of `sub_type` over rows. Pure; called many times by the bootstrap."""

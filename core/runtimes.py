@@ -67,7 +67,8 @@ class Session:
         """Score one sequence. input_ids, labels: int64 (n,); labels -100 where nothing is scored.
 
         outputs: "logprobs" (float64, (n,)): the natural log-probability of labels[i] given input_ids[:i], NaN where
-        nothing is scored (position 0 always).
+        nothing is scored (position 0 always). "greedy" (bool, (n,)): whether labels[i] is the likeliest token there;
+        False where nothing is scored. Metrics that count exact continuations need it; others do without.
         """
         raise NotImplementedError
 

@@ -218,10 +218,14 @@ class RuntimeSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec(Spec):
-    """A metric. needs: "forward", "generate", "score" or None (it looks at the files). timed: taken alone."""
+    """A metric. needs: "forward", "generate", "score" or None (it looks at the files). timed: taken alone.
+
+    key_packages: distributions whose versions decide what it measures; part of measurement keys.
+    """
 
     needs: str | None = None
     timed: bool = False
+    key_packages: tuple[str, ...] = ()
 
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"needs": (None, *CAPABILITIES)}
 

@@ -128,6 +128,7 @@ def _measure_one(
     context.reference_session = None
     if metric.needs_reference and "reference" in others:
         context.reference_session = sessions.get("reference", others["reference"], needs)
+    expected = {name: metric.sub_type(name, config).direction for name in request["sub_types"]}
     with context.alone():
         started = time.perf_counter()
         rows = metric.measure(model, session, samples, config, context)
@@ -142,7 +143,18 @@ def _measure_one(
             "total": len(context.population),
             "per_sample": all(key in places for key in rows),
         }
-    values = values_of(metric, config, request["name"], request["sub_types"], list(rows.values()), job.seed)
+    names = request["sub_types"] or metric.value_names(rows, config)
+    values: dict[str, Any] = {}
+    for name in names:
+        part = list(metric.rows_of(rows, name, config).values())
+        values |= values_of(metric, config, request["name"], [name], part, job.seed)
+        better = values[name]["direction"]
+        if better != expected.get(name, better):
+            # Goals were read by what was known before measuring.
+            raise EvaluationError(
+                f"{request['name']}-{name}: {better} is better, as measuring told; say higher_is_better: "
+                f"{str(better == 'higher').lower()} of this sub-type in the workflow"
+            )
     return measured | {"values": values}
 
 

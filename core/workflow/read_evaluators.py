@@ -106,7 +106,8 @@ def _metric(
     checked = check_config(factory.Config, config, path, findings)
     reading.check_references(factory.Config, config, path)
     names = []
-    for place, sub_type in sub_types or [(path, {"name": factory.default_sub_type})]:
+    default = [] if factory.names_values else [(path, {"name": factory.default_sub_type})]
+    for place, sub_type in sub_types or default:
         value = _value(metric_, sub_type["name"], checked.instance, place, reading)
         names.append(sub_type["name"])
         direction = _direction(value, sub_type, place, reading)

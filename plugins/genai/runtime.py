@@ -130,7 +130,9 @@ class GenAISession(Session):
         rows = logits[0, places - 1].astype(np.float64)
         rows -= rows.max(axis=1, keepdims=True)
         result[places] = rows[np.arange(len(places)), wanted[places]] - np.log(np.exp(rows).sum(axis=1))
-        return Result({"logprobs": result})
+        greedy = np.zeros(len(result), dtype=bool)
+        greedy[places] = rows.argmax(axis=1) == wanted[places]
+        return Result({"logprobs": result, "greedy": greedy})
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """See Session.tokenize."""

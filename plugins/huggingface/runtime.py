@@ -132,6 +132,7 @@ class TransformersSession(Session):
         import torch
 
         logprobs = np.full(len(input_ids), np.nan)
+        greedy = np.zeros(len(input_ids), dtype=bool)
         wanted = np.flatnonzero(labels != -100)
         wanted = wanted[wanted > 0]
         if len(wanted):
@@ -146,7 +147,8 @@ class TransformersSession(Session):
                     logits = self._loaded(input_ids=ids, use_cache=False).logits[0, keep]
                 table = torch.log_softmax(logits.double(), dim=-1)
                 logprobs[wanted] = table.gather(1, targets[:, None])[:, 0].cpu().numpy()
-        return Result({"logprobs": logprobs})
+                greedy[wanted] = (table.argmax(dim=-1) == targets).cpu().numpy()
+        return Result({"logprobs": logprobs, "greedy": greedy})
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """See Session.tokenize. A text that begins with the begin-of-text token, as chats do, gets no other."""

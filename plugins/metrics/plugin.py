@@ -70,6 +70,14 @@ def drupe_metrics() -> Sequence[MetricSpec]:
             aliases=("word_error_rate",),
         ),
         MetricSpec(
+            name="LMEvaluator",
+            target="drupe.plugins.metrics.lm_evaluator:LMEvaluator",
+            summary="Tasks of EleutherAI's lm-evaluation-harness, with its prompts and scores.",
+            needs="score",
+            requires=("lm-eval>=0.4.9",),
+            key_packages=("lm-eval",),
+        ),
+        MetricSpec(
             name="custom",
             target="drupe.plugins.metrics.custom:Custom",
             summary="A function of the user's own script.",

@@ -1,0 +1,237 @@
+"""LMEvaluator: tasks of EleutherAI's lm-evaluation-harness on a model that any runtime serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from drupe.core.config import FileRef
+from drupe.core.context import JobContext
+from drupe.core.data import Sample
+from drupe.core.errors import EvaluationError
+from drupe.core.metrics import Metric, MetricConfig, Rows, SubType
+from drupe.core.model import Model
+from drupe.core.runtimes import Session
+from drupe.plugins.metrics.harness_tasks import load_tasks, require_harness, sandboxed_templates
+from drupe.plugins.metrics.harness_values import aggregated, found_in, named_sub_type, part_of
+
+__all__ = ["LMEvaluator", "LMEvaluatorConfig"]
+
+_SEED = 1234
+"""Of the few-shot sampler: the harness's own default, so that prompts are those of published numbers."""
+
+
+class LMEvaluatorConfig(MetricConfig):
+    """Which tasks, and how their prompts are made."""
+
+    tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags of lm-eval, by their names.")
+    num_fewshot: int | None = Field(None, ge=0, description="Examples before each question; by default the task's own.")
+    limit: float | None = Field(
+        None, gt=0, description="Documents per task: so many, or below 1 that share; an estimate only."
+    )
+    batch_size: int | Literal["auto"] = Field(
+        1, description="Read from Olive files; sessions score one sequence at a time, which changes no value."
+    )
+    max_length: int | None = Field(
+        None, ge=2, description="Tokens that the model sees at most; by default its context. Prompts are cut on the left."
+    )
+    include_path: FileRef | None = Field(
+        None, description="A folder of task files (YAML) of your own; their relative data files are looked for there."
+    )
+    apply_chat_template: bool = Field(False, description="Write prompts by the chat template of the model's tokenizer.")
+    fewshot_as_multiturn: bool = Field(False, description="Give few-shot examples as turns of the chat.")
+    system_instruction: str | None = Field(None, description="Stands before every prompt.")
+    higher_is_better: bool | dict[str, bool] | None = Field(
+        None, description="The direction, for all or by value; by default the harness's own."
+    )
+    model_class: str | None = Field(None, description="Read from Olive files; the model's runtime answers the tasks.")
+    ep: str | None = Field(None, description="Read from Olive files; the target's accelerator decides.")
+    ep_options: dict[str, Any] | None = Field(None, description="Read from Olive files; the target's decide.")
+    provider_options: dict[str, Any] | None = Field(None, description="Read from Olive files; the target's decide.")
+    device: str | None = Field(None, description="Read from Olive files; the target's accelerator decides.")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one_task(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if value.count(name) > 1:
+                raise ValueError(f"{name} is listed twice; list each task once")
+        return value
+
+    @field_validator("limit")
+    @classmethod
+    def _whole_above_one(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and value != int(value):
+            raise ValueError(f"limit is {value}; expected a whole number of documents, or a share below 1")
+        return value
+
+
+class _AnyValue(Mapping[str, SubType]):
+    """Values are named after tasks, which the harness and the user define: every name may be one."""
+
+    def __getitem__(self, name: str) -> SubType:
+        return named_sub_type(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+class LMEvaluator(Metric):
+    """Values: "TASK-METRIC" (arc_easy-acc_norm), and "TASK-METRIC,FILTER" where a task has several filters; with one
+    task, "METRIC" alone will do. Rows: see `harness_values`.
+
+    The tasks' prompts, answers and scores are the harness's (https://github.com/EleutherAI/lm-evaluation-harness).
+    """
+
+    Config = LMEvaluatorConfig
+    version = 1
+    sub_types = _AnyValue()
+    names_values: ClassVar[bool] = True
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self._found: Mapping[str, SubType] = {}
+
+    def needs(self, config: LMEvaluatorConfig) -> Sequence[str]:
+        """See Metric.needs."""
+        return ("score", "generate")
+
+    def sub_type(self, name: str, config: LMEvaluatorConfig) -> SubType:
+        """See Metric.sub_type: as the harness says once it has measured, before that by the name."""
+        full = _full(name, config)
+        if full in self._found:
+            return self._found[full]
+        told = config.higher_is_better
+        return named_sub_type(full, told.get(name, told.get(full)) if isinstance(told, Mapping) else told)
+
+    def value_names(self, rows: Rows, config: LMEvaluatorConfig) -> Sequence[str]:
+        """See Metric.value_names."""
+        return tuple(self._found)
+
+    def rows_of(self, rows: Rows, sub_type: str, config: LMEvaluatorConfig) -> Rows:
+        """See Metric.rows_of: of the tasks' documents those that the value counts, as (value, weight, kind)."""
+        found = part_of(rows, _full(sub_type, config))
+        if not found:
+            there = f"; there are {', '.join(self._found)}" if self._found else ""
+            raise EvaluationError(f"the tasks gave no value named {sub_type!r}{there}")
+        return found
+
+    def measure(
+        self,
+        model: Model,
+        session: Session | None,
+        samples: Sequence[Sample],
+        config: LMEvaluatorConfig,
+        context: JobContext,
+    ) -> Rows:
+        """See Metric.measure. All tasks are loaded before the model is asked anything."""
+        assert session is not None
+        require_harness()
+        _note_settings(config, context)
+        folder = None
+        if config.include_path is not None:
+            folder = ((context.workflow_dir or Path()) / config.include_path).expanduser().resolve()
+        with sandboxed_templates():
+            loaded = load_tasks(config.tasks, folder, context)
+            _set_up(loaded["tasks"], config)
+            _check_session(loaded["tasks"], session)
+            results, truncated, limit = _evaluated(loaded, model, session, config, context)
+        if truncated:
+            _note(context, f"{truncated} prompts were longer than {limit} tokens and lost their beginning")
+        found = found_in(results, loaded["tasks"], loaded["groups"])
+        self._found = found.sub_types
+        context.report["lm_eval"] = {name: dict(values) for name, values in found.summary.items()}
+        return found.rows
+
+    def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: LMEvaluatorConfig) -> float:
+        """See Metric.aggregate. rows: what `rows_of` gave."""
+        return aggregated(rows)
+
+
+def _full(name: str, config: LMEvaluatorConfig) -> str:
+    """Return a value's full name: one task's value may go by its metric alone."""
+    alone = len(config.tasks) == 1 and "-" not in name.partition(",")[0]
+    return f"{config.tasks[0]}-{name}" if alone else name
+
+
+def _set_up(tasks: Mapping[str, Any], config: LMEvaluatorConfig) -> None:
+    """Number of examples and seeds, as the harness's own `simple_evaluate` sets them."""
+    import random
+
+    import numpy as np
+
+    random.seed(0)
+    np.random.seed(_SEED)
+    for task in tasks.values():
+        own = task.get_config("num_fewshot")
+        if config.num_fewshot is not None and own != 0:
+            task.set_config(key="num_fewshot", value=config.num_fewshot)
+        elif own is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_SEED)
+
+
+def _check_session(tasks: Mapping[str, Any], session: Session) -> None:
+    for name, task in tasks.items():
+        wanted = "generate" if task.OUTPUT_TYPE == "generate_until" else "score"
+        if wanted not in session.capabilities:
+            raise EvaluationError(
+                f"task {name} needs a model that can {wanted}; this one can {', '.join(session.capabilities)}"
+            )
+
+
+def _evaluated(
+    loaded: Mapping[str, Any], model: Model, session: Session, config: LMEvaluatorConfig, context: JobContext
+) -> tuple[Mapping[str, Any], int, int]:
+    from lm_eval.evaluator import evaluate
+
+    from drupe.plugins.metrics.harness_model import SessionLM
+
+    asked = SessionLM(
+        session, model.folder, max_length=config.max_length, seed=context.seed, progress=context.progress
+    )
+    try:
+        results = evaluate(
+            asked,
+            dict(loaded),
+            limit=config.limit,
+            log_samples=True,
+            bootstrap_iters=1000,
+            system_instruction=config.system_instruction,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.fewshot_as_multiturn,
+            confirm_run_unsafe_code=True,  # consent was asked for as the tasks were loaded
+        )
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise EvaluationError(f"lm-eval could not evaluate {', '.join(config.tasks)}: {error}") from error
+    if results is None:
+        raise EvaluationError("lm-eval gave no results; it takes itself for one of several processes (LOCAL_RANK)")
+    return results, asked.truncated, asked.max_length
+
+
+def _note_settings(config: LMEvaluatorConfig, context: JobContext) -> None:
+    told = {name: getattr(config, name) for name in ("model_class", "ep", "ep_options", "provider_options", "device")}
+    given = [name for name, value in told.items() if value]
+    if given:
+        _note(context, f"{', '.join(given)}: the target's accelerator and its options decide where the model runs")
+
+
+def _note(context: JobContext, text: str) -> None:
+    notes: list[str] = context.report.setdefault("notes", [])
+    if text not in notes:
+        notes.append(text)
+        context.log.warning("%s", text)
