@@ -37,7 +37,11 @@ def load_tasks(names: Sequence[str], folder: Path | None, context: JobContext) -
             raise ConfigError(f"LMEvaluator: include_path {folder} is no folder; it should hold the tasks' YAML files")
         for path in sorted(folder.glob("**/*.yaml")):
             _check_code(path, context, set())
-    manager = TaskManager(include_path=str(folder) if folder is not None else None)
+    own = str(folder) if folder is not None else None
+    # The harness's own tasks are many thousand files, which are not read where the user's do.
+    manager = TaskManager(include_path=own, include_defaults=False)
+    if not all(_complete(name, manager.task_index) for name in names):
+        manager = TaskManager(include_path=own)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, 3)
@@ -128,6 +132,15 @@ def _known_metrics() -> frozenset[str]:
     from lm_eval.api.registry import METRIC_REGISTRY
 
     return frozenset(METRIC_REGISTRY.keys() if hasattr(METRIC_REGISTRY, "keys") else METRIC_REGISTRY)
+
+
+def _complete(name: Any, index: Mapping[str, Any], depth: int = 0) -> bool:
+    """Whether a task, or all the tasks of a group, are in the index."""
+    entry = index.get(name) if isinstance(name, str) else None
+    if entry is None or depth > 8:
+        return False
+    members = (entry.cfg or {}).get("task")
+    return all(_complete(m, index, depth + 1) for m in members) if isinstance(members, list) else True
 
 
 def _why(name: str, index: Mapping[str, Any], error: Exception) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -205,22 +208,37 @@ def _evaluated(
         session, model.folder, max_length=config.max_length, seed=context.seed, progress=context.progress
     )
     try:
-        results = evaluate(
-            asked,
-            dict(loaded),
-            limit=config.limit,
-            log_samples=True,
-            bootstrap_iters=1000,
-            system_instruction=config.system_instruction,
-            apply_chat_template=config.apply_chat_template,
-            fewshot_as_multiturn=config.fewshot_as_multiturn,
-            confirm_run_unsafe_code=True,  # consent was asked for as the tasks were loaded
-        )
+        # What it prints is no result; and its standard errors need no processes of their own beside a loaded model.
+        with contextlib.redirect_stdout(sys.stderr), _one_process():
+            results = evaluate(
+                asked,
+                dict(loaded),
+                limit=config.limit,
+                log_samples=True,
+                bootstrap_iters=1000,
+                system_instruction=config.system_instruction,
+                apply_chat_template=config.apply_chat_template,
+                fewshot_as_multiturn=config.fewshot_as_multiturn,
+                confirm_run_unsafe_code=True,  # consent was asked for as the tasks were loaded
+            )
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise EvaluationError(f"lm-eval could not evaluate {', '.join(config.tasks)}: {error}") from error
     if results is None:
         raise EvaluationError("lm-eval gave no results; it takes itself for one of several processes (LOCAL_RANK)")
     return results, asked.truncated, asked.max_length
+
+
+@contextlib.contextmanager
+def _one_process() -> Iterator[None]:
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
 
 
 def _note_settings(config: LMEvaluatorConfig, context: JobContext) -> None:
