@@ -69,7 +69,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
     def eot_token_id(self) -> int:
         """The token that ends a text."""
         if self._eot is None:
-            raise EvaluationError(f"neither tokenizer_config.json nor config.json in {self._folder.name} tells eos_token")
+            raise EvaluationError(f"neither tokenizer_config.json nor config.json of {self._folder.name} has eos_token")
         return self._eot
 
     @property

@@ -64,7 +64,7 @@ def load_tasks(names: Sequence[str], folder: Path | None, context: JobContext) -
         if getattr(task, "UNSAFE_CODE", False) or task.get_config("unsafe_code"):
             context.require_consent("user-scripts", f"task {name}, which runs code that the model writes,")
         if getattr(task, "MULTIMODAL", False):
-            raise EvaluationError(f"LMEvaluator: task {name} asks about pictures or sound, which sessions are not given")
+            raise EvaluationError(f"LMEvaluator: task {name} asks about pictures or sound; sessions take text")
     return loaded
 
 

@@ -1,7 +1,7 @@
 """What lm-evaluation-harness found, as rows: one per document, or one per value where it is no mean over documents.
 
-A row is a flat run of (code, kind, value, weight), one group of four for each value that the document counts for. A code
-is the CRC-32 of the value's name ("TASK-METRIC").
+A row is a flat run of (code, kind, value, weight), four numbers for each value that the document counts for. A code is
+the CRC-32 of the value's name ("TASK-METRIC").
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def code_of(name: str) -> float:
 def part_of(rows: Mapping[str, tuple[float, ...]], name: str) -> dict[str, tuple[float, ...]]:
     """Return the rows that the value `name` rests on, as (value, weight, kind)."""
     code = code_of(name)
-    found = {}
+    found: dict[str, tuple[float, ...]] = {}
     for key, row in rows.items():
         for at in range(0, len(row), 4):
             if row[at] == code:

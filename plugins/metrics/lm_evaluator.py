@@ -39,7 +39,9 @@ class LMEvaluatorConfig(MetricConfig):
         1, description="Read from Olive files; sessions score one sequence at a time, which changes no value."
     )
     max_length: int | None = Field(
-        None, ge=2, description="Tokens that the model sees at most; by default its context. Prompts are cut on the left."
+        None,
+        ge=2,
+        description="Tokens that the model sees at most, by default its context; prompts are cut on the left.",
     )
     include_path: FileRef | None = Field(
         None, description="A folder of task files (YAML) of your own; their relative data files are looked for there."
@@ -204,9 +206,7 @@ def _evaluated(
 
     from drupe.plugins.metrics.harness_model import SessionLM
 
-    asked = SessionLM(
-        session, model.folder, max_length=config.max_length, seed=context.seed, progress=context.progress
-    )
+    asked = SessionLM(session, model.folder, max_length=config.max_length, seed=context.seed, progress=context.progress)
     try:
         # What it prints is no result; and its standard errors need no processes of their own beside a loaded model.
         with contextlib.redirect_stdout(sys.stderr), _one_process():

@@ -227,7 +227,7 @@ def test_a_template_does_not_reach_into_python(model: Model, tmp_path: Path) -> 
 
 def test_an_unknown_task_is_told_with_the_nearest(model: Model, tmp_path: Path) -> None:
     write_tasks(tmp_path / "tasks")
-    with pytest.raises(ConfigError, match="'tone_choise'.*tone_choice"):
+    with pytest.raises(ConfigError, match=r"'tone_choise'.*tone_choice"):
         measured(model, Knowing(), tmp_path, ["tone_choise"])
 
 
