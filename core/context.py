@@ -75,6 +75,8 @@ class JobContext:
     """In a measuring job: opens a fresh session of the model, for metrics that watch the opening itself."""
     population: Sequence[Sample] = ()
     """In a measuring job: the whole part of the data that the metric's samples, perhaps fewer, were taken from."""
+    part: str | None = None
+    """In a measuring job: "selection", "certification", or another word for all of the data that measures."""
     baseline_session: Session | None = None
     """In a measuring job with a relative goal: the baseline's session; timed metrics interleave the two."""
     reference_session: Session | None = None

@@ -241,6 +241,8 @@ class Measurer:
             extra["threads"] = resources.thread_count
             # The winner's timings are taken anew for its verdict: those it was chosen by flatter it.
             extra["part"] = part
+        if metric.own_data and part in ("selection", "certification"):
+            extra["part"] = part
         if entry.data is not None:
             data = self.registry.get("drupe_data_containers", self.workflow.data[entry.data].type)
             packages |= self._engine.packages(system.name, cast(DataSpec, data.spec).key_packages)

@@ -110,6 +110,10 @@ class Metric:
     names_values: ClassVar[bool] = False
     """Whether measuring tells which values there are (`value_names`), for an evaluator that lists no sub-types."""
 
+    own_data: ClassVar[bool] = False
+    """Whether it brings its samples itself, without a data config; then it honours context.part: what selects a
+    candidate must not certify it."""
+
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec
 

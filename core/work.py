@@ -117,6 +117,7 @@ def _measure_one(
     needs = metric.needs(config)
     samples = context.data(request["data"], model=model, part=job.options.get("part")) if request["data"] else ()
     context.population = samples
+    context.part = job.options.get("part")
     piece = job.options.get("piece")
     start, stop = piece or (0, job.options.get("limit") or len(samples))
     if start > 0 or stop < len(samples):

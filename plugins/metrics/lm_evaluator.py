@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from drupe.core.config import FileRef
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
+from drupe.core.digests import digest_of
 from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, MetricConfig, Rows, SubType
 from drupe.core.model import Model
@@ -106,6 +107,7 @@ class LMEvaluator(Metric):
     version = 1
     sub_types = _AnyValue()
     names_values: ClassVar[bool] = True
+    own_data: ClassVar[bool] = True
 
     def __init__(self, spec: Any) -> None:
         super().__init__(spec)
@@ -199,6 +201,24 @@ def _check_session(tasks: Mapping[str, Any], session: Session) -> None:
             )
 
 
+def _half(tasks: Mapping[str, Any], config: LMEvaluatorConfig, context: JobContext) -> dict[str, list[int]] | None:
+    """Return task → documents of the half that selects or certifies, by digests; None for all documents."""
+    if context.part not in ("selection", "certification"):
+        return None
+    from lm_eval.evaluator_utils import get_sample_size
+
+    found = {}
+    for name, task in tasks.items():
+        count = len(task.eval_docs)
+        limit = min(count, get_sample_size(task, config.limit) or count)
+        order = sorted(range(limit), key=lambda doc: digest_of(f"{context.seed} {name} {doc}"))
+        half = order[: (limit + 1) // 2] if context.part == "selection" else order[(limit + 1) // 2 :]
+        if not half:
+            raise EvaluationError(f"task {name} has {limit} documents: too few to choose on some and certify on others")
+        found[name] = sorted(half)
+    return found
+
+
 def _evaluated(
     loaded: Mapping[str, Any], model: Model, session: Session, config: LMEvaluatorConfig, context: JobContext
 ) -> tuple[Mapping[str, Any], int, int]:
@@ -207,13 +227,15 @@ def _evaluated(
     from drupe.plugins.metrics.harness_model import SessionLM
 
     asked = SessionLM(session, model.folder, max_length=config.max_length, seed=context.seed, progress=context.progress)
+    chosen = _half(loaded["tasks"], config, context)
     try:
         # What it prints is no result; and its standard errors need no processes of their own beside a loaded model.
         with contextlib.redirect_stdout(sys.stderr), _one_process():
             results = evaluate(
                 asked,
                 dict(loaded),
-                limit=config.limit,
+                limit=config.limit if chosen is None else None,
+                samples=chosen,
                 log_samples=True,
                 bootstrap_iters=1000,
                 system_instruction=config.system_instruction,

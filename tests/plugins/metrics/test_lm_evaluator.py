@@ -133,10 +133,10 @@ def values(made: Metric, rows: Mapping[str, tuple[float, ...]], config: Any) -> 
 
 
 def measured(
-    model: Model, session: Session, folder: Path, tasks: Sequence[str], **config: Any
+    model: Model, session: Session, folder: Path, tasks: Sequence[str], *, part: str | None = None, **config: Any
 ) -> tuple[dict[str, float], Metric, Any, Any, Any]:
     made = metric("LMEvaluator")
-    surroundings = context(folder)
+    surroundings = context(folder, part=part)
     checked = configured(made, tasks=list(tasks), include_path="tasks", **config)
     rows = made.measure(model, session, (), checked, surroundings)
     return values(made, rows, checked), made, rows, checked, surroundings
@@ -199,6 +199,16 @@ def test_a_value_of_all_documents_at_once_has_no_row_per_document(model: Model, 
     assert found["tone_judged-mcc"] == pytest.approx(1.0)
     assert list(made.rows_of(rows, "mcc", config)) == ["tone_judged-mcc"]
     assert not made.sub_type("mcc", config).paired or len(made.rows_of(rows, "acc", config)) == 6
+
+
+def test_what_chooses_does_not_certify(model: Model, tmp_path: Path) -> None:
+    write_tasks(tmp_path / "tasks")
+    halves = []
+    for part in ("selection", "certification"):
+        _, made, rows, config, _ = measured(model, Knowing(), tmp_path, ["tone_choice"], part=part, limit=5)
+        halves.append(set(made.rows_of(rows, "acc", config)))
+    assert [len(half) for half in halves] == [3, 2]
+    assert halves[0] | halves[1] == {f"tone_choice/{doc:05}" for doc in range(5)}
 
 
 def test_long_prompts_lose_their_beginning_and_that_is_told(model: Model, tmp_path: Path) -> None:
