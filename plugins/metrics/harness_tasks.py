@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ def load_tasks(names: Sequence[str], folder: Path | None, context: JobContext) -
             raise ConfigError(f"LMEvaluator: include_path {folder} is no folder; it should hold the tasks' YAML files")
         for path in sorted(folder.glob("**/*.yaml")):
             _check_code(path, context, set())
-    own = str(folder) if folder is not None else None
-    # The harness's own tasks are many thousand files, which are not read where the user's do.
-    manager = TaskManager(include_path=own, include_defaults=False)
-    if not all(_complete(name, manager.task_index) for name in names):
-        manager = TaskManager(include_path=own)
+    # The harness's own tasks are many thousand files: they are read once a process, and not where the user's do.
+    if folder is None:
+        manager = _own_tasks()
+    else:
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        if not all(_complete(name, manager.task_index) for name in names):
+            manager = TaskManager(include_path=str(folder))
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, 3)
@@ -132,6 +135,13 @@ def _known_metrics() -> frozenset[str]:
     from lm_eval.api.registry import METRIC_REGISTRY
 
     return frozenset(METRIC_REGISTRY.keys() if hasattr(METRIC_REGISTRY, "keys") else METRIC_REGISTRY)
+
+
+@cache
+def _own_tasks() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _complete(name: Any, index: Mapping[str, Any], depth: int = 0) -> bool:

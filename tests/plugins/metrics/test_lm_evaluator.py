@@ -236,9 +236,10 @@ def test_a_template_does_not_reach_into_python(model: Model, tmp_path: Path) -> 
 
 
 def test_an_unknown_task_is_told_with_the_nearest(model: Model, tmp_path: Path) -> None:
-    write_tasks(tmp_path / "tasks")
-    with pytest.raises(ConfigError, match=r"'tone_choise'.*tone_choice"):
-        measured(model, Knowing(), tmp_path, ["tone_choise"])
+    made = metric("LMEvaluator")
+    config = configured(made, tasks=["arc_eazy"])
+    with pytest.raises(ConfigError, match=r"'arc_eazy' is no task.*nearest:.*arc_easy"):
+        made.measure(model, Knowing(), (), config, context(tmp_path))
 
 
 def test_data_that_the_hub_does_not_give_is_told_with_task_and_data_set(model: Model, tmp_path: Path) -> None:
@@ -284,8 +285,9 @@ def test_the_hf_runtime_gives_what_the_harness_gives_with_its_own_class(
     tasks = ["tone_choice", "tone_written", "tone_text"]
     found, *_ = measured(model, session, tmp_path, tasks, max_length=64)
     monkeypatch.chdir(folder)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     own = HFLM(pretrained=str(model.folder), device="cpu", dtype="float32", max_length=64, batch_size=3)
-    wanted = simple_evaluate(own, tasks=tasks, task_manager=TaskManager(include_path=str(folder)), bootstrap_iters=0)
+    wanted = simple_evaluate(own, tasks=tasks, task_manager=manager, bootstrap_iters=0)
     assert wanted is not None
     results = {
         f"{task}-{key.partition(',')[0]}": value
