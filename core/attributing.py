@@ -92,8 +92,8 @@ def _of_target(
     chain = runner.stored_chain(Trial(candidate["number"], candidate["point"]))
     if chain is None:
         raise ConfigError(f"the store has lost steps of candidate {candidate['number']}; run the workflow again")
-    names = {goal.metric.rpartition("-")[0] for goal in evaluator.goals}
-    names |= {objective.metric.rpartition("-")[0] for objective in evaluator.objectives}
+    names = {evaluator.entry_name(goal.metric) for goal in evaluator.goals}
+    names |= {evaluator.entry_name(objective.metric) for objective in evaluator.objectives}
     # Where nothing was selected, everything held out has been measured already.
     measured_on = "certification" if part == "selection" else part
     return [

@@ -75,7 +75,8 @@ class Checks:
         learns = any(trains(self._registry, plan) for plan in plans)
         timed = {m.name for m in evaluator.metrics if self._timed(m.type)} if evaluator else set()
         for name, measured in found.items():
-            text = implausible(measured, baseline.get(name), trained=learns, timed=name.rpartition("-")[0] in timed)
+            own = evaluator.entry_name(name) if evaluator else ""
+            text = implausible(measured, baseline.get(name), trained=learns, timed=own in timed)
             if text is not None:
                 self._warn(f"implausible: {text}")
 

@@ -240,7 +240,8 @@ def nearest(candidates: Sequence[Candidate], goals: Sequence[Goal]) -> str:
     goal = next(g for g in goals if g.metric == metric and g.kind == kind)
     measured = best.measurements.get(metric)
     if measured is None:
-        reason = best.metric_errors.get(metric.rpartition("-")[0], "it was not measured")
+        told = [error for entry, error in best.metric_errors.items() if metric.startswith(f"{entry}-")]
+        reason = told[0] if told else "it was not measured"
         return f"nearest: candidate {best.number}, whose {metric} is missing: {reason}"
     seen = f" (on {measured.n} of {measured.of} samples)" if measured.of else ""
     return (

@@ -111,9 +111,11 @@ class Racer:
 
     def _indifferent(self, runner: TrialRunner) -> Objective | None:
         evaluator = runner.evaluator
-        growing = {m.name for m in evaluator.metrics if runner.measurer.grows(m)} if evaluator else set()
-        objectives = sorted(evaluator.objectives, key=lambda o: o.priority) if evaluator else []
-        return next((o for o in objectives if _entry_name(o.metric) in growing), None)
+        if evaluator is None:
+            return None
+        growing = {m.name for m in evaluator.metrics if runner.measurer.grows(m)}
+        objectives = sorted(evaluator.objectives, key=lambda o: o.priority)
+        return next((o for o in objectives if evaluator.entry_name(o.metric) in growing), None)
 
     def counts(self, runner: TrialRunner, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
         """Return what `sample_evaluations` says of the trials of this race, and what its margin promises."""
@@ -169,9 +171,11 @@ class _Race:
         return self._broken() or self._decide({}, 1).reason or None
 
     def _broken(self) -> str | None:
-        names = {_entry_name(name) for name, m in self._raced.found.items() if m.of is None} | set(self._raced.errors)
+        names = {self._evaluator.entry_name(name) for name, m in self._raced.found.items() if m.of is None} | set(
+            self._raced.errors
+        )
         for goal in self._evaluator.goals:
-            if _entry_name(goal.metric) in names:
+            if self._evaluator.entry_name(goal.metric) in names:
                 measured = self._raced.found.get(goal.metric)
                 if violation(goal, measured, self._raced.compared.get(goal.metric)) > 0:
                     return f"breaks {_goal_text(goal)}" + (
@@ -330,7 +334,7 @@ class _Race:
 def _deciding(evaluator: Evaluator) -> set[str]:
     """Return the names of the entries whose values decide: those with a goal or an objective."""
     metrics = [goal.metric for goal in evaluator.goals] + [objective.metric for objective in evaluator.objectives]
-    return {_entry_name(metric) for metric in metrics}
+    return {evaluator.entry_name(metric) for metric in metrics}
 
 
 def _cheapest_first(runner: TrialRunner, entries: Sequence[MetricEntry]) -> Iterator[list[MetricEntry]]:
@@ -367,11 +371,3 @@ def _whole(look: Look, measured: Measurement) -> Look:
 
 def _better(objective: Objective, ours: float, theirs: float) -> bool:
     return ours > theirs if objective.direction == "higher" else ours < theirs
-
-
-def _entry_name(metric: str) -> str:
-    return metric.rpartition("-")[0] or metric
-
-
-def _goal_text(goal: Goal) -> str:
-    return f"{goal.metric} {goal.kind} {goal.value:g}"

@@ -72,7 +72,7 @@ class TrialRunner:
         if self.evaluator is None or not self.relative:
             return None, {}
         baseline = self.baseline_model(chain)
-        wanted = {goal.metric.rpartition("-")[0] for goal in self.goals if goal.kind != "threshold"}
+        wanted = {self.evaluator.entry_name(goal.metric) for goal in self.goals if goal.kind != "threshold"}
         names = [m.name for m in self.evaluator.metrics if m.name in wanted or not wanted]
         compared, _, _ = self.measurer.measure(
             baseline, self.evaluator, self.target, part=part, reference=self.input_model, metrics=names
@@ -125,7 +125,9 @@ class TrialRunner:
         violations = self.violations(raced.found, raced.compared)
         if raced.reason is not None:
             # What was not measured before the cut is unknown, not broken.
-            failed = {f"{g.metric} {g.kind}" for g in self.goals if g.metric.rpartition("-")[0] in raced.errors}
+            assert self.evaluator is not None
+            name_of = self.evaluator.entry_name
+            failed = {f"{g.metric} {g.kind}" for g in self.goals if name_of(g.metric) in raced.errors}
             known = {f"{g.metric} {g.kind}" for g in self.goals if g.metric in raced.found} | failed
             violations = {name: value for name, value in violations.items() if name in known}
         outcome = Outcome(

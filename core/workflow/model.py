@@ -72,6 +72,11 @@ class Evaluator:
     goals: tuple[Goal, ...] = ()
     objectives: tuple[Objective, ...] = ()
 
+    def entry_name(self, metric: str) -> str:
+        """Return the name of the metric that "name-sub_type" is a value of; either may hold a hyphen itself."""
+        names = [entry.name for entry in self.metrics if metric.startswith(f"{entry.name}-")]
+        return max(names, key=len) if names else metric.rpartition("-")[0]
+
 
 @dataclass(frozen=True)
 class PassAlternative:

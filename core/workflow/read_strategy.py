@@ -97,7 +97,7 @@ def check_indifference(search: StudySettings | None, evaluator: Evaluator | None
     """A margin of indifference needs an objective that is measured sample by sample."""
     if search is None or search.multi_fidelity is None or not search.multi_fidelity.indifference:
         return
-    names = {objective.metric.rpartition("-")[0] for objective in evaluator.objectives} if evaluator else set()
+    names = {evaluator.entry_name(objective.metric) for objective in evaluator.objectives} if evaluator else set()
     for metric in evaluator.metrics if evaluator else ():
         if metric.name in names:
             found = reading.registry.find("drupe_metrics", metric.type)

@@ -51,6 +51,8 @@ def test_goals_know_the_direction_by_the_names_that_the_harness_uses(tmp_path: P
         ("bench-wiki-word_perplexity", "lower"),
         ("bench-tone-exact_match,strict-match", "higher"),
     ]
+    entry_name = found.workflow.evaluators["judge"].entry_name
+    assert {entry_name(g.metric) for g in goals} == {"bench"}
     own = look(listing({"name": "tone-loss", "goal": goal, "higher_is_better": False}), tmp_path)
     assert own.workflow is not None
     assert own.workflow.evaluators["judge"].goals == (Goal("bench-tone-loss", "threshold", 0.5, "lower", None),)
