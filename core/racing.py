@@ -371,3 +371,7 @@ def _whole(look: Look, measured: Measurement) -> Look:
 
 def _better(objective: Objective, ours: float, theirs: float) -> bool:
     return ours > theirs if objective.direction == "higher" else ours < theirs
+
+
+def _goal_text(goal: Goal) -> str:
+    return f"{goal.metric} {goal.kind} {goal.value:g}"
