@@ -18,6 +18,7 @@ from drupe.core.runtimes import Session
 from drupe.core.user_scripts import call_with_known, script_function
 from drupe.plugins.metrics.batches import array, batches, call_arguments
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
 
 if TYPE_CHECKING:
@@ -47,22 +48,6 @@ class CustomConfig(DataMetricConfig):
         return self
 
 
-class _AnySubType(Mapping[str, SubType]):
-    """A custom metric's values are named by the script and the workflow, so every name is one."""
-
-    def __getitem__(self, name: str) -> SubType:
-        return SubType("", "higher")
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str)
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
 class Custom(Metric):
     """The function returns a number, numbers by sub-type, or, to make intervals possible, one number per sample.
 
@@ -73,7 +58,7 @@ class Custom(Metric):
 
     Config = CustomConfig
     version = 1
-    sub_types = _AnySubType()
+    sub_types = EveryName(lambda name: SubType("", "higher"))
 
     def needs(self, config: CustomConfig) -> Sequence[str]:
         """See Metric.needs: an evaluate_func may use the model in any way."""

@@ -19,6 +19,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, MetricConfig, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
+from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.harness_tasks import load_tasks, require_harness, sandboxed_templates
 from drupe.plugins.metrics.harness_values import aggregated, found_in, named_sub_type, part_of
 
@@ -80,22 +81,6 @@ class LMEvaluatorConfig(MetricConfig):
         return value
 
 
-class _AnyValue(Mapping[str, SubType]):
-    """Values are named after tasks, which the harness and the user define: every name may be one."""
-
-    def __getitem__(self, name: str) -> SubType:
-        return named_sub_type(name)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str)
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
 class LMEvaluator(Metric):
     """Values: "TASK-METRIC" (arc_easy-acc_norm), and "TASK-METRIC,FILTER" where a task has several filters; with one
     task, "METRIC" alone will do. Rows: see `harness_values`.
@@ -105,7 +90,7 @@ class LMEvaluator(Metric):
 
     Config = LMEvaluatorConfig
     version = 1
-    sub_types = _AnyValue()
+    sub_types = EveryName(named_sub_type)
     names_values: ClassVar[bool] = True
     own_data: ClassVar[bool] = True
 
@@ -268,6 +253,8 @@ def _note_settings(config: LMEvaluatorConfig, context: JobContext) -> None:
     given = [name for name, value in told.items() if value]
     if given:
         _note(context, f"{', '.join(given)}: the target's accelerator and its options decide where the model runs")
+    if config.batch_size != 1:
+        _note(context, f"batch_size {config.batch_size}: sequences are scored one at a time, which changes no value")
 
 
 def _note(context: JobContext, text: str) -> None:

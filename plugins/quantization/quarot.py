@@ -16,6 +16,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.plugins.quantization.decoders import check_float_decoder
 from drupe.plugins.quantization.hadamard import rotation
 from drupe.plugins.quantization.layers import blocks_of
 from drupe.plugins.quantization.states import Norm, read_norm, read_states, take_norm, write_states
@@ -56,13 +57,7 @@ class QuaRot(Pass):
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse adapters, quantized models and models that are no decoders."""
         planned = super().plan(info, config, accelerator)
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{self.spec.name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        if quantization := info.attributes.get("quantization"):
-            raise ConfigError(f"{self.spec.name} goes before the quantizer; the model is quantized ({quantization})")
-        architecture = info.attributes.get("architecture")
-        if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-            raise ConfigError(f"{self.spec.name} rotates decoders that generate text; the model is a {architecture}")
+        check_float_decoder(self.spec.name, "rotates", info)
         return planned.with_(rotation=config.rotate_mode)
 
     def run(self, model: Model, config: QuaRotConfig, context: PassContext) -> Model:

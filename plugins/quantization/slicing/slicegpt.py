@@ -20,6 +20,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.calibration import calibration_tokens
 from drupe.plugins.quantization.config import device_of
+from drupe.plugins.quantization.decoders import check_float_decoder
 from drupe.plugins.quantization.slicing.slicing import Slicer, fuse_norms
 from drupe.plugins.quantization.slicing.structure import read_structure
 
@@ -88,13 +89,7 @@ class SliceGPT(Pass):
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse adapters, quantized models and models that are no decoders."""
         planned = super().plan(info, config, accelerator)
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{self.spec.name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        if quantization := info.attributes.get("quantization"):
-            raise ConfigError(f"{self.spec.name} goes before the quantizer; the model is quantized ({quantization})")
-        architecture = info.attributes.get("architecture")
-        if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-            raise ConfigError(f"{self.spec.name} slices decoders that generate text; the model is a {architecture}")
+        check_float_decoder(self.spec.name, "slices", info)
         return planned.with_(sparsity=config.sparsity)
 
     def rehearsal(self, config: Any) -> Any:

@@ -264,6 +264,7 @@ def test_settings_of_olive_files_are_told(model: Model, tmp_path: Path) -> None:
     found, *_, surroundings = measured(model, Knowing(), tmp_path, ["tone_choice"], **options)
     assert found["tone_choice-acc"] == 1.0
     assert any("provider_options" in note for note in surroundings.report["notes"])
+    assert any("batch_size 32" in note for note in surroundings.report["notes"])
 
 
 @pytest.fixture(scope="module")
