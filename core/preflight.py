@@ -7,7 +7,7 @@ passes and metrics need is installed there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from drupe.core.accelerators import Accelerator
@@ -15,11 +15,16 @@ from drupe.core.engine import Engine
 from drupe.core.errors import DrupeError, Fault, HostError
 from drupe.core.hosts import HostDescription
 from drupe.core.registry import Registered
+from drupe.core.requirements import unmet
 from drupe.core.specs import HostSpec, MetricSpec, PassSpec
 from drupe.core.workflow.findings import join
+from drupe.core.workflow.markers import find_markers
+from drupe.core.workflow.model import PassAlternative
 
 __all__ = ["check_systems", "system_faults"]
 
+VersionOf = Callable[[str], str | None]
+"""A distribution's name → its version on a host."""
 _LAUNCHERS = {"torchrun": ("torch",), "accelerate": ("accelerate", "torch")}
 """What a pass's launcher is part of."""
 
@@ -49,11 +54,12 @@ def system_faults(engine: Engine, name: str) -> list[Fault]:
         return [Fault(where, str(error), kind="needs")]
     if name in engine.workflow.targets and _measuring(engine):
         faults += _device_faults(where, description, engine.workflow.systems[name].accelerators)
-    needed = list(_needed(engine, name))
-    apart = [] if _makes_environments(engine, name) else [entry for entry in needed if _stays_apart(entry)]
-    faults += [fault for entry in apart for fault in _own_environment_faults(engine, name, description, entry)]
-    rest = [entry for entry in needed if entry not in apart]
-    return faults + [Fault(where, *told, kind="needs") for told in _unmet(description, rest)]
+    if not description.versions:
+        return faults
+    version_of = dict(description.versions).get
+    apart = [] if _makes_environments(engine, name) else [e for e in _passes(engine, name) if _stays_apart(e)]
+    faults += [fault for entry in apart for fault in _own_environment_faults(engine, name, version_of, entry)]
+    return faults + [Fault(where, *told, kind="needs") for told in _unmet(engine, name, version_of, apart)]
 
 
 def _used(engine: Engine) -> list[str]:
@@ -99,17 +105,19 @@ def _device_faults(where: str, description: HostDescription, accelerators: Seque
     return faults
 
 
-def _needed(engine: Engine, name: str) -> Iterable[Registered]:
-    """What of the plugins the jobs on a system use."""
-    workflow, registry = engine.workflow, engine.registry
-    for entry in workflow.passes.values():
+def _alternatives(engine: Engine, name: str) -> Iterator[tuple[str, PassAlternative, Registered]]:
+    """Yield the passes that run on a system, each with its name in the workflow."""
+    workflow = engine.workflow
+    for title, entry in workflow.passes.items():
         for alternative in entry.alternatives:
-            if (alternative.host or workflow.host) == name:
-                found = registry.find("drupe_passes", alternative.type)
-                if found is not None:
-                    yield found
-    if name in workflow.targets:
-        yield from _metrics(engine)
+            found = engine.registry.find("drupe_passes", alternative.type)
+            if found is not None and (alternative.host or workflow.host) == name:
+                yield title, alternative, found
+
+
+def _passes(engine: Engine, name: str) -> list[Registered]:
+    """Return the passes that run on a system, each once."""
+    return list({entry.spec.name: entry for _, _, entry in _alternatives(engine, name)}.values())
 
 
 def _stays_apart(entry: Registered) -> bool:
@@ -122,61 +130,66 @@ def _makes_environments(engine: Engine, name: str) -> bool:
     return entry is not None and cast(HostSpec, entry.spec).environment_field is not None
 
 
-def _own_environment_faults(
-    engine: Engine, name: str, description: HostDescription, entry: Registered
-) -> Iterable[Fault]:
-    """Return what a pass lacks that can't be where the others' libraries are, with the lines that give it a host."""
-    told = [found.partition(" needs ")[2].partition("; there is ") for found, _, _ in _unmet(description, [entry])]
-    unmet = [f"{wanted} (there is {there})" for wanted, _, there in told]
-    if not unmet:
+def _own_environment_faults(engine: Engine, name: str, version_of: VersionOf, entry: Registered) -> Iterator[Fault]:
+    """Yield what a pass lacks that can't be where the others' libraries are, with the lines that give it a host."""
+    lacking = unmet(entry.spec.requires, version_of)
+    if not lacking:
         return
-    workflow = engine.workflow
+    texts = " and ".join(f"{text} (there is {there})" for text, there in lacking.items())
+    found = f"{entry.spec.name} needs {texts} on {name}, where other passes need other versions"
     hosts = (host for host in engine.registry.of("drupe_hosts") if cast(HostSpec, host.spec).environment_field)
     maker = next(hosts, None)
-    found = f"{entry.spec.name} needs {' and '.join(unmet)} on {name}, where other passes need other versions"
-    for title, passes in workflow.passes.items():
-        for alternative in passes.alternatives:
-            used = engine.registry.find("drupe_passes", alternative.type)
-            if used is None or used.spec != entry.spec or (alternative.host or workflow.host) != name:
-                continue
-            hint = "run it on a host that has them"
-            if maker is not None:
-                field = cast(HostSpec, maker.spec).environment_field
-                system = {"type": maker.spec.name, field: list(entry.spec.requires)}
-                own = f"{title}_environment"
-                step = {"type": alternative.type, "host": own}
-                lines = (
-                    f'"systems": {json.dumps({own: system})}',
-                    f'"passes": {json.dumps({title: step})}',
-                )
-                hint = "give it an environment of its own by adding to the workflow\n    " + "\n    ".join(lines)
-            yield Fault(alternative.where, found, "", hint, "needs")
+    for title, alternative, used in _alternatives(engine, name):
+        if used.spec != entry.spec:
+            continue
+        hint = "run it on a host that has them"
+        if maker is not None:
+            field = cast(HostSpec, maker.spec).environment_field
+            system = {"type": maker.spec.name, field: list(entry.spec.requires)}
+            own = f"{title}_environment"
+            step = {"type": alternative.type, "host": own}
+            lines = (f'"systems": {json.dumps({own: system})}', f'"passes": {json.dumps({title: step})}')
+            hint = "give it an environment of its own by adding to the workflow\n    " + "\n    ".join(lines)
+        yield Fault(alternative.where, found, "", hint, "needs")
 
 
-def _unmet(description: HostDescription, needed: Iterable[Registered]) -> list[tuple[str, str, str]]:
-    """Return (found, expected, hint) of each distribution that is not there in the version that is needed."""
-    from packaging.requirements import InvalidRequirement, Requirement
+def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Registered]) -> list[tuple[str, str, str]]:
+    """Return (found, expected, hint) of each distribution that is not there in the version that is needed.
 
-    if not description.versions:
-        return []
+    apart: passes whose own requirements are told elsewhere.
+    """
     found: dict[str, tuple[str, str, str]] = {}
-    for entry in needed:
-        name, plugin = entry.spec.name, entry.plugin
+
+    def look(who: str, texts: Iterable[str]) -> None:
+        for text, there in unmet(texts, version_of).items():
+            found[text] = (f"{who} needs {text}; there is {there}", "", f"pip install '{text}' there")
+
+    metrics = _metrics(engine) if name in engine.workflow.targets else []
+    for entry in (*_passes(engine, name), *metrics):
+        plugin = entry.plugin
         if plugin.distribution.lower() not in ("drupe", "?"):
-            there = description.versions.get(plugin.distribution)
+            there = version_of(plugin.distribution.lower().replace("_", "-"))
             if there != plugin.version:
                 wanted = f"{plugin.distribution} {plugin.version}"
                 hint = "install the same version there"
-                found[wanted] = (f"{name} is of {wanted}; there is {there or 'none'}", "", hint)
+                found[wanted] = (f"{entry.spec.name} is of {wanted}; there is {there or 'none'}", "", hint)
         launcher = _LAUNCHERS.get(getattr(entry.spec, "launcher", None) or "", ())
-        for text in (*entry.spec.requires, *launcher):
-            try:
-                requirement = Requirement(text)
-            except InvalidRequirement:
-                continue
-            if requirement.marker is not None and not requirement.marker.evaluate():
-                continue
-            there = description.versions.get(requirement.name.lower().replace("_", "-"))
-            if there is None or not requirement.specifier.contains(there, prereleases=True):
-                found[text] = (f"{name} needs {text}; there is {there or 'none'}", "", f"pip install '{text}' there")
+        look(entry.spec.name, (*(() if entry in apart else entry.spec.requires), *launcher))
+    for _, alternative, entry in _alternatives(engine, name):
+        look(f"{entry.spec.name}, as {alternative.where} sets it,", _added(engine, alternative, entry))
     return list(found.values())
+
+
+def _added(engine: Engine, alternative: PassAlternative, entry: Registered) -> Sequence[str]:
+    """Return the requirements that a pass's config adds on any target, what is searched at its default."""
+    given = {key: value for key, value in alternative.config.items() if not any(find_markers({key: value}))}
+    found: list[str] = []
+    for target in engine.workflow.targets:
+        try:
+            factory = engine.registry.resolve(entry)
+            config = factory.Config.model_validate(given)
+            found += factory(entry.spec).requirements(config, engine.workflow.systems[target].accelerators[0])
+        except Exception:
+            # A config that needs what is searched, or a plugin's own fault: told when the step is run.
+            continue
+    return found

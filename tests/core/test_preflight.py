@@ -1,18 +1,27 @@
-"""Devices that a target is to have: told by their numbers before work starts."""
+"""What a system lacks for its part of a workflow, told before work starts: devices by their numbers, distributions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from drupe.core.accelerators import Accelerator
+from drupe.core.config import PassConfig
+from drupe.core.context import PassContext
+from drupe.core.errors import ConfigError
 from drupe.core.hosts import HostDescription
+from drupe.core.model import Model
+from drupe.core.passes import Pass
 from drupe.core.preflight import _device_faults
 from drupe.core.registry import get_registry
+from drupe.core.requirements import installed_version, unmet
+from drupe.core.specs import PassSpec
 from drupe.core.workflow.read import examine
-from tests.support.workflows import write_workflow
+from drupe.testing import make_context, tiny_onnx_mlp
+from tests.support.workflows import drupe, write_workflow
 
 
 def read(folder: Path, provider: Any) -> Accelerator:
@@ -45,3 +54,47 @@ def test_no_gpu_at_all_is_told(tmp_path: Path) -> None:
     assert accelerator.provider_options == {}
     (fault,) = _device_faults("systems.box", HostDescription({}, [{"device": "cpu"}]), [accelerator])
     assert "systems.box.accelerators.0.device: no gpu is found there" in str(fault)
+
+
+@pytest.mark.skipif(installed_version("onnxoptimizer") is not None, reason="onnxoptimizer is installed here")
+def test_what_a_config_alone_needs_is_told_before_work(tmp_path: Path) -> None:
+    """The pass itself needs no onnxoptimizer; this setting of it does."""
+    tiny_onnx_mlp(tmp_path / "model")
+    document = {
+        "input_model": {"type": "ONNXModel", "model_path": str(tmp_path / "model")},
+        "passes": {"clean": {"type": "OnnxPeepholeOptimizer", "onnxoptimizer_optimize": True}},
+        "cache_dir": str(tmp_path / "cache"),
+        "output_dir": str(tmp_path / "out"),
+    }
+    done = drupe("run", write_workflow(tmp_path, document), folder=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "OnnxPeepholeOptimizer, as passes.clean sets it, needs onnxoptimizer>=0.3.13; there is none" in line
+    assert "pip install 'onnxoptimizer>=0.3.13' there" in line
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_what_a_searched_config_needs_is_told_when_its_job_starts(tmp_path: Path) -> None:
+    class Needy(Pass):
+        def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
+            return ("not-there-at-all>=2",)
+
+        def run(self, model: Model, config: Any, context: PassContext) -> Model:
+            raise AssertionError("it must not begin")
+
+    needy = Needy(PassSpec(name="Needy", target="here:Needy", summary="Needs what is not there."))
+    with pytest.raises(ConfigError, match="Needy needs not-there-at-all>=2 as it is set; there is none"):
+        needy(tiny_onnx_mlp(tmp_path / "model"), PassConfig(), make_context(tmp_path / "job"))
+
+
+def test_requirements_are_compared_with_what_is_there() -> None:
+    there = {"torch": "2.7.1", "onnx-ir": "0.1.6"}.get
+    texts = [
+        "torch>=2.7",
+        "torch>=2.8",
+        "onnx_ir>=0.1",
+        "absent",
+        "absent; sys_platform == 'nowhere'",
+        "no requirement!",
+    ]
+    assert unmet(texts, there) == {"torch>=2.8": "2.7.1", "absent": "none"}
