@@ -120,16 +120,17 @@ class Racer:
     def counts(self, runner: TrialRunner, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
         """Return what `sample_evaluations` says of the trials of this race, and what its margin promises."""
         evaluator = runner.evaluator
-        entries = [m for m in evaluator.metrics if runner.measurer.grows(m)] if evaluator else []
-        names = [m.name for m in entries if evaluator and m.name in _deciding(evaluator)]
-        counted = sample_evaluations(candidates, names)
+        if evaluator is None:
+            return {}
+        names = [m.name for m in evaluator.metrics if runner.measurer.grows(m) and m.name in _deciding(evaluator)]
+        counted = sample_evaluations(candidates, names, evaluator.entry_name)
         objective = self._indifferent(runner)
         if not self._settings.indifference or objective is None:
             return counted
         margin, sure = self._settings.indifference, 1 - self._settings.risk
         promise = f"with a probability of at least {sure:g}, the winner's {objective.metric} on all selection samples"
         among = "the best feasible one's"
-        if evaluator and any(o.priority < objective.priority for o in evaluator.objectives):
+        if any(o.priority < objective.priority for o in evaluator.objectives):
             among += " that equals it in the objectives before"
         return {**counted, "indifference": margin, "guarantee": f"{promise} is within {margin:g} of {among}"}
 

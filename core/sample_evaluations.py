@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from drupe.core.results import Candidate
@@ -10,11 +10,13 @@ from drupe.core.results import Candidate
 __all__ = ["sample_evaluations"]
 
 
-def sample_evaluations(candidates: Sequence[Candidate], metrics: Sequence[str]) -> dict[str, Any]:
+def sample_evaluations(
+    candidates: Sequence[Candidate], metrics: Sequence[str], entry_name: Callable[[str], str]
+) -> dict[str, Any]:
     """Return how many sample evaluations the candidates took, and how many they would have taken in full.
 
-    metrics: the names of the evaluator's entries that were measured on growing parts. Candidates that are the same
-    model count once, and one whose metric failed does not count for it.
+    metrics: the names of the evaluator's entries that were measured on growing parts; entry_name: see Evaluator.
+    Candidates that are the same model count once, and one whose metric failed does not count for it.
     """
     measured = in_full = cut = 0
     seen: set[str] = set()
@@ -26,9 +28,10 @@ def sample_evaluations(candidates: Sequence[Candidate], metrics: Sequence[str]) 
         seen.add(c.model)
         found: dict[str, int] = {}
         for name, m in c.measurements.items():
-            if _entry_name(name) in metrics:
-                found[_entry_name(name)] = m.n
-                totals[_entry_name(name)] = max(totals.get(_entry_name(name), 0), m.of or m.n)
+            entry = entry_name(name)
+            if entry in metrics:
+                found[entry] = m.n
+                totals[entry] = max(totals.get(entry, 0), m.of or m.n)
         counts.append((c, found))
     for c, found in counts:
         cut += c.state == "pruned"
@@ -37,7 +40,3 @@ def sample_evaluations(candidates: Sequence[Candidate], metrics: Sequence[str]) 
                 measured += found.get(entry, 0)
                 in_full += total
     return {"measured": measured, "in_full": in_full, "cut_short": cut, "metrics": list(totals)}
-
-
-def _entry_name(metric: str) -> str:
-    return metric.rpartition("-")[0] or metric
