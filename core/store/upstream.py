@@ -215,28 +215,38 @@ class Upstream:
         with self._errors(f"the lease of step {key[:12]} can't be taken"):
             if holder is None:
                 try:
-                    self._create(self._lease(key), self._lease_data())
+                    alone = self._create(key)
                 except FileExistsError:
                     return False
             else:
                 self._write_lease(key)
-                # Two that take over the same one at once: the one that wrote last has it.
+                alone = False
+            if not alone:
+                # Two that write the same one at once: the one that wrote last has it.
                 time.sleep(_POLL_SECONDS)
         return self._holder(key)[0] == self._owner
 
-    def _create(self, place: str, data: bytes) -> None:
-        """Write a file that is not there yet. Raises FileExistsError."""
+    def _create(self, key: str) -> bool:
+        """Write a lease that is not there yet; return whether nobody else can have done so at the same moment.
+
+        Raises FileExistsError.
+        """
+        place, data = self._lease(key), self._lease_data()
         self._make_parent(place)
         if "file" in self._protocols:
             # fsspec's own way would let two write into one file, which then holds neither's text.
             with self._fs.open(place, "xb") as handle:
                 handle.write(data)
-            return
+            return True
         with _creating:
-            try:
-                self._fs.pipe_file(place, data, mode="create")
-            except (NotImplementedError, TypeError):
-                self._fs.pipe_file(place, data)
+            if self._protocols & set(_WHOLE):
+                with suppress(NotImplementedError, TypeError):
+                    self._fs.pipe_file(place, data, mode="create")
+                    return True
+            if self._fs.exists(place):
+                raise FileExistsError(place)
+            self._write_lease(key)
+        return False
 
     def _write_lease(self, key: str) -> None:
         data = self._lease_data()
