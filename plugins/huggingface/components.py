@@ -20,6 +20,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 from drupe.core.user_scripts import user_function
 from drupe.plugins.huggingface.loading import load_model
+from drupe.plugins.huggingface.told_inputs import told_inputs
 
 __all__ = ["Component", "ComponentConfig", "check_components", "components"]
 
@@ -132,7 +133,7 @@ def components(model: Model, context: JobContext, **loading: Any) -> Iterator[Co
             raise ConfigError(
                 f"{part.io_config} of {script} gave {type(told).__name__}; expected a mapping with input_names"
             )
-        inputs = _zeros(told)
+        inputs: Any = told_inputs(told, named=2)
         if part.dummy_inputs_func is not None:
             # A module that answers load_model with itself: scripts are written for either.
             module.load_model, module.model_path = place.load_model, str(place)
@@ -166,21 +167,3 @@ def _check_module(module: Any, function: str | None, name: str) -> None:
         raise ConfigError(
             f"{function}, which builds the component {name}, gave {type(module).__name__}; expected a torch.nn.Module"
         )
-
-
-def _zeros(told: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return zeros of io_config's shapes (named axes take 2), or None where it tells none."""
-    import torch
-
-    names, shapes = told.get("input_names"), told.get("input_shapes")
-    if not names or not shapes:
-        return None
-    kinds = told.get("input_types") or ["float32"] * len(names)
-    if not len(names) == len(shapes) == len(kinds):
-        raise ConfigError(
-            f"io_config has {len(names)} input_names, {len(shapes)} input_shapes and {len(kinds)} input_types"
-        )
-    return {
-        name: torch.zeros([size if isinstance(size, int) else 2 for size in shape], dtype=getattr(torch, kind))
-        for name, shape, kind in zip(names, shapes, kinds, strict=True)
-    }

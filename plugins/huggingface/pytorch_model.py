@@ -19,6 +19,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
 from drupe.core.user_scripts import user_function
 from drupe.plugins.huggingface.files import copy_file, copy_tree
+from drupe.plugins.huggingface.told_inputs import told_inputs
 
 __all__ = ["PytorchConfig", "PytorchKind", "dummy_inputs", "io_config", "load_pytorch", "takes_names"]
 
@@ -195,27 +196,20 @@ def dummy_inputs(model: Model, module: Any, context: JobContext) -> Any:
 
     Raises ConfigError where the input model tells neither.
     """
-    import torch
-
     function = model.attributes.get("dummy_inputs_func")
     if function is not None:
         return _function(model, str(function), context)(module)
     told = io_config(model, context)
-    names, shapes = told.get("input_names"), told.get("input_shapes")
-    if not (names and shapes) and model.attributes.get("model_file_format") == _PROGRAM:
+    found = told_inputs(told)
+    if found is None and model.attributes.get("model_file_format") == _PROGRAM:
         positional, named = _program(str(model.folder / str(model.attributes["weights"]))).example_inputs
         return named or tuple(positional)
-    if not names or not shapes:
+    if found is None:
         raise ConfigError(
             "the PyTorchModel tells no example inputs: give dummy_inputs_func, or input_shapes in io_config"
         )
-    kinds = told.get("input_types") or ["float32"] * len(names)
-    found = {
-        name: torch.zeros([size if isinstance(size, int) else 1 for size in shape], dtype=getattr(torch, kind))
-        for name, shape, kind in zip(names, shapes, kinds, strict=True)
-    }
     # io_config names the graph's inputs; a module that calls its own otherwise takes them in order.
-    return found if takes_names(module, names) else tuple(found.values())
+    return found if takes_names(module, found) else tuple(found.values())
 
 
 def takes_names(module: Any, names: Iterable[str]) -> bool:

@@ -33,7 +33,7 @@ class Found:
 
 def named_sub_type(name: str, higher: bool | None = None) -> SubType:
     """Return what a value is by its name alone: before anything was measured. higher: what the user says."""
-    metric = name.rpartition("-")[2].partition(",")[0] if "," not in name else name.partition(",")[0].rpartition("-")[2]
+    metric = name.partition(",")[0].rpartition("-")[2]
     better = metric not in _LOWER if higher is None else higher
     return SubType("", "higher" if better else "lower", proportion=metric in _SHARES)
 

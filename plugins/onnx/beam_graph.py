@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from drupe.core.errors import ConfigError
 from drupe.plugins.onnx.graphs import rename_value
 from drupe.plugins.onnx.io_types import retype
+from drupe.plugins.onnx.joining import content_of, same_functions, same_opsets
 
 __all__ = ["BeamShape", "beam_graph", "prepare"]
 
@@ -133,11 +133,12 @@ def beam_graph(
     inputs = [helper.make_tensor_value_info(entry, *rows[entry]) for entry in used]
     sequences = helper.make_tensor_value_info("sequences", _INT32, ["batch_size", "num_return_sequences", "max_length"])
     graph = helper.make_graph(nodes, "beam_search", inputs, [sequences], weights)
+    opsets = {"com.microsoft": 1, **same_opsets(name, encoder, decoder)}
     return helper.make_model(
         graph,
-        opset_imports=_opsets(name, encoder, decoder),
+        opset_imports=[helper.make_opsetid(*entry) for entry in sorted(opsets.items())],
         ir_version=max(encoder.ir_version, decoder.ir_version),
-        functions=_functions(name, encoder, decoder),
+        functions=same_functions(name, encoder, decoder),
     )
 
 
@@ -196,15 +197,13 @@ def _fix(name: str, value: str, dims: Any, lengths: Mapping[int, Any]) -> None:
 
 def _shared_weights(*graphs: Any) -> list[Any]:
     """Take the weights that occur more than once out of the graphs and return them, for the graph around."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     places: dict[tuple[int, tuple[int, ...], str], list[tuple[Any, Any]]] = {}
     for graph in graphs:
         for tensor in graph.initializer:
-            content = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
-            if len(content) >= _SHARED:
-                key = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(content).hexdigest())
-                places.setdefault(key, []).append((graph, tensor))
+            if tensor.ByteSize() >= _SHARED:
+                places.setdefault(content_of(tensor), []).append((graph, tensor))
     shared: list[Any] = []
     for found in places.values():
         if len(found) < 2:
@@ -227,30 +226,3 @@ def _shared_weights(*graphs: Any) -> list[Any]:
             told = [helper.make_tensor_value_info(title, kept.data_type, list(kept.dims))] if names else []
             graph.value_info.extend([*stated, *told])
     return shared
-
-
-def _opsets(name: str, *protos: Any) -> list[Any]:
-    """Return what both graphs import. Raises ConfigError where they are of different operator sets."""
-    from onnx import helper
-
-    found: dict[str, int] = {"com.microsoft": 1}
-    for proto in protos:
-        for entry in proto.opset_import:
-            domain = "" if entry.domain == "ai.onnx" else entry.domain
-            if not domain and found.get(domain, entry.version) != entry.version:
-                raise ConfigError(
-                    f"{name}: the graphs are of operator sets {found[domain]} and {entry.version}; put "
-                    "OnnxOpVersionConversion before it"
-                )
-            found[domain] = max(found.get(domain, 0), entry.version)
-    return [helper.make_opsetid(domain, version) for domain, version in sorted(found.items())]
-
-
-def _functions(name: str, *protos: Any) -> list[Any]:
-    found: dict[tuple[str, str], Any] = {}
-    for proto in protos:
-        for function in proto.functions:
-            known = found.setdefault((function.domain, function.name), function)
-            if known.SerializeToString(deterministic=True) != function.SerializeToString(deterministic=True):
-                raise ConfigError(f"{name}: both graphs have a function {function.name}, and they differ")
-    return list(found.values())

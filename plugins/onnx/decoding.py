@@ -13,12 +13,13 @@ import numpy as np
 
 from drupe.core.runtimes import GenerateOptions
 
-__all__ = ["USE_CACHE", "decode_steps", "end_tokens", "past_inputs", "past_outputs", "step_inputs"]
+__all__ = ["PAST", "PRESENT", "USE_CACHE", "decode_steps", "end_tokens", "past_inputs", "past_outputs", "step_inputs"]
 
 USE_CACHE = "use_cache_branch"
 """The input of a merged decoder that says whether there are keys and values already."""
-_PAST = re.compile(r"past\D*(\d+)\D*(key|value)")
-_PRESENT = re.compile(r"present\D*(\d+)\D*(key|value)")
+PAST = re.compile(r"past\D*(\d+)\D*(key|value)")
+PRESENT = re.compile(r"present\D*(\d+)\D*(key|value)")
+"""Names of keys and values that go in and come out; groups: the layer, and which of the two."""
 
 Shapes = Mapping[str, tuple[tuple[int | str, ...], str]]
 
@@ -27,7 +28,7 @@ def past_inputs(shapes: Shapes) -> dict[str, np.ndarray]:
     """Return keys and values of no token by input name, batch 1; {} where the graph takes none, or of fixed length."""
     found = {}
     for name, (shape, dtype) in shapes.items():
-        if _PAST.search(name) and len(shape) == 4 and isinstance(shape[2], str):
+        if PAST.search(name) and len(shape) == 4 and isinstance(shape[2], str):
             sizes = [1 if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
             sizes[2] = 0
             if all(isinstance(size, int) for size in sizes):
@@ -37,8 +38,8 @@ def past_inputs(shapes: Shapes) -> dict[str, np.ndarray]:
 
 def past_outputs(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]:
     """Return which output is which input of the next step."""
-    given = {match.groups(): name for name in outputs if (match := _PRESENT.search(name))}
-    pairs = {name: given.get(match.groups()) for name in inputs if (match := _PAST.search(name))}
+    given = {match.groups(): name for name in outputs if (match := PRESENT.search(name))}
+    pairs = {name: given.get(match.groups()) for name in inputs if (match := PAST.search(name))}
     return {name: output for name, output in pairs.items() if output is not None}
 
 

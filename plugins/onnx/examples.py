@@ -12,7 +12,7 @@ from drupe.core.model import Model
 
 __all__ = ["example_inputs"]
 
-_TYPES = {"int64": "int64", "int32": "int32", "float32": "float32", "float16": "float16", "bool": "bool"}
+_TYPES = ("int64", "int32", "float32", "float16", "bool")
 
 
 def example_inputs(
@@ -81,7 +81,7 @@ def _told_example(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, di
     for name, shape, kind in zip(names, shapes, types, strict=True):
         if kind not in _TYPES:
             raise ConfigError(f"io_config.input_types: {kind!r} for {name}; expected one of {', '.join(_TYPES)}")
-        dtype = getattr(torch, _TYPES[kind])
+        dtype = getattr(torch, kind)
         # An axis of length 1 in the example is taken for a constant, whatever is said of it.
         shape = [2 if size == 1 and axis in axes.get(name, {}) else size for axis, size in enumerate(shape)]
         if dtype.is_floating_point:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
@@ -12,13 +10,13 @@ from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
-from drupe.plugins.onnx.decoding import USE_CACHE
+from drupe.plugins.onnx.decoding import PAST, USE_CACHE
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_loads
 from drupe.plugins.onnx.graphs import companions, external_files, graph_paths, save_graph, scrub_graph
+from drupe.plugins.onnx.joining import content_of, same_functions, same_opsets
 
 __all__ = ["OptimumMerging", "OptimumMergingConfig", "merged"]
 
-_PAST = re.compile(r"past\D*\d+.*(key|value)")
 _INT32, _INT64 = 6, 7
 """Numbers of onnx.TensorProto.DataType."""
 
@@ -64,7 +62,7 @@ class OptimumMerging(GraphPass):
                 f"components ({names}). Name two as components of OptimumConversion"
             )
         graphs = {path.stem: onnx.load(str(path)) for path in paths}
-        taking = {name for name, proto in graphs.items() if any(_PAST.search(v.name) for v in proto.graph.input)}
+        taking = {name for name, proto in graphs.items() if any(PAST.search(v.name) for v in proto.graph.input)}
         if len(taking) != 1 or len(graphs) != 2:
             raise ConfigError(
                 f"{self.spec.name}: of {' and '.join(str(path.name) for path in paths)} "
@@ -96,12 +94,12 @@ class OptimumMerging(GraphPass):
 def merged(pass_name: str, first: Any, later: Any) -> Any:
     """Return the onnx.ModelProto that runs `later` where use_cache_branch is true, and `first` where it is not.
 
-    Raises PassError where they don't fit together.
+    Raises ConfigError for graphs of different operator sets, and PassError where they don't fit together otherwise.
     """
     from onnx import TensorProto, helper
 
-    opsets = _same_opsets(pass_name, first, later)
-    functions = _same_functions(pass_name, first, later)
+    opsets = [helper.make_opsetid(*entry) for entry in same_opsets(pass_name, first, later).items()]
+    functions = same_functions(pass_name, first, later)
     _pass_on(later, first)
     given = [[value.name for value in proto.graph.output] for proto in (first, later)]
     if sorted(given[0]) != sorted(given[1]):
@@ -143,29 +141,6 @@ def _branch(proto: Any, weights: dict[str, Any], title: str, outputs: Sequence[s
     )
 
 
-def _same_opsets(pass_name: str, first: Any, later: Any) -> list[Any]:
-    found: dict[str, Any] = {}
-    for entry in (*first.opset_import, *later.opset_import):
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
-        if domain in found and found[domain].version != entry.version:
-            raise PassError(
-                f"{pass_name}: one decoder uses version {found[domain].version} of the operator set "
-                f"{domain or 'ai.onnx'}, the other {entry.version}; export both with the same target_opset"
-            )
-        found.setdefault(domain, entry)
-    return list(found.values())
-
-
-def _same_functions(pass_name: str, first: Any, later: Any) -> list[Any]:
-    found: dict[tuple[str, str], Any] = {}
-    for function in (*first.functions, *later.functions):
-        key = (function.domain, function.name)
-        if key in found and found[key].SerializeToString() != function.SerializeToString():
-            raise PassError(f"{pass_name}: the decoders have functions of one name that differ: {function.name}")
-        found[key] = function
-    return list(found.values())
-
-
 def _pass_on(later: Any, first: Any) -> None:
     """Add to the later steps what only the first one computes and they are given: an encoder's keys and values."""
     from onnx import helper
@@ -195,7 +170,7 @@ def _inputs(pass_name: str, first: Any, later: Any) -> dict[str, Any]:
                 raise PassError(f"{pass_name}: the decoders take {value.name} in different types")
     free = {value.name: value for value in first.graph.input}
     for name, value in found.items():
-        if name in free and not _PAST.search(name):
+        if name in free and not PAST.search(name):
             # A later step may have been exported for one token only; the first one takes any number.
             dims = zip(value.type.tensor_type.shape.dim, free[name].type.tensor_type.shape.dim, strict=False)
             for dim, other in dims:
@@ -214,12 +189,12 @@ def _shared(proto: Any, weights: dict[str, Any], title: str, taken: Collection[s
     Single numbers and short lists of whole ones stay: they are shapes and axes, which ONNX Runtime wants to see beside
     the nodes that read them.
     """
-    by_content = {_content(tensor): name for name, tensor in weights.items()}
+    by_content = {content_of(tensor): name for name, tensor in weights.items()}
     names: dict[str, str] = {}
     for tensor in proto.graph.initializer:
         if not tensor.dims or (len(tensor.dims) == 1 and tensor.data_type in (_INT32, _INT64)):
             continue
-        content = _content(tensor)
+        content = content_of(tensor)
         if content not in by_content:
             free = tensor.name not in weights and tensor.name not in taken
             name = tensor.name if free else f"{title}/{tensor.name}"
@@ -233,13 +208,6 @@ def _shared(proto: Any, weights: dict[str, Any], title: str, taken: Collection[s
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     return names
-
-
-def _content(tensor: Any) -> tuple[int, tuple[int, ...], str]:
-    from onnx import numpy_helper
-
-    data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
-    return tensor.data_type, tuple(tensor.dims), hashlib.sha256(data).hexdigest()
 
 
 def _rename(graph: Any, new: Callable[[str], str]) -> None:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
+from drupe.plugins.onnx.decoding import PAST, PRESENT
 
 __all__ = ["PastCall", "PastNames", "check_steps", "past_call", "past_names", "stepwise"]
 
 _BATCH, _LENGTH, _PAST = "batch_size", "sequence_length", "past_sequence_length"
 _WHOLE = f"{_PAST} + {_LENGTH}"
-_PAST_NAME = re.compile(r"past\D*(\d+)\D*(key|value)")
-_PRESENT_NAME = re.compile(r"present\D*(\d+)\D*(key|value)")
 _NAMES = ("ort_past_key_name", "ort_past_value_name", "ort_present_key_name", "ort_present_value_name")
 _SIZES = ("batch_size", "past_sequence_length")
 _TOLD_BY_MODEL = ("num_hidden_layers", "num_attention_heads", "hidden_size", "dtype")
@@ -70,7 +69,7 @@ def past_names(task: str | None, told: Any) -> PastNames | None:
     """
     told = told if isinstance(told, Mapping) else {}
     cache = told.get("kv_cache")
-    named = [match for name in told.get("input_names") or () if (match := _PAST_NAME.search(str(name)))]
+    named = [match for name in told.get("input_names") or () if (match := PAST.search(str(name)))]
     if named:
         return _from_names(told, named)
     if isinstance(cache, Mapping):
@@ -85,7 +84,7 @@ def _from_names(told: Mapping[str, Any], named: Sequence[re.Match[str]]) -> Past
     for match in named:
         found.setdefault(match[2], _template(match))
     for name in told.get("output_names") or ():
-        if present := _PRESENT_NAME.search(str(name)):
+        if present := PRESENT.search(str(name)):
             found.setdefault(f"present_{present[2]}", _template(present))
     absent = [kind for kind in ("key", "value") if kind not in found]
     if absent:
@@ -167,9 +166,7 @@ def past_call(loaded: Any, names: PastNames, told: Any, *, dynamic: bool, parame
         pair = names.key.replace("<id>", str(layer)), names.value.replace("<id>", str(layer))
         inputs |= {pair[0]: key.clone(), pair[1]: value.clone()}
         pairs.append(pair)
-    sources = [str(name) for name in told.get("output_names") or () if not _PRESENT_NAME.search(str(name))] or [
-        "logits"
-    ]
+    sources = [str(name) for name in told.get("output_names") or () if not PRESENT.search(str(name))] or ["logits"]
     if absent := [name for name in sources if not isinstance(before.get(name), torch.Tensor)]:
         raise ConfigError(f"io_config.output_names: the model gives no {absent[0]}; it gives {', '.join(before)}")
     presents = [
@@ -194,7 +191,7 @@ def past_call(loaded: Any, names: PastNames, told: Any, *, dynamic: bool, parame
 def _plain_inputs(loaded: Any, told: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
     """Return the inputs beside keys and values: those that io_config names, else those that the model takes."""
     known = ("input_ids", "attention_mask", "position_ids")
-    asked = [str(name) for name in told.get("input_names") or () if not _PAST_NAME.search(str(name))]
+    asked = [str(name) for name in told.get("input_names") or () if not PAST.search(str(name))]
     for name in asked:
         if name not in known or name not in arguments:
             raise ConfigError(

@@ -6,14 +6,13 @@ import importlib
 import importlib.util
 import inspect
 import math
-from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, DrupeError, PassError
 from drupe.plugins.quantization.qat.batches import Repeated, Source
 from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfig
-from drupe.plugins.quantization.qat.scripts import Functions, call_by_position, known
+from drupe.plugins.quantization.qat.scripts import Functions, call_by_position, checkpoint_folder, known
 
 __all__ = ["check_lightning", "train_with_lightning"]
 
@@ -62,9 +61,7 @@ def train_with_lightning(
     if functions.ptl_data_module is not None:
         data = call_by_position("ptl_data_module", functions.ptl_data_module, (), offered)
     watch = _watcher(pl, context)
-    folder = context.checkpoint_dir / "lightning"
-    if config.checkpoint_path is not None:
-        folder = (context.workflow_dir or Path()) / Path(config.checkpoint_path).expanduser()
+    folder = checkpoint_folder(config, context) or context.checkpoint_dir / "lightning"
     settings: dict[str, Any] = {
         "max_epochs": config.num_epochs or (-1 if config.num_steps > 0 else 3),
         "max_steps": config.num_steps,

@@ -17,7 +17,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.plugins.quantization.qat.batches import Source, moved
 from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfig
 from drupe.plugins.quantization.qat.dataflow import call
-from drupe.plugins.quantization.qat.scripts import call_by_position
+from drupe.plugins.quantization.qat.scripts import call_by_position, checkpoint_folder
 
 __all__ = ["Outcome", "check_finite", "train", "validate"]
 
@@ -53,7 +53,7 @@ def train(
     total = _total(epochs, per_epoch, config.num_steps)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = _optimizer(parameters, config)
-    folder = None if config.checkpoint_path is None else _folder(config.checkpoint_path, context)
+    folder = checkpoint_folder(config, context)
     progress = context.checkpoint_dir / "training.pt"
     first, step, losses = _resume(progress, module, optimizer)
     for epoch in range(first, epochs) if epochs else itertools.count(first):
@@ -213,10 +213,6 @@ def _resume(path: Path, module: Any, optimizer: Any) -> tuple[int, int, list[flo
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
     return state["epoch"], state["step"], list(state["losses"])
-
-
-def _folder(path: str, context: JobContext) -> Path:
-    return (context.workflow_dir or Path()) / Path(path).expanduser()
 
 
 def _checkpoint(module: Any, folder: Path, epoch: int) -> None:

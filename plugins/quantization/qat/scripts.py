@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
@@ -14,7 +15,7 @@ from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfi
 from drupe.plugins.quantization.qat.preparing import Scheme
 from drupe.plugins.quantization.qat.quantizers import Grid
 
-__all__ = ["Functions", "call_by_position", "folder", "known", "read_qconfig"]
+__all__ = ["Functions", "call_by_position", "checkpoint_folder", "folder", "known", "read_qconfig"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Functions:
 def folder(path: str | None, context: JobContext) -> str | None:
     """Return a folder of the config as the user's functions are given it."""
     return str(context.workflow_dir / path) if path and context.workflow_dir else path
+
+
+def checkpoint_folder(config: QuantizationAwareTrainingConfig, context: JobContext) -> Path | None:
+    """Return the folder that checkpoint_path names, from the workflow's own; None where it names none."""
+    if config.checkpoint_path is None:
+        return None
+    return (context.workflow_dir or Path()) / Path(config.checkpoint_path).expanduser()
 
 
 def known(config: QuantizationAwareTrainingConfig, context: JobContext, part: str = "train") -> dict[str, Any]:

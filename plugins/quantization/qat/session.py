@@ -124,23 +124,14 @@ def _example(
     """Return inputs for an example call: of the shapes that are told, else a batch of the training data."""
     if model.kind == "pytorch":
         from drupe.plugins.huggingface.pytorch_model import dummy_inputs, io_config, takes_names
+        from drupe.plugins.huggingface.told_inputs import told_inputs
 
         told = io_config(model, context)
         if config.input_shapes:
-            types = told.get("input_types") or ["float32"] * len(config.input_shapes)
-            names = told.get("input_names")
-            if len(types) != len(config.input_shapes):
-                raise ConfigError(
-                    f"input_shapes has {len(config.input_shapes)} shapes; the input model's io_config has "
-                    f"{len(types)} input_types"
-                )
-            tensors = [
-                torch.zeros(shape, dtype=getattr(torch, str(kind)))
-                for shape, kind in zip(config.input_shapes, types, strict=True)
-            ]
-            if names is not None and len(names) == len(tensors) and takes_names(module, names):
-                return dict(zip(names, tensors, strict=True))
-            return tensors
+            names = told.get("input_names") or [f"input_{n}" for n in range(len(config.input_shapes))]
+            tensors = told_inputs({**told, "input_names": names, "input_shapes": config.input_shapes})
+            assert tensors is not None
+            return tensors if takes_names(module, tensors) else tuple(tensors.values())
         if model.attributes.get("dummy_inputs_func") or told.get("input_shapes"):
             return dummy_inputs(model, module, context)
     if data is not None:
