@@ -30,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.sample_workflows import ort_call, prose  # noqa: E402
+from benchmarks.sample_runs import ort_call, prose  # noqa: E402
 
 LIMIT = 0.99
 CONVERSION = {"type": "OnnxConversion", "use_dynamo_exporter": False, "target_opset": 17}

@@ -32,7 +32,6 @@ def main() -> int:
     """Print a row per path; return 1 when a limit is broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=11)
-    parser.add_argument("--full", action="store_true", help="accepted for uniformity; the runs are the same")
     arguments = parser.parse_args()
     drupe = str(Path(sys.executable).with_name("drupe"))
     rows = [

@@ -61,7 +61,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--plugins", type=int, default=100)
-    parser.add_argument("--full", action="store_true", help="accepted for uniformity; the runs are the same")
     arguments = parser.parse_args()
     drupe = str(Path(sys.executable).with_name("drupe"))
     broken = False

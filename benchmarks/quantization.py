@@ -11,8 +11,8 @@ Each setting is a line of rows.jsonl in --out: a run that was stopped goes on.
 
 A scheme that stores a scale and an offset for each 32 weights reproduces weights that were stored so (Q4_1) exactly.
 For the source `stored` such rows are marked and left out of the ranking. Tuned weights lie near that grid still: a
-scheme that finds it again undoes the tuning, prose reads better for it, and the tuned task is lost. Such rows, whose
-answers are worse than the float model's beyond their intervals, are not ranked either.
+scheme that finds it again undoes the tuning, prose reads better for it, and the tuned task is lost. Rows whose answers
+are worse than the float model's beyond their intervals are not ranked either, whatever the reason.
 """
 
 from __future__ import annotations
@@ -315,7 +315,7 @@ def report(rows: Sequence[dict[str, Any]], show: Callable[[str], None] = print) 
             if row.get("exact"):
                 unranked = " exact for weights that were stored so: not ranked"
             elif tone[1] < kept[0]:
-                unranked = " lost what was tuned: not ranked"
+                unranked = " tone below the float model's: not ranked"
             lines.append(
                 (
                     bool(unranked),

@@ -34,7 +34,7 @@ def told_inputs(told: Mapping[str, Any], *, named: int = 1) -> dict[str, Any] | 
             dtype = None
         if not isinstance(dtype, torch.dtype):
             raise ConfigError(
-                f"io_config.input_types: {kind!r} for {name}; expected int64, int32, float32, bool or another of PyTorch"
+                f"io_config.input_types: {kind!r} for {name}; expected int64, float32, bool or another of PyTorch"
             )
         found[str(name)] = torch.zeros([size if isinstance(size, int) else named for size in shape], dtype=dtype)
     return found

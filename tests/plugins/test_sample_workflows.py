@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.sample_workflows import FOLDER, SAMPLES, Sample, run_sample
+from benchmarks.sample_runs import FOLDER, Sample, run_sample
+from benchmarks.sample_workflows import SAMPLES
 
 # One of them for every change: the others take minutes of training.
 QUICK = [sample for sample in SAMPLES if "gemma" in sample.file]
