@@ -15,6 +15,7 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, Interrupted, PassError
 from drupe.core.model import Model
 from drupe.core.registry import get_registry
+from drupe.plugins.quantization.qat import lightning
 from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfig
 from drupe.plugins.quantization.qat.quantizers import Grid, Quantizer, WeightQuantizer
 from drupe.testing import make_context
@@ -367,11 +368,8 @@ class Modelless(Learner):
 )
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pytorch_lightning") is not None or importlib.util.find_spec("lightning") is not None,
-    reason="Lightning is installed",
-)
-def test_lightning_is_asked_for_where_it_is_not_installed() -> None:
+def test_lightning_is_asked_for_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightning, "_PACKAGES", ("not_there_at_all",))
     chosen = get_registry().create("drupe_passes", "QuantizationAwareTraining")
     config = chosen.Config(user_script="s.py", ptl_module="Learner", train_data_config="train")
     with pytest.raises(ConfigError, match="needs Lightning, which is not installed here: pip install lightning"):
