@@ -252,13 +252,17 @@ class Bench:
                 ids = np.asarray(sample.inputs["input_ids"])[:prompt]
                 given = session.generate(ids, GenerateOptions(max_new_tokens=1)).outputs["token_ids"]
                 right.append(int(len(given) > 0 and given[0] == labels[prompt]))
-            rates = []
-            for _ in range(3):
-                seconds = session.generate(self.chunks[0][:32], GenerateOptions(max_new_tokens=48)).outputs[
-                    "token_seconds"
-                ]
-                rates.append((len(seconds) - 1) / (seconds[-1] - seconds[0]) if len(seconds) > 8 else float("nan"))
-        return {"losses": losses, "right": right, "tokens_per_second": float(np.median(rates))}
+            rates: list[float] = []
+            for chunk in self.chunks[:16]:
+                # A model may end its text at once, from which no speed can be told: another beginning then.
+                options = GenerateOptions(max_new_tokens=48)
+                seconds = session.generate(chunk[:32], options).outputs["token_seconds"]
+                if len(seconds) > 8:
+                    rates.append((len(seconds) - 1) / (seconds[-1] - seconds[0]))
+                if len(rates) == 3:
+                    break
+        speed = float(np.median(rates)) if rates else float("nan")
+        return {"losses": losses, "right": right, "tokens_per_second": speed}
 
     def setting(self, name: str, scheme: Scheme, block: int | None, source: Model) -> dict[str, Any]:
         """Quantize and measure."""
@@ -313,16 +317,18 @@ def report(rows: Sequence[dict[str, Any]], show: Callable[[str], None] = print) 
             tone = wilson_interval(right, len(row["right"]))
             unranked = ""
             if row.get("exact"):
-                unranked = " exact for weights that were stored so: not ranked"
+                unranked = " (exact for weights that were stored so: not ranked)"
             elif tone[1] < kept[0]:
-                unranked = " tone below the float model's: not ranked"
+                unranked = " (tone below the float model's: not ranked)"
+            speed = row["tokens_per_second"]
             lines.append(
                 (
                     bool(unranked),
                     ratio(paired),
-                    f"| {row['scheme']} | {row['block'] or ''} | {ratio(paired):+.3f} [{low:+.3f}, {high:+.3f}] | "
+                    f"| {row['scheme']}{unranked} | {row['block'] or ''} | "
+                    f"{ratio(paired):+.3f} [{low:+.3f}, {high:+.3f}] | "
                     f"{right}/{len(row['right'])} [{tone[0]:.2f}, {tone[1]:.2f}] | {row['megabytes']:.1f} | "
-                    f"{row['seconds']:.0f} | {row['tokens_per_second']:.0f} |{unranked}",
+                    f"{row['seconds']:.0f} | {f'{speed:.0f}' if np.isfinite(speed) else '–'} |",
                 )
             )
         tokens = sum(t for _, t in base["losses"])
