@@ -12,6 +12,7 @@ from typing import Any
 
 from drupe.core.errors import PassError
 from drupe.core.model import Model
+from drupe.plugins.onnx.llm_pipeline import pipeline_files
 
 __all__ = [
     "companions",
@@ -44,8 +45,9 @@ def graph_paths(model: Model) -> list[Path]:
     if model.kind != "genai":
         return [graph_path(model)]
     data = json.loads((model.folder / "genai_config.json").read_text(encoding="utf-8"))
-    parts = (part for part in data.get("model", {}).values() if isinstance(part, dict))
+    parts = [part for part in data.get("model", {}).values() if isinstance(part, dict)]
     names = {part["filename"] for part in parts if str(part.get("filename", "")).endswith(".onnx")}
+    names.update(*(pipeline_files(part) for part in parts))
     found = [model.folder / name for name in sorted(names)]
     absent = [path.name for path in found if not path.is_file()]
     if absent or not found:

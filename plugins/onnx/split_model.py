@@ -59,7 +59,7 @@ class SplitModel(_Written):
                 f"{self.spec.name}: nothing says how the model is split; put CaptureSplitInfo before the pass that "
                 "makes the graph"
             )
-        return planned.with_(split=None, split_assignments=None, onnx_file=None)
+        return planned.with_(split=None, split_assignments=None, onnx_file=None, **_origin(info.kind))
 
     def run(self, model: Model, config: Any, context: PassContext) -> Model:
         """Write split_0/model.onnx, split_1/model.onnx, …"""
@@ -85,8 +85,13 @@ class SplitModel(_Written):
         context.report["nodes_by_piece"] = [len(part.graph.node) for part in parts]
         gone = ("split", "split_assignments", "onnx_file")
         kept = {key: value for key, value in model.attributes.items() if key not in gone}
-        attributes = {**kept, "components": components, "outputs": outputs}
+        attributes = {**kept, **_origin(model.kind), "components": components, "outputs": outputs}
         return Model.from_dir("composite", context.output_dir, attributes)
+
+
+def _origin(kind: str) -> dict[str, bool]:
+    """Return what tells that the pieces are of a model for onnxruntime-genai."""
+    return {"genai": True} if kind == "genai" else {}
 
 
 class ComposeOnnxModels(_Written):
