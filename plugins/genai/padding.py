@@ -34,7 +34,7 @@ def padding_token(folder: Path, model: Mapping[str, Any]) -> int | None:
     if model.get("pad_token_id") in unused:
         return int(model["pad_token_id"])
     # A row of the embedding that no text leads to is the safest.
-    beyond = max([-1, *ids, *(token["id"] for token in added)]) + 1
+    beyond = max([-1, *map(int, ids), *(int(token["id"]) for token in added)]) + 1
     if beyond < int(model.get("vocab_size") or 0):
         return beyond
     return unused[0] if unused else None

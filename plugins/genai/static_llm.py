@@ -93,10 +93,9 @@ class StaticLLM(Pass):
                 groups["context"].append(f"context{suffix}")
                 groups["iterator"].append(f"iterator{suffix}")
                 continue
-            group, others = (
-                ("embeddings", layers[0]) if number < layers[0] else ("lm_head", len(paths) - layers[-1] - 1)
-            )
-            name = group if others == 1 else f"{group}_{number if group == 'embeddings' else number - layers[-1] - 1}"
+            first = 0 if number < layers[0] else layers[-1] + 1
+            group, others = ("lm_head", len(paths) - first) if first else ("embeddings", layers[0])
+            name = group if others == 1 else f"{group}_{number - first}"
             groups[group].append(name)
             save_graph(proto, context.output_dir, f"{name}.onnx", external=True)
         companions(model.folder, context.output_dir)
@@ -144,8 +143,8 @@ class StaticLLM(Pass):
             )
         if "position_ids" in inputs:
             raise PassError(
-                f"{self.spec.name}: the graph takes position_ids, which onnxruntime-genai counts wrongly after a prompt "
-                "that was filled up; build it so that attention applies the positions"
+                f"{self.spec.name}: the graph takes position_ids, which onnxruntime-genai counts wrongly after a "
+                "prompt that was filled up; build it so that attention applies the positions"
             )
         past, total = next(iter(names))
         return {"past_sequence_length": past, "total_sequence_length": total}

@@ -1,8 +1,8 @@
 """Decoders as a pipeline of graphs: how onnxruntime-genai reads one (`model.decoder.pipeline` of genai_config.json).
 
 A prompt goes through `embeddings`, `context` and `lm_head` in chunks of one length, each token after it through
-`embeddings`, `iterator` and `lm_head`. A model with a pipeline has the attribute `llm_pipeline`: true; its graphs lie in
-NAME.onnx, and genai_config.json tells of which group each is.
+`embeddings`, `iterator` and `lm_head`. A model with a pipeline has the attribute `llm_pipeline`: true; its graphs lie
+in NAME.onnx, and genai_config.json tells of which group each is.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class SplitModel(_Written):
         return Model.from_dir("composite", context.output_dir, attributes)
 
 
-def _origin(kind: str) -> dict[str, bool]:
+def _origin(kind: str) -> dict[str, Any]:
     """Return what tells that the pieces are of a model for onnxruntime-genai."""
     return {"genai": True} if kind == "genai" else {}
 

@@ -23,7 +23,6 @@ from drupe.testing import PassContract, RuntimeContract, tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, run_pass
 
 LENGTHS = {"surgeries": [{"surgeon": "AttentionMaskToSequenceLengths"}]}
-SMOLLM = Path(__file__).parents[4] / "models" / "smollm2"
 
 
 def build(model: Model, folder: Path, **config: Any) -> Model:
@@ -102,7 +101,7 @@ def test_graphs_have_fixed_lengths_and_share_their_weights(split: Model, tmp_pat
         for number in (0, 1):
             graph = onnx.load(str(static.folder / f"{group}_{number}.onnx"), load_external_data=False).graph
             shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
-            assert [s for name, s in shapes.items() if name.startswith("/model/")][0] == [1, length, 64]
+            assert next(s for name, s in shapes.items() if name.startswith("/model/")) == [1, length, 64]
             assert shapes["past_seq_len"] == [1, 1]
             places = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
             assert places == {f"transformer_{number}.onnx.data"}
@@ -176,10 +175,9 @@ def test_what_the_graphs_lack_is_told(built: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SMOLLM.is_dir(), reason="SmolLM2 is not here")
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_smollm2_says_the_same(tmp_path: Path, precision: str) -> None:
-    source = Model.from_dir("hf", SMOLLM, {"task": "text-generation", "architecture": "LlamaForCausalLM"})
+def test_smollm2_says_the_same(smollm2_dir: Path, tmp_path: Path, precision: str) -> None:
+    source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation", "architecture": "LlamaForCausalLM"})
     model = build(source, tmp_path, precision=precision, **({"accuracy_level": 1} if precision == "int4" else {}))
     static = run_pass("StaticLLM", pieces(model, tmp_path), tmp_path / "static", context_length=64)
     tokenizer = og.Tokenizer(og.Model(str(model.folder)))
