@@ -13,6 +13,10 @@ _NAMES = {
     "DmlExecutionProvider": ("dml", "dml"),
     "WebGpuExecutionProvider": ("webgpu", "WebGPU"),
     "NvTensorRTRTXExecutionProvider": ("NvTensorRtRtx", "NvTensorRtRtx"),
+    # The builder has no form of their own for these: other passes bring the CPU's into theirs.
+    "QNNExecutionProvider": ("cpu", "qnn"),
+    "OpenVINOExecutionProvider": ("cpu", "OpenVINO"),
+    "VitisAIExecutionProvider": ("cpu", "VitisAI"),
 }
 """Execution provider → (the builder's name, the runtime's name; None where it needs none)."""
 

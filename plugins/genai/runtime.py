@@ -15,6 +15,7 @@ from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
 from drupe.plugins.genai.providers import runtime_name
+from drupe.plugins.onnx.providers import library_of
 
 __all__ = ["GenAIRuntime", "GenAISession"]
 
@@ -43,12 +44,17 @@ class GenAIRuntime(Runtime):
 
         provider = runtime_name(accelerator)
         try:
+            library = library_of(accelerator.execution_provider or "")
+            if library is not None:
+                og.register_execution_provider_library(accelerator.execution_provider, library)
             config = og.Config(str(model.folder))
-            config.clear_providers()
-            if provider is not None:
-                config.append_provider(provider)
-                for key, value in accelerator.provider_options.items():
-                    config.set_provider_option(provider, str(key), str(value))
+            # What is compiled for a provider says itself which of its graphs the provider opens, and how.
+            if not model.attributes.get("ep_context"):
+                config.clear_providers()
+                if provider is not None:
+                    config.append_provider(provider)
+                    for key, value in accelerator.provider_options.items():
+                        config.set_provider_option(provider, str(key), str(value))
             threads = options.get("threads")
             if threads:
                 session_options = {"intra_op_num_threads": int(threads)}

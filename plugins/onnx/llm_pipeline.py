@@ -83,11 +83,12 @@ def write_pipeline(
     *,
     session_options: Mapping[str, Any] | None = None,
     run_options: Mapping[str, Any] | None = None,
+    others: Path | None = None,
 ) -> None:
     """Write genai_config.json for the graphs of a pipeline that lie in a folder.
 
     data: the config so far. session_options, run_options: those of the context and iterator graphs; where they are not
-    given, those of the pipeline that was there before hold.
+    given, those of the pipeline that was there before hold. others: where graphs lie that are not in the folder.
     """
     import onnx
 
@@ -97,7 +98,9 @@ def write_pipeline(
     entries: dict[str, Any] = {}
     for group in GROUPS:
         for name in groups[group]:
-            graph = onnx.load(str(folder / f"{name}.onnx"), load_external_data=False).graph
+            path = folder / f"{name}.onnx"
+            path = path if others is None or path.is_file() else others / path.name
+            graph = onnx.load(str(path), load_external_data=False).graph
             entry: dict[str, Any] = {
                 "filename": f"{name}.onnx",
                 "inputs": [value.name for value in graph_inputs(graph)],

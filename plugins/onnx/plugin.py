@@ -46,6 +46,16 @@ _SURGEONS = {
 """Module of the surgery package → its surgeons and what they do."""
 
 
+_PROVIDER_PACKAGES = (
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-ep-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-vitisai",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "onnxruntime-trt-rtx",
+)
+"""Packages that bring execution providers which compile."""
 _ALSO_COMPOSITE = frozenset({"onnx", "genai", "composite"})
 
 
@@ -221,6 +231,19 @@ def drupe_passes() -> list[PassSpec]:
             accepts=frozenset({"composite"}),
             produces="onnx",
             accelerator_matters=True,
+        ),
+        _pass(
+            "EPContextBinaryGenerator",
+            "ep_context",
+            "Compile graphs for a device, so that its execution provider opens them at once",
+            accepts=_ALSO_COMPOSITE,
+            # Which package brings ONNX Runtime depends on the provider: the pass asks for it.
+            requires=("onnx>=1.17",),
+            key_packages=("onnx", "onnxruntime", *_PROVIDER_PACKAGES),
+            accelerator_matters=True,
+            on_target=True,
+            # Providers name what they compiled as they like.
+            deterministic=False,
         ),
         _pass(
             "OnnxBnb4Quantization",
