@@ -16,6 +16,7 @@ from drupe.plugins.onnx.llm_pipeline import pipeline_files
 
 __all__ = [
     "companions",
+    "context_files",
     "external_files",
     "graph_path",
     "graph_paths",
@@ -82,6 +83,17 @@ def external_files(path: Path) -> list[Path]:
         if entry.key == "location"
     }
     return [path.parent / name for name in sorted(names)]
+
+
+def context_files(graph: Any) -> list[str]:
+    """Return the names of the files beside a graph that hold what a provider compiled of it (EPContext nodes)."""
+    found = []
+    for node in graph.node:
+        if node.op_type == "EPContext":
+            told = {attribute.name: attribute for attribute in node.attribute}
+            if "ep_cache_context" in told and told["embed_mode"].i == 0 and told["ep_cache_context"].s:
+                found.append(told["ep_cache_context"].s.decode())
+    return list(dict.fromkeys(found))
 
 
 def unknown_operators(proto: Any) -> list[tuple[str, str]]:

@@ -221,7 +221,7 @@ def drupe_passes() -> list[PassSpec]:
             "ComposeOnnxModels",
             "split_model",
             "Make one graph of a composite's",
-            accepts=frozenset({"composite"}),
+            accepts=frozenset({"composite", "genai"}),
             produces="onnx",
         ),
         _pass(

@@ -1,4 +1,4 @@
-"""Execution providers: those that ONNX Runtime was built with, and those that come as libraries in packages of their own.
+"""Execution providers: those that ONNX Runtime was built with, and those that come as libraries in packages.
 
 A package with a library for ONNX Runtime (since 1.23) is called onnxruntime-… and its module has `get_library_path` and
 `get_ep_name` (onnxruntime.ai/docs/execution-providers/plugin-ep-libraries/packaging.html). The library is registered
@@ -61,14 +61,8 @@ def make_available(provider: str, device: str) -> Any:
         ort.register_execution_provider_library(provider, library)
         found = _devices(provider)
     if not found:
-        here = ", ".join(
-            sorted(
-                {
-                    f"{item.device.type.name} of {item.device.vendor or 'an unknown maker'}"
-                    for item in ort.get_ep_devices()
-                }
-            )
-        )
+        known = {f"{item.device.type.name} of {item.device.vendor}" for item in ort.get_ep_devices()}
+        here = ", ".join(sorted(known))
         raise ProviderAbsent(
             f"the library of {provider} is installed and drives none of this machine's devices ({here}); run it on a "
             "machine with such a device"
