@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -44,9 +45,7 @@ class GenAIRuntime(Runtime):
 
         provider = runtime_name(accelerator)
         try:
-            library = library_of(accelerator.execution_provider or "")
-            if library is not None:
-                og.register_execution_provider_library(accelerator.execution_provider, library)
+            _register(accelerator.execution_provider or "")
             config = og.Config(str(model.folder))
             # What is compiled for a provider says itself which of its graphs the provider opens, and how.
             if not model.attributes.get("ep_context"):
@@ -195,6 +194,16 @@ class GenAISession(Session):
         if self._adapters is not None:
             generator.set_active_adapter(self._adapters, "adapter")
         return generator
+
+
+@functools.cache
+def _register(provider: str) -> None:
+    """Make a provider's library known to onnxruntime-genai, once in a process, where a package brings one."""
+    import onnxruntime_genai as og
+
+    library = library_of(provider)
+    if library is not None:
+        og.register_execution_provider_library(provider, library)
 
 
 def _encoder(folder: Path) -> Any:

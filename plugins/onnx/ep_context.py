@@ -34,6 +34,13 @@ _GENAI_NAMES = {"OpenVINO": "OpenVINO", "VitisAI": "VitisAI", "NvTensorRTRTX": "
 """What onnxruntime-genai calls providers, where it is not their name in lower case."""
 
 
+_UNOPENED = {
+    "OpenVINOExecutionProvider": "; the packages onnxruntime-openvino 1.18 to 1.24 lack the part of OpenVINO that reads "
+    "what is compiled for a processor; onnxruntime-ep-openvino brings it, for Intel's processors",
+}
+"""Provider → why it may not open what it compiled."""
+
+
 class EPContextConfig(PassConfig):
     """How graphs are compiled."""
 
@@ -66,8 +73,8 @@ class EPContextBinaryGenerator(Pass):
     graphs that hold layers. It runs on the target's system, where the provider is.
 
     Rules: 1. Every compiled graph has an EPContext node, or the pass fails. 2. What the provider left to the CPU is
-    counted and told. 3. Each compiled graph is opened once; where the provider here can't, that is told: what is
-    compiled for another machine may only open there.
+    counted and told. 3. Each compiled graph is opened once. What is compiled for the processor must open; where
+    what is for another device does not, that is told: it may open there only.
     """
 
     Config: ClassVar[type[PassConfig]] = EPContextConfig
@@ -107,6 +114,9 @@ class EPContextBinaryGenerator(Pass):
                 shared = (number, len(group)) if config.weight_sharing and len(group) > 1 else None
                 self._compile(path, context.output_dir / f"{name}.onnx", config, context, shared)
                 compiled[path] = name
+            # Graphs that share weights are whole once the last of them is compiled.
+            for _, name in group:
+                self._open(context.output_dir / f"{name}.onnx", config, context)
         gone = _left_behind(model, list(compiled))
         changes: dict[str, Any] = {"ep_context": provider}
         names = {path.relative_to(model.folder).as_posix(): f"{name}.onnx" for path, name in compiled.items()}
@@ -206,14 +216,11 @@ class EPContextBinaryGenerator(Pass):
             )
         left = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         context.log.info("%s: %d compiled, left to the CPU: %s", target.name, nodes, left or "nothing")
-        told: dict[str, Any] = {"compiled": nodes, "left": dict(sorted(kinds.items()))}
-        if shared is None and (reason := self._not_opening(target, config, context)):
-            told["does_not_open_here"] = reason
-            context.log.warning("%s does not open here, only where it was compiled for: %s", target.name, reason)
-        context.report.setdefault("graphs", {})[target.stem] = told
+        graphs = context.report.setdefault("graphs", {})
+        graphs[target.stem] = {"compiled": nodes, "left": dict(sorted(kinds.items()))}
 
-    def _not_opening(self, target: Path, config: EPContextConfig, context: PassContext) -> str | None:
-        """Return why the provider here does not open what it compiled, None where it does."""
+    def _open(self, target: Path, config: EPContextConfig, context: PassContext) -> None:
+        """Open a compiled graph, and tell where the provider here does not: for a processor it is then of no use."""
         import onnxruntime as ort
 
         settings = self._settings(config, context, {})
@@ -221,8 +228,15 @@ class EPContextBinaryGenerator(Pass):
         try:
             ort.InferenceSession(str(target), settings)
         except Exception as error:
-            return str(error).strip().splitlines()[0]
-        return None
+            reason = str(error).strip().splitlines()[0]
+            provider = str(context.accelerator.execution_provider)
+            if context.accelerator.device == "cpu":
+                raise PassError(
+                    f"{self.spec.name}: {provider} compiled {target.stem.removesuffix('_ctx')} for this processor and "
+                    f"does not open it again: {reason}{_UNOPENED.get(provider, '')}"
+                ) from error
+            context.report["graphs"][target.stem]["does_not_open_here"] = reason
+            context.log.warning("%s does not open here, if where it was compiled for: %s", target.name, reason)
 
     def _genai(self, model: Model, compiled: Mapping[Path, str], config: EPContextConfig, context: PassContext) -> None:
         """Write the genai_config.json of the compiled graphs."""
