@@ -35,8 +35,8 @@ _GENAI_NAMES = {"OpenVINO": "OpenVINO", "VitisAI": "VitisAI", "NvTensorRTRTX": "
 
 
 _UNOPENED = {
-    "OpenVINOExecutionProvider": "; the packages onnxruntime-openvino 1.18 to 1.24 lack the part of OpenVINO that reads "
-    "what is compiled for a processor; onnxruntime-ep-openvino brings it, for Intel's processors",
+    "OpenVINOExecutionProvider": "; the packages onnxruntime-openvino 1.18 to 1.24 lack the part of OpenVINO that "
+    "reads what is compiled for a processor; onnxruntime-ep-openvino brings it, for Intel's processors",
 }
 """Provider → why it may not open what it compiled."""
 

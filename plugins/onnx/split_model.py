@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from drupe.core.accelerators import Accelerator
@@ -132,13 +134,7 @@ class ComposeOnnxModels(_Written):
         components = model.attributes["components"]
         files = {str(item["name"]): model.folder / str(item["file"]) for item in components}
         models = {title: onnx.load(str(path)) for title, path in files.items()}
-        for title, path in files.items():
-            for name in context_files(models[title].graph):
-                target = context.output_dir / name
-                if target.exists():
-                    raise ConfigError(f"{self.spec.name}: two components have a file {name} of what was compiled")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path.parent / name, target)
+        self._take_compiled(files, models, context)
         proto = composed(self.spec.name, models, model.attributes.get("outputs") or ())
         external = any(external_files(path) for path in files.values())
         self.save(proto, "model.onnx", config, context, external=external)
@@ -146,6 +142,18 @@ class ComposeOnnxModels(_Written):
         gone = ("components", "outputs", "genai")
         kept = {key: value for key, value in model.attributes.items() if key not in gone}
         return Model.from_dir("onnx", context.output_dir, {**kept, "onnx_file": "model.onnx"})
+
+    def _take_compiled(self, files: Mapping[str, Path], models: Mapping[str, Any], context: PassContext) -> None:
+        """Copy the files with what a provider compiled of the components."""
+        taken: dict[str, Path] = {}
+        for title, path in files.items():
+            for name in context_files(models[title].graph):
+                source = path.parent / name
+                # Components that share weights share the file.
+                if taken.setdefault(name, source) != source:
+                    raise ConfigError(f"{self.spec.name}: two components have files {name} of what was compiled")
+                (context.output_dir / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, context.output_dir / name)
 
     def _pipeline(self, model: Model, context: PassContext) -> Model:
         """Make one graph of each group of a pipeline that has several."""

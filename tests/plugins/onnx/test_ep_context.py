@@ -37,6 +37,7 @@ QNN = Accelerator("npu", "QNNExecutionProvider")
 DENSE = """<ir_version: 10, opset_import: ["" : 17]>
 dense (float[2, 16] x) => (float[2, 8] y) { h = MatMul (x, w)
  y = Relu (h) }"""
+X = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)
 WEIGHT = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
 
 
@@ -190,22 +191,35 @@ def compiled_nodes(path: Path) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("embedded", [False, True], ids=["beside", "embedded"])
-def test_a_graph_compiled_for_qualcomms_chips_answers_as_its_source(qnn: Path, tmp_path: Path, embedded: bool) -> None:
+def test_a_graph_compiled_for_qualcomms_chips_answers_as_its_source(qnn: Path, tmp_path: Path) -> None:
     saved(tmp_path / "model", DENSE, {"w": WEIGHT}, check=False)
     model = {"type": "ONNXModel", "model_path": str(tmp_path / "model"), "onnx_file_name": "model.onnx"}
     options = {"htp_graph_finalization_optimization_mode": "3"}
-    step = {"type": "EPContextBinaryGenerator", "embed_context": embedded, "provider_options": options}
+    step = {"type": "EPContextBinaryGenerator", "embed_context": True, "provider_options": options}
     target = system(qnn, "QNNExecutionProvider", "npu", {"soc_model": "60"})
     done = drupe("run", compiling(tmp_path, model, {"compile": step}, target), folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (graph,) = (tmp_path / "out").rglob("model_ctx.onnx")
     (node,) = compiled_nodes(graph)
-    assert node["source"] == b"QNNExecutionProvider"
-    assert node["embed_mode"] == int(embedded)
-    assert [path.name for path in graph.parent.glob("*.bin")] == ([] if embedded else ["model_ctx_qnn.bin"])
-    x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)
-    np.testing.assert_allclose(python(qnn, RUN, graph), np.maximum(x @ WEIGHT, 0), atol=1e-2)
+    assert (node["source"], node["embed_mode"]) == (b"QNNExecutionProvider", 1)
+    np.testing.assert_allclose(python(qnn, RUN, graph), np.maximum(X @ WEIGHT, 0), atol=1e-2)
+
+
+@pytest.mark.slow
+def test_graphs_in_a_row_are_compiled_each_and_put_together(qnn: Path, tmp_path: Path) -> None:
+    parts = [saved(tmp_path / "first", DENSE, {"w": WEIGHT}, check=False)]
+    later = DENSE.replace("16] x", "8] y").replace("8] y) {", "8] z) {").replace("(x, w)", "(y, v)")
+    parts.append(saved(tmp_path / "second", later.replace("y = Relu", "z = Relu"), {"v": WEIGHT[:8]}, check=False))
+    components = [{"type": "ONNXModel", "model_path": str(part.folder / "model.onnx")} for part in parts]
+    model = {"type": "CompositeModel", "model_components": components, "model_component_names": ["first", "second"]}
+    passes = {"compile": {"type": "EPContextBinaryGenerator"}, "compose": {"type": "ComposeOnnxModels"}}
+    done = drupe("run", compiling(tmp_path, model, passes, system(qnn, "QNNExecutionProvider", "npu")), folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (graph,) = (tmp_path / "out").rglob("model.onnx")
+    assert sorted(path.name for path in graph.parent.glob("*.bin")) == ["first_ctx_qnn.bin", "second_ctx_qnn.bin"]
+    assert len(compiled_nodes(graph)) == 2
+    expected = np.maximum(np.maximum(X @ WEIGHT, 0) @ WEIGHT[:8], 0)
+    np.testing.assert_allclose(python(qnn, RUN, graph), expected, atol=5e-2)
 
 
 @pytest.mark.slow
