@@ -21,7 +21,8 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.graphs import external_files, graph_paths
 from drupe.plugins.onnx.llm_pipeline import pipeline_groups, read_settings, write_pipeline, write_settings
-from drupe.plugins.onnx.providers import PACKAGES, ProviderAbsent, add_provider, with_defaults
+from drupe.plugins.onnx.provider_table import compiling_providers
+from drupe.plugins.onnx.providers import ProviderAbsent, add_provider, with_defaults
 
 __all__ = ["EPContextBinaryGenerator", "EPContextConfig"]
 
@@ -30,15 +31,6 @@ _INTERPRETED = frozenset(
     for name in ("Azure", "CPU", "CUDA", "Dml", "Dnnl", "Js", "ROCM", "WebGpu", "WebNN", "Xnnpack")
 )
 """Providers that run a graph node by node: they have nothing to write."""
-_GENAI_NAMES = {"OpenVINO": "OpenVINO", "VitisAI": "VitisAI", "NvTensorRTRTX": "NvTensorRtRtx", "QNN": "qnn"}
-"""What onnxruntime-genai calls providers, where it is not their name in lower case."""
-
-
-_UNOPENED = {
-    "OpenVINOExecutionProvider": "; the packages onnxruntime-openvino 1.18 to 1.24 lack the part of OpenVINO that "
-    "reads what is compiled for a processor; onnxruntime-ep-openvino brings it, for Intel's processors",
-}
-"""Provider → why it may not open what it compiled."""
 
 
 class EPContextConfig(PassConfig):
@@ -82,8 +74,8 @@ class EPContextBinaryGenerator(Pass):
 
     def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
         """The package that brings the target's provider."""
-        package = PACKAGES.get(accelerator.execution_provider or "")
-        return (package,) if package else ()
+        known = compiling_providers().get(accelerator.execution_provider or "")
+        return (known.requirement,) if known else ()
 
     def plan(self, info: ModelInfo, config: EPContextConfig, accelerator: Accelerator) -> ModelInfo:
         """Refuse providers that compile nothing, and models that are compiled already."""
@@ -93,7 +85,7 @@ class EPContextBinaryGenerator(Pass):
             what = f"{provider} runs graphs node by node and has nothing to compile" if provider else "none is named"
             raise ConfigError(
                 f"{self.spec.name} compiles for the target's execution provider; {what}; name one that compiles in "
-                f"systems.X.accelerators[].execution_providers: {', '.join(sorted(PACKAGES))}"
+                f"systems.X.accelerators[].execution_providers: {', '.join(sorted(compiling_providers()))}"
             )
         if told := info.attributes.get("ep_context"):
             raise ConfigError(f"{self.spec.name}: the model is compiled already, for {told}")
@@ -230,19 +222,24 @@ class EPContextBinaryGenerator(Pass):
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             provider = str(context.accelerator.execution_provider)
+            known = compiling_providers().get(provider)
+            why = f"; {known.unopened}" if known and known.unopened else ""
             if context.accelerator.device == "cpu":
                 raise PassError(
                     f"{self.spec.name}: {provider} compiled {target.stem.removesuffix('_ctx')} for this processor and "
-                    f"does not open it again: {reason}{_UNOPENED.get(provider, '')}"
+                    f"does not open it again: {reason}{why}"
                 ) from error
             context.report["graphs"][target.stem]["does_not_open_here"] = reason
-            context.log.warning("%s does not open here, if where it was compiled for: %s", target.name, reason)
+            context.log.warning(
+                "%s does not open on this machine; it may where it was compiled for: %s", target.name, reason
+            )
 
     def _genai(self, model: Model, compiled: Mapping[Path, str], config: EPContextConfig, context: PassContext) -> None:
         """Write the genai_config.json of the compiled graphs."""
         data = read_settings(model.folder)
-        provider = str(context.accelerator.execution_provider).removesuffix("ExecutionProvider")
-        name = _GENAI_NAMES.get(provider, provider.lower())
+        provider = str(context.accelerator.execution_provider)
+        known = compiling_providers().get(provider)
+        name = (known and known.genai) or provider.removesuffix("ExecutionProvider").lower()
         options = {**(config.session_options or {}), "provider_options": [{name: self._options(config, context)}]}
         names = {path.stem: title for path, title in compiled.items()}
         decoder = data["model"]["decoder"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from drupe.core.hookspecs import hookimpl
 from drupe.core.specs import ModelKindSpec, PassSpec, RuntimeSpec, Spec
+from drupe.plugins.onnx.provider_table import provider_packages
 from drupe.plugins.onnx.surgery.specs import SurgeonSpec
 
 _SURGEONS = {
@@ -46,16 +47,6 @@ _SURGEONS = {
 """Module of the surgery package → its surgeons and what they do."""
 
 
-_PROVIDER_PACKAGES = (
-    "onnxruntime-gpu",
-    "onnxruntime-openvino",
-    "onnxruntime-ep-openvino",
-    "onnxruntime-qnn",
-    "onnxruntime-vitisai",
-    "onnxruntime-ep-nv-tensorrt-rtx",
-    "onnxruntime-trt-rtx",
-)
-"""Packages that bring execution providers which compile."""
 _ALSO_COMPOSITE = frozenset({"onnx", "genai", "composite"})
 
 
@@ -239,7 +230,7 @@ def drupe_passes() -> list[PassSpec]:
             accepts=_ALSO_COMPOSITE,
             # Which package brings ONNX Runtime depends on the provider: the pass asks for it.
             requires=("onnx>=1.17",),
-            key_packages=("onnx", "onnxruntime", *_PROVIDER_PACKAGES),
+            key_packages=("onnx", "onnxruntime", *provider_packages()),
             accelerator_matters=True,
             on_target=True,
             # Providers name what they compiled as they like.

@@ -14,18 +14,10 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PACKAGES", "ProviderAbsent", "add_provider", "library_of", "make_available", "with_defaults"]
+from drupe.plugins.onnx.provider_table import compiling_providers
 
-PACKAGES: Mapping[str, str] = {
-    "QNNExecutionProvider": "onnxruntime-qnn>=1.23",
-    "OpenVINOExecutionProvider": "onnxruntime-openvino>=1.23 | onnxruntime-ep-openvino>=1.4",
-    "NvTensorRTRTXExecutionProvider": "onnxruntime-ep-nv-tensorrt-rtx | onnxruntime-ep-nv-tensorrt-rtx-cu13"
-    " | onnxruntime-ep-nv-tensorrt-rtx-cu12 | onnxruntime-trt-rtx>=1.23",
-    "VitisAIExecutionProvider": "onnxruntime-vitisai",
-    "TensorrtExecutionProvider": "onnxruntime-gpu>=1.23",
-    "MIGraphXExecutionProvider": "onnxruntime-migraphx>=1.23 | onnxruntime-ep-migraphx",
-}
-"""Provider → the packages of which one brings it, as a requirement with alternatives."""
+__all__ = ["ProviderAbsent", "add_provider", "library_of", "make_available", "with_defaults"]
+
 
 _OTHERS = frozenset(
     f"onnxruntime-{name}"
@@ -53,16 +45,16 @@ def make_available(provider: str, device: str) -> Any:
     if found is None:
         library = library_of(provider)
         if library is None:
-            package = PACKAGES.get(provider)
-            how = f"; pip install {package.split(' | ')[0].split('>')[0]}" if package else ""
+            known = compiling_providers().get(provider)
+            how = f"; pip install {' or '.join(map(repr, known.packages))}" if known else ""
             raise ProviderAbsent(
                 f"this onnxruntime has no {provider}; it has {', '.join(ort.get_available_providers())}{how}"
             )
         ort.register_execution_provider_library(provider, library)
         found = _devices(provider)
     if not found:
-        known = {f"{item.device.type.name} of {item.device.vendor}" for item in ort.get_ep_devices()}
-        here = ", ".join(sorted(known))
+        shown = {f"{item.device.type.name} of {item.device.vendor}" for item in ort.get_ep_devices()}
+        here = ", ".join(sorted(shown))
         raise ProviderAbsent(
             f"the library of {provider} is installed and drives none of this machine's devices ({here}); run it on a "
             "machine with such a device"
