@@ -60,7 +60,7 @@ class SplitModel(_Written):
     3. What belongs to no module that was split goes with what it is calculated from.
     """
 
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a model of which it is not known how it is split."""
