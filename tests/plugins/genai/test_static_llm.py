@@ -177,8 +177,7 @@ def test_what_the_graphs_lack_is_told(built: Model, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_smollm2_says_the_same(smollm2_dir: Path, tmp_path: Path) -> None:
     source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation", "architecture": "LlamaForCausalLM"})
-    # At the default level a product rounds its inputs, and tokens hang on how many of them come at once.
-    model = build(source, tmp_path, precision="int4", accuracy_level=1)
+    model = build(source, tmp_path, precision="int4")
     static = run_pass("StaticLLM", pieces(model, tmp_path), tmp_path / "static", context_length=64)
     tokenizer = og.Tokenizer(og.Model(str(model.folder)))
     texts = [
