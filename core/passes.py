@@ -14,7 +14,7 @@ from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
-from drupe.core.requirements import installed_version, unmet
+from drupe.core.requirements import alternatives, installed_version, unmet
 
 if TYPE_CHECKING:
     from drupe.core.specs import PassSpec
@@ -60,7 +60,7 @@ class Pass:
         return info.with_(kind=spec.produces or info.kind)
 
     def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
-        """Return PEP 508 requirements that this config adds to those of the spec.
+        """Return PEP 508 requirements that this config adds to those of the spec; "a | b": one of them is enough.
 
         A host that lacks one is told before work starts where the config is not searched, else when the job starts.
         """
@@ -86,7 +86,10 @@ class Pass:
         promised = self.plan(model.info, config, context.accelerator)
         lacking = unmet(self.requirements(config, context.accelerator), installed_version)
         for text, there in lacking.items():
-            raise ConfigError(f"{self.spec.name} needs {text} as it is set; there is {there}; pip install '{text}'")
+            hint = f"pip install {' or '.join(map(repr, alternatives(text)))}"
+            raise ConfigError(
+                f"{self.spec.name} needs {' or '.join(alternatives(text))} as it is set; there is {there}; {hint}"
+            )
         self.check(config, context.accelerator)
         result = self.run(model, config, context)
         if not isinstance(result, Model):

@@ -15,6 +15,7 @@ from drupe.core.digests import canonical_json
 from drupe.core.errors import ConfigError, Fault, PluginError
 from drupe.core.model import ModelInfo
 from drupe.core.passes import Pass
+from drupe.core.placing import host_of
 from drupe.core.registry import Registry
 from drupe.core.space import FLOW, SpaceMap, build_space, first_values
 from drupe.core.specs import MetricSpec
@@ -60,12 +61,15 @@ class Plan:
 
     def chain(self, point: Point, target: str) -> tuple[StepPlan, ...]:
         """Return the steps of a point on a target. Raises ConfigError naming the step where they don't fit together."""
-        steps = self.steps(point)
+        steps = self.steps(point, target)
         self.result(steps, target)
         return tuple(step for step, _ in steps)
 
-    def steps(self, point: Point) -> list[tuple[StepPlan, Any]]:
-        """Return the steps of a point, each with its Config. Raises ConfigError for values that don't go together."""
+    def steps(self, point: Point, target: str | None = None) -> list[tuple[StepPlan, Any]]:
+        """Return the steps of a point, each with its Config. Raises ConfigError for values that don't go together.
+
+        target: for which they are, where it is to be known on which system each runs; the first otherwise.
+        """
         found = []
         flow = self.workflow.flows[point.get(FLOW, 0)]
         for name in flow:
@@ -74,7 +78,8 @@ class Plan:
             values = replaced(alternative.config, self.map.values(name, index, point))
             config = self._config(alternative, values)
             dumped = self._dumped(alternative, config)
-            host = alternative.host or self.workflow.host
+            entry = self.registry.find("drupe_passes", alternative.type)
+            host = host_of(self.workflow, alternative, entry, target or self.workflow.targets[0])
             found.append((StepPlan(name, alternative.type, dumped, host, alternative.where), config))
         return found
 

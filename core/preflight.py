@@ -14,11 +14,11 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.engine import Engine
 from drupe.core.errors import DrupeError, Fault, HostError
 from drupe.core.hosts import HostDescription
+from drupe.core.placing import added_requirements, placed_passes
 from drupe.core.registry import Registered
-from drupe.core.requirements import unmet
+from drupe.core.requirements import alternatives, unmet
 from drupe.core.specs import HostSpec, MetricSpec, PassSpec
 from drupe.core.workflow.findings import join
-from drupe.core.workflow.markers import find_markers
 from drupe.core.workflow.model import PassAlternative
 
 __all__ = ["check_systems", "system_faults"]
@@ -64,9 +64,9 @@ def system_faults(engine: Engine, name: str) -> list[Fault]:
 
 def _used(engine: Engine) -> list[str]:
     workflow = engine.workflow
-    hosts = [alternative.host for entry in workflow.passes.values() for alternative in entry.alternatives]
+    hosts = [host for _, _, _, hosts in placed_passes(engine.workflow, engine.registry) for host in hosts]
     targets = workflow.targets if workflow.evaluator else ()
-    return list(dict.fromkeys([workflow.host, *(host for host in hosts if host), *targets]))
+    return list(dict.fromkeys([workflow.host, *hosts, *targets]))
 
 
 def _below(where: str, fault: Fault) -> Fault:
@@ -107,12 +107,9 @@ def _device_faults(where: str, description: HostDescription, accelerators: Seque
 
 def _alternatives(engine: Engine, name: str) -> Iterator[tuple[str, PassAlternative, Registered]]:
     """Yield the passes that run on a system, each with its name in the workflow."""
-    workflow = engine.workflow
-    for title, entry in workflow.passes.items():
-        for alternative in entry.alternatives:
-            found = engine.registry.find("drupe_passes", alternative.type)
-            if found is not None and (alternative.host or workflow.host) == name:
-                yield title, alternative, found
+    for title, alternative, found, hosts in placed_passes(engine.workflow, engine.registry):
+        if name in hosts:
+            yield title, alternative, found
 
 
 def _passes(engine: Engine, name: str) -> list[Registered]:
@@ -162,7 +159,9 @@ def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Reg
 
     def look(who: str, texts: Iterable[str]) -> None:
         for text, there in unmet(texts, version_of).items():
-            found[text] = (f"{who} needs {text}; there is {there}", "", f"pip install '{text}' there")
+            any_of = alternatives(text)
+            hint = f"pip install {' or '.join(map(repr, any_of))} there"
+            found[text] = (f"{who} needs {' or '.join(any_of)}; there is {there}", "", hint)
 
     metrics = _metrics(engine) if name in engine.workflow.targets else []
     for entry in (*_passes(engine, name), *metrics):
@@ -176,20 +175,6 @@ def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Reg
         launcher = _LAUNCHERS.get(getattr(entry.spec, "launcher", None) or "", ())
         look(entry.spec.name, (*(() if entry in apart else entry.spec.requires), *launcher))
     for _, alternative, entry in _alternatives(engine, name):
-        look(f"{entry.spec.name}, as {alternative.where} sets it,", _added(engine, alternative, entry))
+        added = added_requirements(engine.workflow, engine.registry, alternative, entry)
+        look(f"{entry.spec.name}, as {alternative.where} sets it,", added)
     return list(found.values())
-
-
-def _added(engine: Engine, alternative: PassAlternative, entry: Registered) -> Sequence[str]:
-    """Return the requirements that a pass's config adds on any target, what is searched at its default."""
-    given = {key: value for key, value in alternative.config.items() if not any(find_markers({key: value}))}
-    found: list[str] = []
-    for target in engine.workflow.targets:
-        try:
-            factory = engine.registry.resolve(entry)
-            config = factory.Config.model_validate(given)
-            found += factory(entry.spec).requirements(config, engine.workflow.systems[target].accelerators[0])
-        except Exception:
-            # A config that needs what is searched, or a plugin's own fault: told when the step is run.
-            continue
-    return found

@@ -5,29 +5,42 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable
 
-__all__ = ["installed_version", "unmet"]
+__all__ = ["alternatives", "installed_version", "unmet"]
+
+
+def alternatives(text: str) -> list[str]:
+    """Return the requirements of which one is enough: "a>=1 | b" is met by either."""
+    return [part.strip() for part in text.split("|")]
 
 
 def unmet(requirements: Iterable[str], version_of: Callable[[str], str | None]) -> dict[str, str]:
     """Return requirement → the version that is there instead, or "none".
 
     version_of: an environment's version of a distribution by its name in lower case with hyphens, None where it is
-    absent. What is no requirement, and what is for other platforms, counts as met.
+    absent. What is no requirement, and what is for other platforms, counts as met; of alternatives one is enough.
     """
-    from packaging.requirements import InvalidRequirement, Requirement
-
     found = {}
     for text in requirements:
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            continue
-        if requirement.marker is not None and not requirement.marker.evaluate():
-            continue
-        there = version_of(requirement.name.lower().replace("_", "-"))
-        if there is None or not requirement.specifier.contains(there, prereleases=True):
-            found[text] = there or "none"
+        there = [_lacking(part, version_of) for part in alternatives(text)]
+        if all(version is not None for version in there):
+            found[text] = next((str(version) for version in there if version != "none"), "none")
     return found
+
+
+def _lacking(text: str, version_of: Callable[[str], str | None]) -> str | None:
+    """Return the version that is there in place of a requirement, or "none"; None where it is met."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return None
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        return None
+    there = version_of(requirement.name.lower().replace("_", "-"))
+    if there is not None and requirement.specifier.contains(there, prereleases=True):
+        return None
+    return there or "none"
 
 
 def installed_version(name: str) -> str | None:

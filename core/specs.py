@@ -157,6 +157,8 @@ class PassSpec(Spec):
     equal files; False where the tool behind the pass can't do that: two runs without a shared store then differ.
     own_environment: what it requires can't be where the other passes' libraries are (another version of one of them): a
     run that lacks it is told how to give the pass a host with an environment made of `requires`.
+    on_target: the pass runs on the target's system, and not on the workflow's host, unless it is given a host itself:
+    what it works with (a device's compiler) is there.
     """
 
     accepts: frozenset[str] = frozenset()
@@ -171,6 +173,7 @@ class PassSpec(Spec):
     accelerator_matters: bool = False
     deterministic: bool = True
     own_environment: bool = False
+    on_target: bool = False
 
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"launcher": (None, "accelerate", "torchrun")}
 

@@ -32,6 +32,7 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
     """
     from drupe.core.certification import part_that_selects, with_certification_split
     from drupe.core.forecast import goal_powers
+    from drupe.core.placing import requirement_needs
     from drupe.core.plan import build_plan
     from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
@@ -51,16 +52,18 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         _print(shown)
-    for need in workflow.needs:
+    for need in (*workflow.needs, *requirement_needs(workflow, registry)):
         click.echo(f"needs: {need}", err=True)
 
 
 def _describe(built: Plan) -> dict[str, Any]:
+    from drupe.core.placing import placed_passes
     from drupe.core.space import space_size
     from drupe.core.target_space import target_space
 
     workflow = built.workflow
     space = built.space
+    hosts = {a.where: on for _, a, _, on in placed_passes(workflow, built.registry)}
     searching = workflow.search is not None and bool(space.dimensions)
     return {
         "name": workflow.name,
@@ -71,7 +74,7 @@ def _describe(built: Plan) -> dict[str, Any]:
                 {
                     "pass": name,
                     "alternatives": [
-                        {"type": a.type, "host": a.host or workflow.host} for a in workflow.passes[name].alternatives
+                        {"type": a.type, "host": ", ".join(hosts[a.where])} for a in workflow.passes[name].alternatives
                     ],
                 }
                 for name in flow

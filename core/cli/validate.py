@@ -34,6 +34,7 @@ def validate(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
 
     Exit codes: 0 nothing is wrong (what is needed is told); 2 something is wrong or missing.
     """
+    from drupe.core.placing import requirement_needs
     from drupe.core.policy import workflow_rules
     from drupe.core.registry import get_registry
     from drupe.core.workflow.read import examine
@@ -43,7 +44,8 @@ def validate(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
     found = examine(file, registry, frozenset(allow))
     if found.workflow is not None and all(fault.kind == "needs" and fault.hint != FILL_IN for fault in found.faults):
         # Whether the passes fit together can be told once each of them is known and every value is filled in.
-        found = replace(found, faults=(*_misfits(found.workflow, registry), *found.faults))
+        needs = requirement_needs(found.workflow, registry)
+        found = replace(found, faults=(*_misfits(found.workflow, registry), *found.faults, *needs))
     bad = bool(found.of_kind("fault") or found.of_kind("missing"))
     if as_json:
         import json

@@ -55,6 +55,7 @@ def _page(registry: Any, entry: Registered) -> str:
         lines.append(f"For {', '.join(sorted(spec.accelerators))}.")
     if spec.requires:
         apart = ", in an environment of its own" if spec.own_environment else ""
+        apart = ", on the target's system" if spec.on_target else apart
         lines.append(f"Needs {', '.join(f'`{text}`' for text in spec.requires)}{apart}.")
     return "\n".join([*lines, "", *_table(parameters(target.Config)), ""])
 

@@ -1,4 +1,4 @@
-"""Registers the ModelBuilder pass and the genai runtime."""
+"""Registers the passes ModelBuilder and StaticLLM, and the genai runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGES = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "torch", "transforme
 
 @hookimpl
 def drupe_passes() -> list[PassSpec]:
-    """Contribute ModelBuilder."""
+    """Contribute the passes that make models for onnxruntime-genai."""
     return [
         PassSpec(
             name="ModelBuilder",
@@ -23,6 +23,15 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnxruntime-genai>=0.18", "torch>=2.7", "transformers>=5"),
             key_packages=_PACKAGES,
             accelerator_matters=True,
+        ),
+        PassSpec(
+            name="StaticLLM",
+            target="drupe.plugins.genai.static_llm:StaticLLM",
+            summary="Give a decoder's graphs fixed lengths: one for prompts, one for a token",
+            accepts={"genai", "composite"},  # type: ignore[arg-type]
+            produces="genai",
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnx-ir>=0.1.6"),
+            key_packages=("onnx", "onnxruntime", "onnx-ir"),
         ),
     ]
 

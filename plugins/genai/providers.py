@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError
+from drupe.plugins.onnx.provider_table import compiling_providers
 
 __all__ = ["BUILDABLE", "builder_name", "runtime_name"]
 
@@ -12,9 +13,8 @@ _NAMES = {
     "CUDAExecutionProvider": ("cuda", "cuda"),
     "DmlExecutionProvider": ("dml", "dml"),
     "WebGpuExecutionProvider": ("webgpu", "WebGPU"),
-    "NvTensorRTRTXExecutionProvider": ("NvTensorRtRtx", "NvTensorRtRtx"),
 }
-"""Execution provider → (the builder's name, the runtime's name; None where it needs none)."""
+"""Execution provider → (the builder's name, the runtime's name; None where it needs none); others compile graphs."""
 
 BUILDABLE = {
     "cpu": ("fp32", "int4", "int8"),
@@ -30,9 +30,11 @@ def _entry(accelerator: Accelerator) -> tuple[str, str | None]:
     provider = accelerator.execution_provider
     if provider is None:
         provider = {"gpu": "CUDAExecutionProvider"}.get(accelerator.device, "CPUExecutionProvider")
-    if provider not in _NAMES:
-        raise ConfigError(f"onnxruntime-genai has no execution provider {provider}; it has {', '.join(sorted(_NAMES))}")
-    return _NAMES[provider]
+    compiling = {name: (known.builder, known.genai) for name, known in compiling_providers().items() if known.builder}
+    names: dict[str, tuple[str, str | None]] = {**_NAMES, **compiling}
+    if provider not in names:
+        raise ConfigError(f"onnxruntime-genai has no execution provider {provider}; it has {', '.join(sorted(names))}")
+    return names[provider]
 
 
 def builder_name(accelerator: Accelerator) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
 from drupe.plugins.genai.providers import runtime_name
+from drupe.plugins.onnx.providers import library_of
 
 __all__ = ["GenAIRuntime", "GenAISession"]
 
@@ -43,12 +45,15 @@ class GenAIRuntime(Runtime):
 
         provider = runtime_name(accelerator)
         try:
+            _register(accelerator.execution_provider or "")
             config = og.Config(str(model.folder))
-            config.clear_providers()
-            if provider is not None:
-                config.append_provider(provider)
-                for key, value in accelerator.provider_options.items():
-                    config.set_provider_option(provider, str(key), str(value))
+            # What is compiled for a provider says itself which of its graphs the provider opens, and how.
+            if not model.attributes.get("ep_context"):
+                config.clear_providers()
+                if provider is not None:
+                    config.append_provider(provider)
+                    for key, value in accelerator.provider_options.items():
+                        config.set_provider_option(provider, str(key), str(value))
             threads = options.get("threads")
             if threads:
                 session_options = {"intra_op_num_threads": int(threads)}
@@ -77,18 +82,24 @@ class GenAISession(Session):
             except Exception as error:
                 raise EvaluationError(f"onnxruntime-genai can't load the adapter {adapter.name}: {error}") from error
         self._encoder = _encoder(folder)
-        self._context = int(json.loads((folder / "genai_config.json").read_text())["model"]["context_length"])
+        settings = json.loads((folder / "genai_config.json").read_text())["model"]
+        self._context = int(settings["context_length"])
+        decoder = settings["decoder"]
+        # A pipeline of fixed lengths takes a prompt in chunks, the last of them filled up.
+        self._chunk = int(decoder.get("sliding_window", {}).get("window_size") or 1) if decoder.get("pipeline") else 1
 
     def generate(self, prompt: str | np.ndarray, options: GenerateOptions) -> Result:
         """See Session.generate. Raises EvaluationError when the prompt leaves no room in the context."""
         ids = self.tokenize(prompt) if isinstance(prompt, str) else np.asarray(prompt, dtype=np.int64)
-        room = self._context - len(ids)
+        taken = self._taken(len(ids))
+        room = self._context - taken
         if len(ids) == 0 or room < 1:
+            chunks = f", in chunks of {self._chunk}," if self._chunk > 1 else ""
             raise EvaluationError(
-                f"a prompt of {len(ids)} tokens can't be answered in a context of {self._context} tokens"
+                f"a prompt of {len(ids)} tokens{chunks} can't be answered in a context of {self._context} tokens"
             )
         started = time.perf_counter()
-        generator = self._generator(len(ids) + min(options.max_new_tokens, room), options)
+        generator = self._generator(taken + min(options.max_new_tokens, room), options)
         generator.append_tokens(ids.astype(np.int32))
         tokens: list[int] = []
         seconds: list[float] = []
@@ -114,20 +125,14 @@ class GenAISession(Session):
         )
 
     def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
-        """See Session.score. The whole sequence is scored in one prefill."""
+        """See Session.score. The whole sequence is scored in one prefill, or in one for each of its chunks."""
         ids = np.asarray(input_ids, dtype=np.int32)
         wanted = np.asarray(labels, dtype=np.int64)
-        generator = self._generator(len(ids) + 1, GenerateOptions())
-        generator.append_tokens(ids)
-        logits = np.asarray(generator.get_output("logits"))
-        if logits.shape[1] != len(ids):
-            raise EvaluationError(
-                "the model gives logits of the last token only (prune_lm_head), so sequences can't be scored"
-            )
+        logits = self._logits(ids)
         result = np.full(len(ids), np.nan)
         places = np.flatnonzero(wanted != -100)
         places = places[places > 0]
-        rows = logits[0, places - 1].astype(np.float64)
+        rows = logits[places - 1].astype(np.float64)
         rows -= rows.max(axis=1, keepdims=True)
         result[places] = rows[np.arange(len(places)), wanted[places]] - np.log(np.exp(rows).sum(axis=1))
         greedy = np.zeros(len(result), dtype=bool)
@@ -143,6 +148,29 @@ class GenAISession(Session):
     def close(self) -> None:
         """Free the model."""
         del self._adapters, self._tokenizer, self._model
+
+    def _taken(self, length: int) -> int:
+        """Return the tokens that a prompt of some length takes of the context."""
+        return -(-length // self._chunk) * self._chunk
+
+    def _logits(self, ids: np.ndarray) -> np.ndarray:
+        """Return the logits of all tokens, shaped (tokens, vocabulary).
+
+        A pipeline gives those of the last chunk of a prompt: each chunk is the last of a prompt of its own.
+        """
+        found = []
+        step = self._chunk if self._chunk > 1 else max(1, len(ids))
+        for start in range(0, len(ids), step):
+            end = min(len(ids), start + step)
+            generator = self._generator(min(self._context, self._taken(end) + 1), GenerateOptions())
+            generator.append_tokens(ids[:end])
+            logits = np.asarray(generator.get_output("logits"))[0]
+            if len(logits) < end - start:
+                raise EvaluationError(
+                    "the model gives logits of the last token only (prune_lm_head), so sequences can't be scored"
+                )
+            found.append(logits[: end - start].copy())
+        return np.concatenate(found)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self._encoder is not None:
@@ -166,6 +194,16 @@ class GenAISession(Session):
         if self._adapters is not None:
             generator.set_active_adapter(self._adapters, "adapter")
         return generator
+
+
+@functools.cache
+def _register(provider: str) -> None:
+    """Make a provider's library known to onnxruntime-genai, once in a process, where a package brings one."""
+    import onnxruntime_genai as og
+
+    library = library_of(provider)
+    if library is not None:
+        og.register_execution_provider_library(provider, library)
 
 
 def _encoder(folder: Path) -> Any:

@@ -12,9 +12,11 @@ from typing import Any
 
 from drupe.core.errors import PassError
 from drupe.core.model import Model
+from drupe.plugins.onnx.llm_pipeline import pipeline_files
 
 __all__ = [
     "companions",
+    "context_files",
     "external_files",
     "graph_path",
     "graph_paths",
@@ -44,8 +46,9 @@ def graph_paths(model: Model) -> list[Path]:
     if model.kind != "genai":
         return [graph_path(model)]
     data = json.loads((model.folder / "genai_config.json").read_text(encoding="utf-8"))
-    parts = (part for part in data.get("model", {}).values() if isinstance(part, dict))
+    parts = [part for part in data.get("model", {}).values() if isinstance(part, dict)]
     names = {part["filename"] for part in parts if str(part.get("filename", "")).endswith(".onnx")}
+    names.update(*(pipeline_files(part) for part in parts))
     found = [model.folder / name for name in sorted(names)]
     absent = [path.name for path in found if not path.is_file()]
     if absent or not found:
@@ -80,6 +83,17 @@ def external_files(path: Path) -> list[Path]:
         if entry.key == "location"
     }
     return [path.parent / name for name in sorted(names)]
+
+
+def context_files(graph: Any) -> list[str]:
+    """Return the names of the files beside a graph that hold what a provider compiled of it (EPContext nodes)."""
+    found = []
+    for node in graph.node:
+        if node.op_type == "EPContext":
+            told = {attribute.name: attribute for attribute in node.attribute}
+            if "ep_cache_context" in told and told["embed_mode"].i == 0 and told["ep_cache_context"].s:
+                found.append(told["ep_cache_context"].s.decode())
+    return list(dict.fromkeys(found))
 
 
 def unknown_operators(proto: Any) -> list[tuple[str, str]]:

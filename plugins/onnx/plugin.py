@@ -7,6 +7,7 @@ from typing import Any
 
 from drupe.core.hookspecs import hookimpl
 from drupe.core.specs import ModelKindSpec, PassSpec, RuntimeSpec, Spec
+from drupe.plugins.onnx.provider_table import provider_packages
 from drupe.plugins.onnx.surgery.specs import SurgeonSpec
 
 _SURGEONS = {
@@ -211,7 +212,7 @@ def drupe_passes() -> list[PassSpec]:
             "ComposeOnnxModels",
             "split_model",
             "Make one graph of a composite's",
-            accepts=frozenset({"composite"}),
+            accepts=frozenset({"composite", "genai"}),
             produces="onnx",
         ),
         _pass(
@@ -221,6 +222,19 @@ def drupe_passes() -> list[PassSpec]:
             accepts=frozenset({"composite"}),
             produces="onnx",
             accelerator_matters=True,
+        ),
+        _pass(
+            "EPContextBinaryGenerator",
+            "ep_context",
+            "Compile graphs for a device, so that its execution provider opens them at once",
+            accepts=_ALSO_COMPOSITE,
+            # Which package brings ONNX Runtime depends on the provider: the pass asks for it.
+            requires=("onnx>=1.17",),
+            key_packages=("onnx", "onnxruntime", *provider_packages()),
+            accelerator_matters=True,
+            on_target=True,
+            # Providers name what they compiled as they like.
+            deterministic=False,
         ),
         _pass(
             "OnnxBnb4Quantization",

@@ -16,6 +16,7 @@ from drupe.plugins.onnx.adapter_weights import read_weights
 from drupe.plugins.onnx.decoding import decode_steps, end_tokens, past_inputs, past_outputs, step_inputs
 from drupe.plugins.onnx.extensions import register_extensions
 from drupe.plugins.onnx.graphs import graph_path, unknown_operators
+from drupe.plugins.onnx.providers import ProviderAbsent, make_available, with_defaults
 
 __all__ = ["OnnxRuntime", "OnnxSession", "run_bound", "set_session_option"]
 
@@ -71,10 +72,10 @@ class OnnxRuntime(Runtime):
 
         full = self.options(accelerator, options)
         provider = accelerator.execution_provider or "CPUExecutionProvider"
-        if provider not in ort.get_available_providers():
-            raise EvaluationError(
-                f"this onnxruntime has no {provider}; it has {', '.join(ort.get_available_providers())}"
-            )
+        try:
+            device = make_available(provider, accelerator.device)
+        except ProviderAbsent as error:
+            raise EvaluationError(str(error)) from error
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         register_extensions(model.attributes, settings)
@@ -98,7 +99,11 @@ class OnnxRuntime(Runtime):
             values = [ort.OrtValue.ortvalue_from_numpy(value) for value in outside.values()]
             settings.add_external_initializers(list(outside), values)
         try:
-            session = ort.InferenceSession(str(path), settings, providers=[(provider, accelerator.provider_options)])
+            provider_options = with_defaults(provider, accelerator.provider_options, accelerator.device)
+            if device is not None:
+                settings.add_provider_for_devices([device], provider_options)
+            providers = [(provider, provider_options)] if device is None else None
+            session = ort.InferenceSession(str(path), settings, providers=providers)
         except Exception as error:
             import onnx
             from google.protobuf.message import DecodeError

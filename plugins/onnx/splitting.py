@@ -162,6 +162,7 @@ def composed(pass_name: str, models: Mapping[str, Any], kept: Sequence[str]) -> 
     taken: set[str] = set()
     used: set[str] = set()
     functions: dict[tuple[str, str], Any] = {}
+    types: dict[str, Any] = {}
     opsets = _opsets(pass_name, models)
     for title, model in models.items():
         graph = model.graph
@@ -191,13 +192,21 @@ def composed(pass_name: str, models: Mapping[str, Any], kept: Sequence[str]) -> 
             nodes.append(node)
             taken.update(node.output)
         outputs.update({value.name: value for value in graph.output})
+        for value in graph.value_info:
+            value.name = renamed.get(value.name, value.name)
+            types[value.name] = value
         functions.update({(f.domain, f.name): f for f in model.functions})
     for number, node in enumerate(_doubles(nodes)):
         node.name = f"{node.name}_{number}"
     order = {name: place for place, name in enumerate(kept)}
     last = [value for name, value in outputs.items() if name not in used or name in order]
     last.sort(key=lambda value: order.get(value.name, len(order)))
-    graph = helper.make_graph(nodes, "composed", list(inputs.values()), last, list(weights.values()))
+    # Nothing tells the types of what a provider compiled but the graph itself.
+    compiled = [name for node in nodes if node.op_type == "EPContext" for name in node.output]
+    shown = {value.name for value in last}
+    known = {**types, **outputs}
+    told = [known[name] for name in compiled if name in known and name not in shown]
+    graph = helper.make_graph(nodes, "composed", list(inputs.values()), last, list(weights.values()), value_info=told)
     version = max(model.ir_version for model in models.values())
     result = helper.make_model(graph, opset_imports=opsets, ir_version=version)
     result.functions.extend(functions.values())

@@ -15,6 +15,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.hosts import HostDescription
 from drupe.core.model import Model
 from drupe.core.passes import Pass
+from drupe.core.plan import build_plan
 from drupe.core.preflight import _device_faults
 from drupe.core.registry import get_registry
 from drupe.core.requirements import installed_version, unmet
@@ -96,5 +97,33 @@ def test_requirements_are_compared_with_what_is_there() -> None:
         "absent",
         "absent; sys_platform == 'nowhere'",
         "no requirement!",
+        "absent | torch>=2",
+        "absent | torch>=3",
+        "absent | nowhere",
     ]
-    assert unmet(texts, there) == {"torch>=2.8": "2.7.1", "absent": "none"}
+    lacking = {"torch>=2.8": "2.7.1", "absent": "none", "absent | torch>=3": "2.7.1", "absent | nowhere": "none"}
+    assert unmet(texts, there) == lacking
+
+
+def test_a_pass_that_belongs_on_the_target_runs_there_unless_it_has_a_host(tmp_path: Path) -> None:
+    npu = {"type": "LocalSystem", "accelerators": [{"device": "npu", "execution_providers": ["QNNExecutionProvider"]}]}
+    document = {
+        "input_model": {"type": "ONNXModel", "model_path": "m.onnx"},
+        "systems": {"here": {"type": "LocalSystem"}, "one": npu, "two": npu},
+        "host": "here",
+        "target": ["one", "two"],
+        "passes": {
+            "fix": {"type": "DynamicToFixedShape", "dim_param": ["n"], "dim_value": [1]},
+            "there": {"type": "EPContextBinaryGenerator"},
+        },
+    }
+    found = examine(write_workflow(tmp_path, document), get_registry())
+    assert found.workflow is not None
+    plan = build_plan(found.workflow, get_registry())
+    hosts = {target: [step.host for step in plan.chain({}, target)] for target in ("one", "two")}
+    assert hosts == {"one": ["here", "one"], "two": ["here", "two"]}
+    document["passes"]["there"]["host"] = "here"  # type: ignore[index]
+    found = examine(write_workflow(tmp_path, document), get_registry())
+    assert found.workflow is not None
+    plan = build_plan(found.workflow, get_registry())
+    assert [step.host for step in plan.chain({}, "one")] == ["here", "here"]

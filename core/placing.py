@@ -1,0 +1,72 @@
+"""On which system a pass runs, and what it needs there that can be told without asking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from drupe.core.errors import Fault
+from drupe.core.registry import Registered, Registry
+from drupe.core.requirements import alternatives, installed_version, unmet
+from drupe.core.workflow.findings import join
+from drupe.core.workflow.markers import find_markers
+from drupe.core.workflow.model import PassAlternative, Workflow
+
+__all__ = ["added_requirements", "host_of", "placed_passes", "requirement_needs"]
+
+
+def host_of(workflow: Workflow, alternative: PassAlternative, entry: Registered | None, target: str) -> str:
+    """Return the name of the system that a pass runs on for a target: its own host, else the target's system where the
+    pass is to run there, else the workflow's host. entry: the registered pass, where it is known."""
+    if alternative.host:
+        return alternative.host
+    return target if entry is not None and getattr(entry.spec, "on_target", False) else workflow.host
+
+
+def placed_passes(
+    workflow: Workflow, registry: Registry
+) -> Iterator[tuple[str, PassAlternative, Registered, Sequence[str]]]:
+    """Yield the passes of a workflow, each with its name there and the systems that it runs on."""
+    for title, entry in workflow.passes.items():
+        for alternative in entry.alternatives:
+            found = registry.find("drupe_passes", alternative.type)
+            if found is not None:
+                hosts = [host_of(workflow, alternative, found, target) for target in workflow.targets]
+                yield title, alternative, found, list(dict.fromkeys(hosts))
+
+
+def added_requirements(
+    workflow: Workflow, registry: Registry, alternative: PassAlternative, entry: Registered
+) -> Sequence[str]:
+    """Return the requirements that a pass's config adds on any target, what is searched at its default."""
+    given = {key: value for key, value in alternative.config.items() if not any(find_markers({key: value}))}
+    found: list[str] = []
+    for target in workflow.targets:
+        try:
+            factory = registry.resolve(entry)
+            config = factory.Config.model_validate(given)
+            found += factory(entry.spec).requirements(config, workflow.systems[target].accelerators[0])
+        except Exception:
+            # A config that needs what is searched, or a plugin's own fault: told when the step is run.
+            continue
+    return list(dict.fromkeys(found))
+
+
+def requirement_needs(workflow: Workflow, registry: Registry) -> list[Fault]:
+    """Return what the configs of passes need and what is known without reaching a system to be missing there.
+
+    It is known of this environment, and of a system that is not there yet, such as an environment still to be made.
+    """
+    faults: list[Fault] = []
+    absent = [fault.path for fault in workflow.needs]
+    for _, alternative, entry, hosts in placed_passes(workflow, registry):
+        for text in added_requirements(workflow, registry, alternative, entry):
+            for name in hosts:
+                host = registry.find("drupe_hosts", workflow.systems[name].type)
+                light = host is not None and getattr(registry.resolve(host), "light", False)
+                gone = any(path.startswith(join("systems", name)) for path in absent)
+                if (light and unmet([text], installed_version)) or gone:
+                    any_of = " or ".join(alternatives(text))
+                    found = f"{entry.spec.name} needs {any_of} on {name}"
+                    hint = "there is none of them" if light else "put it there"
+                    faults.append(Fault(alternative.where, found, "", hint, "needs"))
+    return faults
