@@ -138,6 +138,14 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
             key_packages=("onnx", "onnxscript", "onnx-ir", "onnxslim", "onnxoptimizer"),
         ),
+        _pass(
+            "OnnxScriptFusion",
+            "script_fusion",
+            "Fuse a transformer's parts by onnxscript's patterns, and check that it says the same",
+            accepts=_ALSO_COMPOSITE,
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
+            key_packages=("onnx", "onnxruntime", "onnxscript", "onnx-ir"),
+        ),
         _pass("OnnxFloatToFloat16", "float16", "Convert a float32 graph to float16", accepts=_ALSO_COMPOSITE),
         _pass(
             "OrtMixedPrecision",
@@ -146,6 +154,13 @@ def drupe_passes() -> list[PassSpec]:
             accepts=_ALSO_COMPOSITE,
         ),
         _pass("OnnxIODataTypeConverter", "io_types", "Give inputs and outputs other types"),
+        _pass(
+            "InputNCHWtoNHWC",
+            "input_layout",
+            "Take pictures with their channels last",
+            accepts=frozenset({"onnx", "composite"}),
+            accelerator_matters=True,
+        ),
         _pass("DynamicToFixedShape", "shapes", "Fix the lengths of a graph's axes"),
         _pass(
             "OnnxOpVersionConversion",
