@@ -200,6 +200,11 @@ def drupe_passes() -> list[PassSpec]:
             key_packages=("onnx", "onnxruntime-extensions", "torch", "transformers"),
         ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
+        _pass(
+            "MixedPrecisionOverrides",
+            "mixed_precision_overrides",
+            "Choose the activations to which static quantization gives 16 bits",
+        ),
         _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
         _pass("OnnxQuantization", "quantization", "Quantize weights and activations, statically or dynamically"),
         _pass(
