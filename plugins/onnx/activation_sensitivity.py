@@ -23,7 +23,11 @@ _FLAGS = "drupe.rounded"
 
 
 def activation_ranges(
-    proto: Any, batches: Sequence[Mapping[str, np.ndarray]], op_types: Sequence[str], scratch: Path, context: PassContext
+    proto: Any,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    op_types: Sequence[str],
+    scratch: Path,
+    context: PassContext,
 ) -> dict[str, tuple[float, float]]:
     """Return activation → (smallest, largest value) over batches, of those that operators of op_types take or give.
 

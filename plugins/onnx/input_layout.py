@@ -47,9 +47,7 @@ class InputNCHWtoNHWC(GraphPass):
     Config: ClassVar[type[PassConfig]] = InputNCHWtoNHWCConfig
     version = 1
 
-    def rewrite(
-        self, proto: Any, path: Path, model: Model, config: InputNCHWtoNHWCConfig, context: PassContext
-    ) -> Any:
+    def rewrite(self, proto: Any, path: Path, model: Model, config: InputNCHWtoNHWCConfig, context: PassContext) -> Any:
         """Turn the inputs of one graph."""
         inputs = _outer_inputs(model)
         names = self._chosen(inputs, config.input_names)

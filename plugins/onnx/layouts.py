@@ -44,8 +44,8 @@ def put_transpose(proto: Any, name: str) -> Any:
 def fold_transpose(proto: Any, transpose: Any) -> str | None:
     """Take a transposition to channels first out of a graph, where what follows can do without it.
 
-    On its way to a convolution, or to a transposition back, it may pass casts and sums or products with weights. Returns
-    how it went, or None where it stays; then nothing is changed.
+    On its way to a convolution, or to a transposition back, it may pass casts and sums or products with weights.
+    Returns how it went, or None where it stays; then nothing is changed.
     """
     chain: list[Any] = []
     value = transpose.output[0]

@@ -146,6 +146,13 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
             key_packages=("onnx", "onnxruntime", "onnxscript", "onnx-ir"),
         ),
+        _pass(
+            "OnnxDiscrepancyCheck",
+            "discrepancy_check",
+            "Compare a graph with the model that it was made of, and stop beyond limits",
+            accepts=_ALSO_COMPOSITE,
+            accelerator_matters=True,
+        ),
         _pass("OnnxFloatToFloat16", "float16", "Convert a float32 graph to float16", accepts=_ALSO_COMPOSITE),
         _pass(
             "OrtMixedPrecision",

@@ -42,8 +42,8 @@ class OnnxScriptFusionConfig(GraphPassConfig):
 class OnnxScriptFusion(GraphPass):
     """Fuses attention, norms, activations and rotary positions (onnxscript.rewriter.ort_fusions).
 
-    Rules: 1. Which fusions fired is in the report. 2. Patterns may take a graph for what it is not: on the CPU the result
-    is run beside its source on made-up inputs with padding, and one that says something else is an error.
+    Rules: 1. Which fusions fired is in the report. 2. Patterns may take a graph for what it is not: on the CPU the
+    result is run beside its source on made-up inputs with padding, and one that says something else is an error.
     """
 
     Config: ClassVar[type[PassConfig]] = OnnxScriptFusionConfig

@@ -93,7 +93,7 @@ def name_all_nodes(proto: Any) -> None:
 
 
 def fit_weights(proto: Any, types: Mapping[str, str], operators: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Give the weights of elementwise operators the 16 bits that their activations have, since kernels want one type.
+    """Give the weights of elementwise operators the 16 bits that their activations have, for kernels want one type.
 
     A weight that other nodes take in 8 bits is copied for those that don't. Returns the types with those of such weights,
     and the names of the copies; the graph is changed in place.
@@ -178,7 +178,7 @@ def fixed_overrides(
 
 
 def quantized_types(proto: Any) -> dict[str, set[str]]:
-    """Return the types that tensors of a graph of pairs have: of activations by name, of weights by the name they had."""
+    """Return the types that tensors of a graph of pairs have: of activations by name, of weights by their old name."""
     from onnx import TensorProto
 
     graph = proto.graph
