@@ -15,8 +15,8 @@ __all__ = ["Differences", "differences", "unpadded"]
 @dataclass(frozen=True)
 class Differences:
     """largest: the largest absolute error. total: the sum of errors over `count` numbers. dot, ours, theirs: the
-    product of both and their squared norms. flips: at how many of `decisions` positions the argmax over the last axis differs.
-    tenths, hundredths: how many errors exceed 0.1 and 0.01.
+    product of both and their squared norms. flips: at how many of `decisions` positions the argmax over the last axis
+    differs. tenths, hundredths: how many errors exceed 0.1 and 0.01.
     """
 
     largest: float = 0.0

@@ -74,8 +74,8 @@ class OnnxDiscrepancyCheckConfig(DataSourceConfig, GenerationOptions):
 class OnnxDiscrepancyCheck(Pass):
     """Runs a graph and a reference on the same inputs and compares what they give.
 
-    Rules: 1. The model goes on as it came. 2. Padding does not count. 3. What is no number where the reference has one is
-    beyond every limit. The metric `discrepancy` measures the same as a goal of the workflow; this pass stops a chain
+    Rules: 1. The model goes on as it came. 2. Padding does not count. 3. What is no number where the reference has one
+    is beyond every limit. The metric `discrepancy` measures the same as a goal of the workflow; this pass stops a chain
     in the middle.
     """
 

@@ -87,8 +87,8 @@ class MixedPrecisionOverrides(GraphPass):
     """Notes in the model which tensors OnnxStaticQuantization gives another type than the rest.
 
     Rules: 1. An activation's weight is how far the outputs move, on the user's samples, when it alone is rounded to
-    8 bits by its own range. 2. A weight that an elementwise operator joins with an activation of 16 bits gets 16 bits too;
-    where others want it in 8 it is copied. 3. What is noted is the attribute mixed_precision_overrides; all that is
+    8 bits by its own range. 2. A weight that an elementwise operator joins with an activation of 16 bits gets them
+    too; where others want it in 8 it is copied. 3. What is noted is the attribute mixed_precision_overrides; all that is
     measured is in the report.
     """
 

@@ -95,8 +95,8 @@ def name_all_nodes(proto: Any) -> None:
 def fit_weights(proto: Any, types: Mapping[str, str], operators: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Give the weights of elementwise operators the 16 bits that their activations have, for kernels want one type.
 
-    A weight that other nodes take in 8 bits is copied for those that don't. Returns the types with those of such weights,
-    and the names of the copies; the graph is changed in place.
+    A weight that other nodes take in 8 bits is copied for those that don't. Returns the types with those of such
+    weights, and the names of the copies; the graph is changed in place.
     """
     from onnx import TensorProto
 
