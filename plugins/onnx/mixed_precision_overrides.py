@@ -17,14 +17,13 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.calibration import CalibrationConfig, calibration_batches
 from drupe.plugins.onnx.graph_pass import GraphPass
-from drupe.plugins.onnx.graphs import graph_paths
+from drupe.plugins.onnx.graphs import graph_paths, name_all_nodes
 from drupe.plugins.onnx.preprocess import preprocess
 from drupe.plugins.onnx.static_quantization import check_unquantized, quantizable
 from drupe.plugins.onnx.tensor_overrides import (
     ATTRIBUTE,
     MARK,
     fit_weights,
-    name_all_nodes,
     plain_type,
     told_of,
     unknown_tensors,
@@ -88,8 +87,8 @@ class MixedPrecisionOverrides(GraphPass):
 
     Rules: 1. An activation's weight is how far the outputs move, on the user's samples, when it alone is rounded to
     8 bits by its own range. 2. A weight that an elementwise operator joins with an activation of 16 bits gets them
-    too; where others want it in 8 it is copied. 3. What is noted is the attribute mixed_precision_overrides; all that is
-    measured is in the report.
+    too; where others want it in 8 it is copied. 3. What is noted is the attribute mixed_precision_overrides; all
+    that is measured is in the report.
     """
 
     Config: ClassVar[type[PassConfig]] = MixedPrecisionOverridesConfig

@@ -243,6 +243,13 @@ def drupe_passes() -> list[PassSpec]:
             produces="onnx",
         ),
         _pass(
+            "MoEExpertsDistributor",
+            "moe_experts_distributor",
+            "Split a mixture of experts into one graph a rank",
+            accepts=frozenset({"onnx"}),
+            produces="distributed",
+        ),
+        _pass(
             "InsertBeamSearch",
             "beam_search",
             "Make one graph that generates with beams of an encoder and a decoder with its past",
@@ -289,6 +296,13 @@ def drupe_model_kinds() -> list[ModelKindSpec]:
             aliases=("CompositeModel",),
             hard_links=False,
         ),
+        ModelKindSpec(
+            name="distributed",
+            target="drupe.plugins.onnx.distributed:DistributedKind",
+            summary="One ONNX graph a rank, for processes that run at the same time.",
+            aliases=("DistributedOnnxModel",),
+            hard_links=False,
+        ),
     ]
 
 
@@ -315,5 +329,15 @@ def drupe_runtimes() -> list[RuntimeSpec]:
             capabilities=frozenset({"forward"}),
             requires=("onnxruntime>=1.22",),
             key_packages=("onnxruntime", "onnxruntime-gpu"),
+        ),
+        RuntimeSpec(
+            name="distributed",
+            target="drupe.plugins.onnx.distributed:DistributedRuntime",
+            summary="ONNX Runtime, all ranks in one process",
+            kinds=frozenset({"distributed"}),
+            accelerators=frozenset({"cpu", "gpu"}),
+            capabilities=frozenset({"forward", "generate", "score"}),
+            requires=("onnx>=1.17", "onnxruntime>=1.22"),
+            key_packages=("onnxruntime", "onnxruntime-gpu", "onnx"),
         ),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -13,13 +13,9 @@ from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
-from drupe.plugins.onnx.calibration import graph_inputs
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 from drupe.plugins.onnx.graphs import graph_paths
-from drupe.plugins.onnx.made_up import made_up_batch, table_sizes
-
-if TYPE_CHECKING:
-    import numpy as np
+from drupe.plugins.onnx.same_answers import differences_by_output, made_up_padded
 
 __all__ = ["OnnxScriptFusion", "OnnxScriptFusionConfig"]
 
@@ -100,29 +96,11 @@ class OnnxScriptFusion(GraphPass):
         import numpy as np
         import onnx
 
-        proto = onnx.load(str(source), load_external_data=False)
-        inputs = graph_inputs(proto, model)
-        batch = made_up_batch(inputs, seed=context.seed, batch_size=2, below=table_sizes(proto))
-        mask = batch.get("attention_mask")
-        if mask is not None and mask.ndim == 2:
-            mask[-1, mask.shape[1] * 3 // 4 :] = 0
-        theirs = _outputs(self.spec.name, model, source, batch)
-        for name, ours in _outputs(self.spec.name, model, result, batch).items():
-            a, b = (_unpadded(np.asarray(value), mask) for value in (ours, theirs[name]))
-            if a.shape != b.shape:
-                raise PassError(f"{self.spec.name}: output {name!r} has the shape {a.shape}; the source's is {b.shape}")
-            if not np.issubdtype(b.dtype, np.floating):
-                if not np.array_equal(a, b):
-                    raise PassError(f"{self.spec.name}: output {name!r} is not the source's after {_fired(context)}")
-                continue
-            scale = float(np.nanmax(np.abs(b.astype(np.float64)), initial=0.0)) or 1.0
-            same = np.isnan(a) & np.isnan(b)
-            errors = np.where(same, 0.0, np.abs(a.astype(np.float64) - b.astype(np.float64)))
-            share = float(errors.max(initial=0.0)) / scale
-            allowed = config.tolerance or (_TOLERANCE_OF_HALVES if b.dtype == np.float16 else _TOLERANCE)
+        batch = made_up_padded(onnx.load(str(source), load_external_data=False), model, context.seed)
+        for name, (share, dtype) in differences_by_output(self.spec.name, model, source, result, batch).items():
+            allowed = config.tolerance or (_TOLERANCE_OF_HALVES if dtype == np.float16 else _TOLERANCE)
             differences[name] = max(share, differences.get(name, 0.0))
-            # A number that is none where the source has one compares as false.
-            if not share <= allowed:
+            if share > allowed:
                 raise PassError(
                     f"{self.spec.name}: output {name!r} differs from its source by {share:.2g} of its largest number "
                     f"after {_fired(context)}; allowed is {allowed:.2g}. Use OrtTransformersOptimization in its place, "
@@ -137,28 +115,3 @@ def _own_operators(proto: Any) -> Counter[str]:
 def _fired(context: PassContext) -> str:
     fused: Mapping[str, int] = context.report.get("fusions", {})
     return ", ".join(f"{name} × {count}" for name, count in fused.items()) or "tidying alone"
-
-
-def _outputs(pass_name: str, model: Model, path: Path, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    import onnxruntime as ort
-
-    from drupe.plugins.onnx.extensions import register_extensions
-
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    settings.intra_op_num_threads = 1
-    register_extensions(model.attributes, settings)
-    try:
-        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        values = session.run(None, {item.name: batch[item.name] for item in session.get_inputs()})
-    except Exception as error:
-        raise PassError(f"{pass_name}: ONNX Runtime can't run {path.name} on made-up inputs: {error}") from error
-    return {item.name: value for item, value in zip(session.get_outputs(), values, strict=True)}
-
-
-def _unpadded(output: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Return an output without the positions that the mask leaves out: what they hold is nobody's."""
-    if mask is None or mask.ndim != 2 or output.shape[:2] != mask.shape:
-        return output
-    kept: np.ndarray = output[mask.astype(bool)]
-    return kept

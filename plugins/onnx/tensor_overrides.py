@@ -12,13 +12,13 @@ from typing import Any
 
 from drupe.core.errors import ConfigError
 from drupe.core.model import ModelInfo
+from drupe.plugins.onnx.graphs import name_all_nodes
 
 __all__ = [
     "ATTRIBUTE",
     "MARK",
     "fit_weights",
     "fixed_overrides",
-    "name_all_nodes",
     "plain_type",
     "quantized_types",
     "refuse_overrides",
@@ -78,18 +78,6 @@ def refuse_overrides(pass_name: str, info: ModelInfo) -> None:
             f"{pass_name}: the model has {ATTRIBUTE}, types of single activations, which have none here; use "
             "OnnxStaticQuantization, or leave out MixedPrecisionOverrides"
         )
-
-
-def name_all_nodes(proto: Any) -> None:
-    """Name the nodes that have no name: conversions between types are told to nodes by name."""
-    taken = {node.name for node in proto.graph.node}
-    for index, node in enumerate(proto.graph.node):
-        if not node.name:
-            name = f"{node.op_type}_{index}"
-            while name in taken:
-                name += "_"
-            node.name = name
-            taken.add(name)
 
 
 def fit_weights(proto: Any, types: Mapping[str, str], operators: Sequence[str]) -> tuple[dict[str, str], list[str]]:
