@@ -39,8 +39,8 @@ class MoEExpertsDistributor(Pass):
     """Splits experts over ranks: model_00.onnx, model_01.onnx, … for ONNX Runtime with NCCL, one process each.
 
     Rules: 1. Every rank has all of the model but the tables of experts, of which it has as many rows as come out
-    even, in order; the first ranks have one more where they don't. 2. Every rank routes alike; what its own experts say is
-    added up over the ranks by one AllReduce a mixture. 3. All ranks get the same inputs, and give the same outputs.
+    even, in order; the first ranks have one more where they don't. 2. Every rank routes alike; what its own experts say
+    is added up over the ranks by one AllReduce a mixture. 3. All ranks get the same inputs, and give the same outputs.
     4. Graphs up to 1 GiB are run here before they are handed out: all ranks in one process, beside their source.
     """
 
@@ -86,8 +86,9 @@ class MoEExpertsDistributor(Pass):
             part = kept_experts(proto, mixtures, first, count)
             if small:
                 ranked.append(part)
+            # What is written beside a graph is taken out of it.
             save_graph(
-                onnx.ModelProto.FromString(part.SerializeToString()) if small else part,
+                onnx.ModelProto.FromString(part.SerializeToString()) if small and external else part,
                 context.output_dir,
                 PATTERN.format(rank),
                 external=external,
@@ -109,6 +110,7 @@ class MoEExpertsDistributor(Pass):
     def _check(self, model: Model, proto: Any, ranked: list[Any], context: PassContext) -> None:
         """Raise PassError where the ranks together say something else than their source."""
         joined = joined_ranks(self.spec.name, ranked)
+        ranked.clear()
         name, share = largest_difference(self.spec.name, model, proto, joined, context)
         context.report["largest_difference"] = share
         if not share <= _TOLERANCE:

@@ -180,6 +180,7 @@ def test_pickled_weights_need_consent(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("OnnxDiscrepancyCheck")
 def test_an_export_passes_and_its_8_bits_do_not(minilm_dir: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -168,6 +168,7 @@ def test_a_graph_without_pictures_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("InputNCHWtoNHWC")
 def test_a_network_that_knows_digits_knows_them_channels_last(tmp_path: Path, digits_resnet_dir: Path) -> None:
     model = Model.from_dir("hf", digits_resnet_dir, {"task": "image-classification"})
     source = run_pass("OnnxConversion", model, tmp_path / "export")

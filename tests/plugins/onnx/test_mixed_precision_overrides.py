@@ -207,6 +207,7 @@ def test_a_chain_that_could_not_obey_is_refused_before_work(name: str, config: d
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("MixedPrecisionOverrides")
 def test_sentences_come_back_with_few_activations_of_16_bits(minilm_dir: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

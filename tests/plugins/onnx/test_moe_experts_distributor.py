@@ -5,6 +5,7 @@ ONNX Runtime's package for CPUs has no AllReduce, so ranks run in one process: a
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -270,52 +271,59 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         MoEExpertsDistributorConfig(world_size=1)
 
 
-def upcycled(source: Path, folder: Path) -> Path:
-    """Make a Mixtral of a Llama: every expert is its MLP, with hidden units in an order of its own.
+@pytest.fixture(scope="module")
+def smollm2_cut_dir(smollm2_cut_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's first two blocks with its first 16,384 tokens: as they are, in llama/, and as a mixture, in mixture/.
 
-    What is weighed is alike, so it says what the Llama says (sparse upcycling, Komatsuzaki et al. 2023, arXiv 2212.05055).
+    Each expert is the MLP with its units in another order, and the shares of the chosen ones add up to 1: so both say the
+    same (sparse upcycling, Komatsuzaki et al. 2023, arXiv 2212.05055).
     """
     import torch
     from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-    llama = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
+    folder = tmp_path_factory.mktemp("upcycled")
+    llama = LlamaForCausalLM.from_pretrained(smollm2_cut_dir, dtype=torch.float32, num_hidden_layers=2)
+    llama.resize_token_embeddings(16384)
+    llama.save_pretrained(folder / "llama")
     told = llama.config.to_dict()
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
             "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
             "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
     config = MixtralConfig(
-        num_local_experts=4, num_experts_per_tok=2, **{key: told[key] for key in same if key in told}
+        num_local_experts=3, num_experts_per_tok=2, **{key: told[key] for key in same if key in told}
     )
-    torch.manual_seed(0)
-    mixtral = MixtralForCausalLM(config)
-    state = {name: value for name, value in llama.state_dict().items() if ".mlp." not in name}
-    assert not mixtral.load_state_dict(state, strict=False).unexpected_keys
-    with torch.no_grad():
-        for dense, sparse_ in zip(llama.model.layers, mixtral.model.layers, strict=True):
-            for expert in range(4):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        mixture = MixtralForCausalLM(config)
+        state = {name: value for name, value in llama.state_dict().items() if ".mlp." not in name}
+        assert not mixture.load_state_dict(state, strict=False).unexpected_keys
+        for dense, layer in zip(llama.model.layers, mixture.model.layers, strict=True):
+            for expert in range(3):
                 order = torch.randperm(config.intermediate_size)
                 gate, up = dense.mlp.gate_proj.weight[order], dense.mlp.up_proj.weight[order]
-                sparse_.mlp.experts.gate_up_proj[expert] = torch.cat([gate, up])
-                sparse_.mlp.experts.down_proj[expert] = dense.mlp.down_proj.weight[:, order]
-    mixtral.save_pretrained(folder)
+                layer.mlp.experts.gate_up_proj[expert] = torch.cat([gate, up])
+                layer.mlp.experts.down_proj[expert] = dense.mlp.down_proj.weight[:, order]
+    mixture.save_pretrained(folder / "mixture")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(smollm2_cut_dir / name, folder / "llama" / name)
     return folder
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("MoEExpertsDistributor")
 def test_a_language_model_made_a_mixture_says_on_two_ranks_what_it_said(smollm2_cut_dir: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = upcycled(smollm2_cut_dir, tmp_path / "mixtral")
-    model = Model.from_dir("hf", folder, {"task": "text-generation", "dtype": "float32"})
+    model = Model.from_dir("hf", smollm2_cut_dir / "mixture", {"task": "text-generation", "dtype": "float32"})
     source = run_pass("OnnxConversion", model, tmp_path / "export", use_dynamo_exporter=False)
     ranks = run_pass("MoEExpertsDistributor", source, tmp_path / "job", world_size=2)
-    text = "The ship left the harbour before dawn, and nobody on the quay saw who was at the wheel."
-    ids = np.array(AutoTokenizer.from_pretrained(smollm2_cut_dir)(text)["input_ids"])[None]
+    text = "The old man walked slowly down to the river and sat by the water until the sun went down."
+    ids = np.array(AutoTokenizer.from_pretrained(smollm2_cut_dir / "llama")(text)["input_ids"])[None]
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     found = together(ranks).run(None, batch)[0]
     with torch.inference_mode():
-        llama = AutoModelForCausalLM.from_pretrained(smollm2_cut_dir, dtype=torch.float32)
+        llama = AutoModelForCausalLM.from_pretrained(smollm2_cut_dir / "llama", dtype=torch.float32)
         expected = llama(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(found, answers(source, batch)[0], atol=2e-3)
     assert cosine(found, expected) > 0.999999 and (found.argmax(-1) == expected.argmax(-1)).all()

@@ -105,6 +105,7 @@ def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("OnnxScriptFusion")
 def test_sentences_stay_where_they_were(minilm_dir: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
