@@ -275,8 +275,8 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
 def smollm2_cut_dir(smollm2_cut_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's first two blocks with its first 16,384 tokens: as they are, in llama/, and as a mixture, in mixture/.
 
-    Each expert is the MLP with its units in another order, and the shares of the chosen ones add up to 1: so both say the
-    same (sparse upcycling, Komatsuzaki et al. 2023, arXiv 2212.05055).
+    Each expert is the MLP with its units in another order, and the shares of the chosen ones add up to 1: so both say
+    the same (sparse upcycling, Komatsuzaki et al. 2023, arXiv 2212.05055).
     """
     import torch
     from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
