@@ -32,8 +32,8 @@ class OnnxDiscrepancyCheckConfig(DataSourceConfig, GenerationOptions):
     """What is compared, on what, and how far apart the two may be. Each limit holds for each output."""
 
     reference_model_path: FileRef = Field(
-        description="The model to compare with: a Hugging Face folder, a GGUF file, an .onnx file, or a folder with one "
-        "and the weights beside it."
+        description="The model to compare with: a Hugging Face folder, a GGUF file, an .onnx file, or a folder "
+        "with one and the weights beside it."
     )
     outputs: list[str] | dict[str, str] | None = Field(
         None,
