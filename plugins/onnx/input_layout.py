@@ -17,6 +17,7 @@ from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
+from drupe.plugins.onnx.calibration import PAST
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 from drupe.plugins.onnx.graphs import graph_paths
 from drupe.plugins.onnx.layouts import fold_transpose, put_transpose
@@ -28,7 +29,9 @@ class InputNCHWtoNHWCConfig(GraphPassConfig):
     """Which inputs change."""
 
     input_names: list[str] | None = Field(
-        None, min_length=1, description="Inputs that come with channels last; default: all that have four axes."
+        None,
+        min_length=1,
+        description="Inputs that come with channels last; default: all that have four axes, keys and values aside.",
     )
     fold: bool | None = Field(
         None,
@@ -77,7 +80,8 @@ class InputNCHWtoNHWC(GraphPass):
                     f"{self.spec.name}: input_names: {name!r} has the shape {axes[name]}; expected four axes, "
                     "(batch, channels, height, width)"
                 )
-        found = list(wanted) if wanted is not None else [name for name, shape in axes.items() if len(shape) == 4]
+        pictures = [name for name, shape in axes.items() if len(shape) == 4 and not name.startswith(PAST)]
+        found = list(wanted) if wanted is not None else pictures
         if not found:
             raise PassError(
                 f"{self.spec.name}: no input has four axes, (batch, channels, height, width); the graph takes {listed}"

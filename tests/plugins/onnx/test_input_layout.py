@@ -167,6 +167,17 @@ def test_a_graph_without_pictures_is_refused(tmp_path: Path) -> None:
         run_pass("InputNCHWtoNHWC", source, tmp_path / "b", input_names=["x"])
 
 
+def test_keys_and_values_of_a_decoder_are_no_pictures(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, H, W] x, float[N, 2, P, 4] past_key_0) => (float[N, 3, H, W] y, float[N, 2, P, 4] k) {
+      y = Relu (x)
+      k = Neg (past_key_0)
+    }"""
+    result = run_pass("InputNCHWtoNHWC", saved(tmp_path / "m", text), tmp_path / "job")
+    assert shape_of(result, "x") == ["N", "H", "W", 3]
+    assert shape_of(result, "past_key_0") == ["N", 2, "P", 4]
+
+
 @pytest.mark.slow
 @pytest.mark.real_run("InputNCHWtoNHWC")
 def test_a_network_that_knows_digits_knows_them_channels_last(tmp_path: Path, digits_resnet_dir: Path) -> None:

@@ -236,5 +236,5 @@ def test_sentences_come_back_with_few_activations_of_16_bits(minilm_dir: Path, t
         pooled: np.ndarray = (states * kept).sum(1) / kept.sum(1)
         return pooled
 
-    # With 8 bits everywhere they are at 0.77 to 0.82, with 16 everywhere at 0.92 to 0.97.
-    assert all(cosine(a, b) > 0.89 for a, b in zip(embeddings(mixed), embeddings(source), strict=True))
+    # Measured: 0.962 and 0.918; with 8 bits everywhere 0.818 and 0.805, with 16 everywhere 0.971 and 0.943.
+    assert all(cosine(a, b) > 0.9 for a, b in zip(embeddings(mixed), embeddings(source), strict=True))
