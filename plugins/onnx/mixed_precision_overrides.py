@@ -98,7 +98,7 @@ class MixedPrecisionOverrides(GraphPass):
         """Refuse a graph that is quantized already."""
         planned = super().plan(info, config, accelerator)
         check_unquantized(self.spec.name, info, config)
-        return planned.with_(mixed_precision=True)
+        return planned.with_(tensor_types=True)
 
     def rehearsal(self, config: Any) -> Any:
         """Two samples, one of them to measure with."""

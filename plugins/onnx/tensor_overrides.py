@@ -1,7 +1,7 @@
 """Types of single tensors that static quantization obeys: reading them, making a graph fit them, handing them on.
 
 They travel as the model's attribute `mixed_precision_overrides`: tensor → [{"quant_type": "QUInt16"}], in the spelling
-of ONNX Runtime's TensorQuantOverrides. That there are such is known earlier, as the attribute `mixed_precision`.
+of ONNX Runtime's TensorQuantOverrides. That there are such is known earlier, as the attribute `tensor_types`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 ATTRIBUTE = "mixed_precision_overrides"
-MARK = "mixed_precision"
+MARK = "tensor_types"
 _TYPES = ("int8", "uint8", "int16", "uint16")
 _FLOATS = (1, 10)
 """onnx.TensorProto.FLOAT and FLOAT16."""
