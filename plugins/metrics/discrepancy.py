@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import astuple
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -15,11 +16,8 @@ from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.batches import array
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.differences import Differences, differences, unpadded
 from drupe.plugins.metrics.references import compared_batches, reference_outputs
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 __all__ = ["Discrepancy"]
 
@@ -59,8 +57,6 @@ class Discrepancy(Metric):
         context: JobContext,
     ) -> Rows:
         """See Metric.measure. The reference is a sample's extras["reference"], else what the source model gives."""
-        import numpy as np
-
         assert session is not None
         note_settings(config, context)
         rows = {}
@@ -70,16 +66,16 @@ class Discrepancy(Metric):
             names = _compared(outputs, reference, config)
             mask = batch.inputs.get("attention_mask")
             for position, key in enumerate(batch.ids):
-                total = np.zeros(8)
+                total = Differences()
                 for name in names:
-                    ours = _unpadded(array(outputs[name]), position, mask)
-                    theirs = _unpadded(array(reference[name]), position, mask)
+                    ours = unpadded(array(outputs[name]), position, mask)
+                    theirs = unpadded(array(reference[name]), position, mask)
                     if ours.shape != theirs.shape:
                         raise EvaluationError(
                             f"output {name!r} of sample {key} has shape {ours.shape}; the reference has {theirs.shape}"
                         )
-                    total = _joined(total, _compare(ours, theirs))
-                rows[key] = tuple(float(x) for x in total)
+                    total += differences(ours, theirs)
+                rows[key] = astuple(total)[:8]
         return rows
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: DiscrepancyConfig) -> float:
@@ -109,38 +105,3 @@ def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: Discre
             f"this one has {', '.join(ours)}, the reference has {', '.join(theirs)}"
         )
     return names
-
-
-def _unpadded(output: np.ndarray, position: int, mask: np.ndarray | None) -> np.ndarray:
-    import numpy as np
-
-    one = np.atleast_1d(np.asarray(output[position], dtype=np.float64))
-    if mask is not None and one.ndim >= 2 and one.shape[0] == mask.shape[1]:
-        kept: np.ndarray = one[mask[position].astype(bool)]
-        return kept
-    return one
-
-
-def _compare(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    import numpy as np
-
-    error = np.abs(ours - theirs)
-    flips = ours.argmax(-1) != theirs.argmax(-1)
-    return np.array(
-        [
-            error.max(initial=0.0),
-            error.sum(),
-            error.size,
-            (ours * theirs).sum(),
-            (ours * ours).sum(),
-            (theirs * theirs).sum(),
-            flips.sum(),
-            flips.size,
-        ]
-    )
-
-
-def _joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    joined: np.ndarray = a + b
-    joined[0] = max(a[0], b[0])
-    return joined

@@ -19,9 +19,18 @@ from drupe.plugins.onnx.graph_pass import GraphPassConfig
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["PAST", "CalibrationConfig", "DataSourceConfig", "calibration_batches", "graph_inputs", "reader"]
+__all__ = [
+    "PAST",
+    "CalibrationConfig",
+    "DataSourceConfig",
+    "calibration_batches",
+    "graph_inputs",
+    "input_batches",
+    "reader",
+]
 
 Batch = Mapping[str, "np.ndarray"]
+GraphInputs = Mapping[str, tuple[tuple[int | str, ...], Any]]
 
 PAST = ("past_key_values", "past_key", "past_value", "past.")
 """How inputs that hold earlier keys and values begin; calibration starts with none."""
@@ -71,7 +80,13 @@ def calibration_batches(
     equal: pad all to the longest, for methods that collect values of one shape. Raises ConfigError where an input can't
     be had from the data, or has a shape that the graph refuses.
     """
-    inputs = graph_inputs(proto, model)
+    return input_batches(pass_name, graph_inputs(proto, model), model, config, context, equal=equal)
+
+
+def input_batches(
+    pass_name: str, inputs: GraphInputs, model: Model, config: DataSourceConfig, context: PassContext, *, equal: bool
+) -> list[Batch]:
+    """Return the same for inputs that are known already: name → (shape, numpy dtype)."""
     if config.dataloader_func is not None:
         batches = [_fitted(pass_name, inputs, batch, f"batch {n}") for n, batch in enumerate(_loaded(config, context))]
     else:

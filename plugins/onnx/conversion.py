@@ -180,6 +180,7 @@ class OnnxConversion(Pass):
             context.report["adapter"] = f"kept apart in the graph, {len(apart)} weights"
             # The layers are adapted in place; the base's own forward call is what the task knows.
             loaded = loaded.get_base_model()
+        _gather_experts(loaded)
         past = _past(model.info)
         if past is not None:
             proto = _export_steps(loaded, past, model, config, context)
@@ -193,6 +194,14 @@ class OnnxConversion(Pass):
         if apart:
             name_adapter_weights(self.spec.name, proto, apart)
         return proto
+
+
+def _gather_experts(loaded: Any) -> None:
+    """Let a mixture of experts take each token's weights from tables: its other ways have no operators in ONNX."""
+    if any(type(module).__name__.endswith("Experts") for module in loaded.modules()) and hasattr(
+        loaded, "set_experts_implementation"
+    ):
+        loaded.set_experts_implementation("batched_mm")
 
 
 def _attributes(source: ModelInfo, config: OnnxConversionConfig) -> dict[str, Any]:

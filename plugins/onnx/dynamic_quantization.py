@@ -15,6 +15,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 from drupe.plugins.onnx.preprocess import preprocess
+from drupe.plugins.onnx.tensor_overrides import refuse_overrides
 
 __all__ = ["OnnxDynamicQuantization", "OnnxDynamicQuantizationConfig", "quantize_dynamically"]
 
@@ -65,6 +66,7 @@ class OnnxDynamicQuantization(GraphPass):
             raise ConfigError(f"the graph is quantized already ({info.attributes['quantization']})")
         if accelerator.device != "cpu":
             raise ConfigError("OnnxDynamicQuantization is for CPUs: other devices have no kernels for its operators")
+        refuse_overrides(self.spec.name, info)
         return planned
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:

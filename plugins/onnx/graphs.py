@@ -22,6 +22,7 @@ __all__ = [
     "graph_paths",
     "label_axes",
     "load_graph",
+    "name_all_nodes",
     "name_axes",
     "name_nodes",
     "rename_value",
@@ -162,6 +163,18 @@ def name_nodes(proto: Any) -> None:
         name = f"/{module}/{node.op_type}" if module else f"/{node.op_type}"
         count = taken[name] = taken.get(name, -1) + 1
         node.name = f"{name}_{count}" if count else name
+
+
+def name_all_nodes(proto: Any) -> None:
+    """Name the nodes that have no name, for where nodes are told by name."""
+    taken = {node.name for node in proto.graph.node}
+    for index, node in enumerate(proto.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
 
 
 def rename_value(graph: Any, old: str, new: str) -> None:

@@ -138,6 +138,21 @@ def drupe_passes() -> list[PassSpec]:
             requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
             key_packages=("onnx", "onnxscript", "onnx-ir", "onnxslim", "onnxoptimizer"),
         ),
+        _pass(
+            "OnnxScriptFusion",
+            "script_fusion",
+            "Fuse a transformer's parts by onnxscript's patterns, and check that it says the same",
+            accepts=_ALSO_COMPOSITE,
+            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
+            key_packages=("onnx", "onnxruntime", "onnxscript", "onnx-ir"),
+        ),
+        _pass(
+            "OnnxDiscrepancyCheck",
+            "discrepancy_check",
+            "Compare a graph with the model that it was made of, and stop beyond limits",
+            accepts=_ALSO_COMPOSITE,
+            accelerator_matters=True,
+        ),
         _pass("OnnxFloatToFloat16", "float16", "Convert a float32 graph to float16", accepts=_ALSO_COMPOSITE),
         _pass(
             "OrtMixedPrecision",
@@ -146,6 +161,13 @@ def drupe_passes() -> list[PassSpec]:
             accepts=_ALSO_COMPOSITE,
         ),
         _pass("OnnxIODataTypeConverter", "io_types", "Give inputs and outputs other types"),
+        _pass(
+            "InputNCHWtoNHWC",
+            "input_layout",
+            "Take pictures with their channels last",
+            accepts=frozenset({"onnx", "composite"}),
+            accelerator_matters=True,
+        ),
         _pass("DynamicToFixedShape", "shapes", "Fix the lengths of a graph's axes"),
         _pass(
             "OnnxOpVersionConversion",
@@ -185,6 +207,11 @@ def drupe_passes() -> list[PassSpec]:
             key_packages=("onnx", "onnxruntime-extensions", "torch", "transformers"),
         ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
+        _pass(
+            "MixedPrecisionOverrides",
+            "mixed_precision_overrides",
+            "Choose the activations to which static quantization gives 16 bits",
+        ),
         _pass("OnnxStaticQuantization", "static_quantization", "Quantize weights and activations by calibrated ranges"),
         _pass("OnnxQuantization", "quantization", "Quantize weights and activations, statically or dynamically"),
         _pass(
@@ -214,6 +241,13 @@ def drupe_passes() -> list[PassSpec]:
             "Make one graph of a composite's",
             accepts=frozenset({"composite", "genai"}),
             produces="onnx",
+        ),
+        _pass(
+            "MoEExpertsDistributor",
+            "moe_experts_distributor",
+            "Split a mixture of experts into one graph a rank",
+            accepts=frozenset({"onnx"}),
+            produces="distributed",
         ),
         _pass(
             "InsertBeamSearch",
@@ -262,6 +296,13 @@ def drupe_model_kinds() -> list[ModelKindSpec]:
             aliases=("CompositeModel",),
             hard_links=False,
         ),
+        ModelKindSpec(
+            name="distributed",
+            target="drupe.plugins.onnx.distributed:DistributedKind",
+            summary="One ONNX graph a rank, for processes that run at the same time.",
+            aliases=("DistributedOnnxModel",),
+            hard_links=False,
+        ),
     ]
 
 
@@ -288,5 +329,15 @@ def drupe_runtimes() -> list[RuntimeSpec]:
             capabilities=frozenset({"forward"}),
             requires=("onnxruntime>=1.22",),
             key_packages=("onnxruntime", "onnxruntime-gpu"),
+        ),
+        RuntimeSpec(
+            name="distributed",
+            target="drupe.plugins.onnx.distributed:DistributedRuntime",
+            summary="ONNX Runtime, all ranks in one process",
+            kinds=frozenset({"distributed"}),
+            accelerators=frozenset({"cpu", "gpu"}),
+            capabilities=frozenset({"forward", "generate", "score"}),
+            requires=("onnx>=1.17", "onnxruntime>=1.22"),
+            key_packages=("onnxruntime", "onnxruntime-gpu", "onnx"),
         ),
     ]

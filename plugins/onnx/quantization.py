@@ -15,7 +15,13 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.dynamic_quantization import quantize_dynamically
 from drupe.plugins.onnx.graph_pass import GraphPass
-from drupe.plugins.onnx.static_quantization import StaticOptions, check_unquantized, quantize_statically
+from drupe.plugins.onnx.static_quantization import (
+    StaticOptions,
+    check_overrides,
+    check_unquantized,
+    quantize_statically,
+)
+from drupe.plugins.onnx.tensor_overrides import ATTRIBUTE, MARK, refuse_overrides
 
 __all__ = ["OnnxQuantization", "OnnxQuantizationConfig"]
 
@@ -49,6 +55,10 @@ class OnnxQuantization(GraphPass):
         """Refuse a graph that is quantized already, and the dynamic way off a CPU."""
         planned = super().plan(info, config, accelerator)
         check_unquantized(self.spec.name, info, config)
+        if config.quant_mode == "static":
+            check_overrides(self.spec.name, info, config)
+        else:
+            refuse_overrides(self.spec.name, info)
         if config.quant_mode == "dynamic" and accelerator.device != "cpu":
             raise ConfigError(f"{self.spec.name}: dynamic quantization is for CPUs; choose quant_mode static")
         return planned
@@ -63,7 +73,7 @@ class OnnxQuantization(GraphPass):
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is quantized."""
-        return {"quantization": f"{config.precision}-{config.quant_mode}"}
+        return {"quantization": f"{config.precision}-{config.quant_mode}", MARK: None, ATTRIBUTE: None}
 
     def rewrite(
         self, proto: Any, path: Path, model: Model, config: OnnxQuantizationConfig, context: PassContext

@@ -68,6 +68,10 @@ class OnnxRuntime(Runtime):
 
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> OnnxSession:
         """See Runtime.open."""
+        return self.open_graph(graph_path(model), model, accelerator, options)
+
+    def open_graph(self, path: Path, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> OnnxSession:
+        """Return a session of the graph at path; what belongs to it besides is the model's."""
         import onnxruntime as ort
 
         full = self.options(accelerator, options)
@@ -92,7 +96,6 @@ class OnnxRuntime(Runtime):
             settings.graph_optimization_level = ort.GraphOptimizationLevel(_LEVELS[full["graph_optimization"]])
         for name, value in full["session_config"].items():
             settings.add_session_config_entry(str(name), str(value))
-        path = graph_path(model)
         constants = _weights_beside(model, "constant_inputs")
         outside = _weights_beside(model, "external_initializers")
         if outside:

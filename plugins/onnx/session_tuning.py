@@ -17,8 +17,9 @@ from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.core.passes import Pass
-from drupe.plugins.onnx.calibration import PAST, DataSourceConfig, calibration_batches, graph_inputs
+from drupe.plugins.onnx.calibration import DataSourceConfig, calibration_batches, graph_inputs
 from drupe.plugins.onnx.graphs import graph_paths
+from drupe.plugins.onnx.made_up import made_up_batch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["OrtSessionParamsTuning", "OrtSessionParamsTuningConfig"]
 
 _MODES = {"ORT_SEQUENTIAL": 0, "ORT_PARALLEL": 1, "sequential": 0, "parallel": 1}
-_LENGTH = 32
-"""Length of made-up sequences."""
 _OF_GENAI = ("intra_op_num_threads", "enable_cpu_mem_arena")
 """Options that are tried and written for onnxruntime-genai."""
 Options = Mapping[str, Any]
@@ -164,7 +163,9 @@ class OrtSessionParamsTuning(Pass):
                 context,
                 equal=False,
             )[0]
-        return _made_up(graph_inputs(proto, model), config, context.seed)
+        return made_up_batch(
+            graph_inputs(proto, model), seed=context.seed, batch_size=config.batch_size, lengths=config.shape_kwargs
+        )
 
     def _open(self, model: Model, path: Path, options: Options, context: PassContext) -> Any:
         import onnxruntime as ort
@@ -238,30 +239,6 @@ def _interleaved(
         for index in (0, 1) if number % 2 else (1, 0):
             seconds[index].append(call((ours, theirs)[index]))
     return seconds
-
-
-def _made_up(
-    inputs: Mapping[str, tuple[tuple[int | str, ...], Any]], config: OrtSessionParamsTuningConfig, seed: int
-) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    batch = {}
-    for name, (shape, dtype) in inputs.items():
-        past = name.startswith(PAST)
-        sizes = [
-            size
-            if isinstance(size, int)
-            else config.shape_kwargs.get(size, config.batch_size if axis == 0 else 0 if past else _LENGTH)
-            for axis, size in enumerate(shape)
-        ]
-        if "mask" in name:
-            batch[name] = np.ones(sizes, dtype)
-        elif np.issubdtype(dtype, np.floating):
-            batch[name] = random.standard_normal(sizes).astype(dtype)
-        else:
-            batch[name] = random.integers(0, 2, sizes).astype(dtype)
-    return batch
 
 
 def _note_providers(name: str, config: OrtSessionParamsTuningConfig, context: PassContext) -> None:

@@ -16,8 +16,17 @@ from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.calibration import CalibrationConfig, calibration_batches, reader
 from drupe.plugins.onnx.graph_pass import GraphPass, check_node_names
 from drupe.plugins.onnx.preprocess import preprocess
+from drupe.plugins.onnx.tensor_overrides import ATTRIBUTE, MARK, fixed_overrides, plain_type, quantized_types
 
-__all__ = ["OnnxStaticQuantization", "OnnxStaticQuantizationConfig", "StaticOptions", "quantize_statically"]
+__all__ = [
+    "OnnxStaticQuantization",
+    "OnnxStaticQuantizationConfig",
+    "StaticOptions",
+    "check_overrides",
+    "check_unquantized",
+    "quantizable",
+    "quantize_statically",
+]
 
 _BITS = ("int4", "uint4", "int8", "uint8", "int16", "uint16")
 _OPTIONS = {
@@ -111,6 +120,7 @@ class OnnxStaticQuantization(GraphPass):
         """Refuse a graph that is quantized already, weights in blocks aside: their products can still be calibrated."""
         planned = super().plan(info, config, accelerator)
         check_unquantized(self.spec.name, info, config)
+        check_overrides(self.spec.name, info, config)
         return planned
 
     def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
@@ -123,7 +133,7 @@ class OnnxStaticQuantization(GraphPass):
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is quantized."""
-        return {"quantization": f"{config.precision}-static"}
+        return {"quantization": f"{config.precision}-static", MARK: None, ATTRIBUTE: None}
 
     def rewrite(self, proto: Any, path: Path, model: Model, config: StaticOptions, context: PassContext) -> Any:
         """Quantize with onnxruntime."""
@@ -135,6 +145,20 @@ def check_unquantized(name: str, info: ModelInfo, config: Any) -> None:
     quantization = info.attributes.get("quantization")
     if quantization and ("static" in str(quantization) or "dynamic" in str(quantization)):
         raise ConfigError(f"{name}: the graph is quantized already ({quantization})")
+
+
+def check_overrides(name: str, info: ModelInfo, config: StaticOptions) -> None:
+    """Raise ConfigError where types of single tensors, noted in the model, could not be obeyed."""
+    if MARK not in info.attributes:
+        return
+    if config.quant_format != "QDQ":
+        raise ConfigError(
+            f"{name}: the model has {ATTRIBUTE}, types of single tensors, which only quant_format QDQ can have"
+        )
+    if "TensorQuantOverrides" in config.extra_options:
+        raise ConfigError(
+            f"{name}: the model has {ATTRIBUTE}, and extra_options have TensorQuantOverrides; leave out one of the two"
+        )
 
 
 def quantize_statically(
@@ -154,6 +178,11 @@ def quantize_statically(
     equal = config.calibrate_method in ("Entropy", "Percentile", "Distribution")
     batches = calibration_batches(name, proto, model, config, context, equal=equal)
     options: dict[str, Any] = {"ActivationSymmetric": config.activation_symmetric, **config.extra_options}
+    noted = model.attributes.get(ATTRIBUTE) or {}
+    if noted:
+        options["TensorQuantOverrides"] = fixed_overrides(
+            name, proto, noted, config.activation_type, symmetric=config.activation_symmetric
+        )
     if config.weight_symmetric is not None:
         options["WeightSymmetric"] = config.weight_symmetric
     # The quantizer knows types only where shape inference reached; inside fused operators all is float32.
@@ -165,7 +194,7 @@ def quantize_statically(
             str(work),
             reader(batches, context),
             quant_format=QuantFormat[config.quant_format],
-            op_types_to_quantize=sorted(config.op_types_to_quantize or _quantizable()),
+            op_types_to_quantize=sorted(config.op_types_to_quantize or quantizable()),
             per_channel=config.per_channel,
             reduce_range=config.reduce_range,
             activation_type=_quant_type(QuantType, config.activation_type),
@@ -194,14 +223,31 @@ def quantize_statically(
             "nodes_to_exclude"
         )
     context.report["quantized_nodes"] = count
+    if noted:
+        _tell_overrides(name, result, noted, context)
     return result
+
+
+def _tell_overrides(name: str, result: Any, noted: Mapping[str, Any], context: PassContext) -> None:
+    """Tell which of the noted tensors have their type, and which can't."""
+    types = quantized_types(result)
+    obeyed = [tensor for tensor, value in noted.items() if plain_type(value) in types.get(tensor, ())]
+    context.report["overridden_tensors"] = obeyed
+    if left := [tensor for tensor in noted if tensor not in obeyed]:
+        context.log.warning(
+            "%s: %s do not have the types that the model notes: what gives them is not quantized, or hands the type of "
+            "its input on",
+            name,
+            ", ".join(left),
+        )
 
 
 def _quant_type(types: Any, name: str) -> Any:
     return types[f"QUInt{name[4:]}" if name.startswith("u") else f"QInt{name[3:]}"]
 
 
-def _quantizable() -> list[str]:
+def quantizable() -> list[str]:
+    """Return the operators that onnxruntime's quantizer knows."""
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     return sorted({*QLinearOpsRegistry, *QDQRegistry})
