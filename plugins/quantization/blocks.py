@@ -65,7 +65,8 @@ class Blocks:
                 layers = {
                     f"{prefix}.{name}": module for name, module in block.named_modules() if f"{prefix}.{name}" in wanted
                 }
-                moments = self._moments(layers, partial(self._through, number, states, arguments))
+                run = partial(self._through, number, states, arguments)
+                moments = self._moments(layers, run) if layers else {}
                 solve(
                     Part(prefix, block, layers, moments, partial(self._added, number, states[0], arguments[number][0]))
                 )

@@ -16,10 +16,10 @@ from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
 from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
-__all__ = ["QuantizerConfig", "WeightQuantizer", "device_of"]
+__all__ = ["GridConfig", "QuantizerConfig", "WeightQuantizer", "device_of"]
 
 
-class QuantizerConfig(PassConfig):
+class GridConfig(PassConfig):
     """The grid of the weights."""
 
     bits: Literal[4, 8] = searchable(4, Ordered(4, 8), doc="Bits of a weight.")
@@ -33,16 +33,21 @@ class QuantizerConfig(PassConfig):
     overrides: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, description="Layer name to its own bits, group_size and symmetric."
     )
-    scale_search: bool = Field(True, description="Try smaller ranges for each group and take that of the least error.")
     device: str | None = Field(
         None, description="Where the model is calculated: cpu, cuda; default: as the target has."
     )
 
 
+class QuantizerConfig(GridConfig):
+    """The grid, for quantizers that may search it."""
+
+    scale_search: bool = Field(True, description="Try smaller ranges for each group and take that of the least error.")
+
+
 class WeightQuantizer(Pass):
     """Subclasses implement `quantize_layers`."""
 
-    Config: ClassVar[type[PassConfig]] = QuantizerConfig
+    Config: ClassVar[type[PassConfig]] = GridConfig
     keeps_quantized: ClassVar[bool] = False
     """Whether a model of which some layers are quantized may be given, to quantize the others."""
 
