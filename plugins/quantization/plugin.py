@@ -61,6 +61,11 @@ def drupe_passes() -> list[PassSpec]:
             "sparsegpt",
             "Set a decoder's weights to zero where its layers' outputs change least",
         ),
+        _pass(
+            "SpinQuant",
+            "spinning.spinquant",
+            "Rotate a decoder's states by what was learned to make rounding cost least",
+        ),
     ]
 
 

@@ -17,7 +17,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.blocks import Blocks
-from drupe.plugins.quantization.calibration import calibration_tokens
+from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
 from drupe.plugins.quantization.config import device_of
 from drupe.plugins.quantization.decoders import check_float_decoder
 from drupe.plugins.quantization.hessian import inverse_root, solvable
@@ -26,8 +26,6 @@ from drupe.plugins.quantization.saving import save_decoder
 
 __all__ = ["SparseGPT", "SparseGPTConfig", "prune_with_hessian"]
 
-_OWN_TEXT = 256
-"""Tokens of a sequence that the model writes itself: it writes them one after the other."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Pattern = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=2)]]
@@ -133,7 +131,7 @@ class SparseGPT(Pass):
         return Model.from_dir("hf", context.output_dir, {**model.attributes, "sparsity": _told(config.sparsity)})
 
     def _tokens(self, network: Any, model: Model, config: SparseGPTConfig, context: PassContext) -> list[Any]:
-        length = config.seqlen if config.data_config else min(config.seqlen, _OWN_TEXT)
+        length = config.seqlen if config.data_config else min(config.seqlen, OWN_TEXT)
         length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
         return calibration_tokens(self.spec.name, network, model, config.data_config, config.nsamples, length, context)
 
@@ -210,17 +208,18 @@ def prune_with_hessian(
     """
     import torch
 
-    work = weights.detach().float().clone()
-    rows, columns = work.shape
+    rows, columns = weights.shape
     curvature, dead = solvable(hessian)
     inverse = inverse_root(pass_name, name, curvature, damp)
     # A weight's square over this is what it costs to set it to zero, once the columns behind it have mended what they
     # can. Weights whose input is always zero cost nothing; those that the share leaves stay what they are.
-    prices = inverse.diagonal().square().masked_fill(dead, torch.inf)
+    prices = inverse.diagonal().square().masked_fill(dead, torch.inf)[:, None]
+    # A column of the layer is a row here, so that it lies together in memory.
+    work = weights.detach().float().T.clone(memory_format=torch.contiguous_format)
     chosen_before = 0
     for begin in range(0, columns, blocksize):
         end = min(begin + blocksize, columns)
-        part = work[:, begin:end]
+        part, within = work[begin:end], inverse[begin:end, begin:end]
         if isinstance(sparsity, tuple):
             zeros = torch.zeros_like(part, dtype=torch.bool)
         else:
@@ -229,19 +228,17 @@ def prune_with_hessian(
             chosen_before += count
             zeros = _cheapest(part.square() / prices[begin:end], count)
         errors = torch.zeros_like(part)
-        for column in range(begin, end):
-            at = column - begin
+        for column in range(end - begin):
             if isinstance(sparsity, tuple) and column % sparsity[1] == 0:
-                beside = slice(at, at + sparsity[1])
-                cost = part[:, beside].square() / prices[column : column + sparsity[1]]
-                few = cost.topk(sparsity[0], dim=1, largest=False).indices
-                zeros[:, beside] = torch.zeros_like(cost, dtype=torch.bool).scatter_(1, few, True)
-            error = torch.where(zeros[:, at], part[:, at], 0.0) / inverse[column, column]
-            part[:, at + 1 :] -= error[:, None] * inverse[column, column + 1 : end]
-            part[:, at].masked_fill_(zeros[:, at], 0.0)
-            errors[:, at] = error
-        work[:, end:] -= errors @ inverse[begin:end, end:]
-    return work
+                beside = slice(column, column + sparsity[1])
+                cost = part[beside].square() / prices[begin:end][beside]
+                few = cost.topk(sparsity[0], dim=0, largest=False).indices
+                zeros[beside] = zeros[beside].scatter(0, few, True)
+            torch.mul(part[column], zeros[column], out=errors[column]).div_(within[column, column])
+            part[column + 1 :].addr_(within[column, column + 1 :], errors[column], alpha=-1)
+            part[column].masked_fill_(zeros[column], 0.0)
+        work[end:].addmm_(inverse[begin:end, end:].T, errors, alpha=-1)
+    return work.T.contiguous()
 
 
 def _cheapest(cost: Any, count: int) -> Any:

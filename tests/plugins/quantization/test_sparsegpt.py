@@ -260,7 +260,7 @@ def test_smollm2_without_three_tenths_of_its_weights_still_speaks(smollm2_dir: P
 
     source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation"})
     page = load_tokenizer(source)(pydoc.render_doc("argparse", renderer=pydoc.plaintext))["input_ids"]
-    rows, unseen = np.asarray(page[: 8 * 128]).reshape(8, 128), torch.tensor([page[2048:2304]])
+    rows, unseen = np.asarray(page[: 4 * 128]).reshape(4, 128), torch.tensor([page[2048:2304]])
     data = {"pages": [Sample(f"p{n}", {"input_ids": row}, content_key=f"k{n}") for n, row in enumerate(rows)]}
     context = make_context(tmp_path / "job", accelerator=CPU, data=data)
     made = run_pass("SparseGPT", source, tmp_path / "job", context=context, data_config="pages", sparsity=0.3)
@@ -272,5 +272,4 @@ def test_smollm2_without_three_tenths_of_its_weights_still_speaks(smollm2_dir: P
     network = load_model(made)
     inside = [tensor for name, tensor in network.state_dict().items() if "_proj" in name]
     assert len(inside) == 210 and all(int((t == 0).sum()) == round(0.3 * t.numel()) for t in inside)
-    print(perplexity)
     assert perplexity[1] < 1.2 * perplexity[0], perplexity
