@@ -59,7 +59,9 @@ class Learning:
 
         args, decoder = self.args, self.decoder
         decoder.recompute = args.gradient_checkpointing
-        before = self._judged()
+        with self.decoder.held():
+            unrounded = self._judged()
+        before = self._judged_rounded()
         each = math.ceil(len(self._batches()) / args.gradient_accumulation_steps)
         steps = args.max_steps if args.max_steps > 0 else max(1, math.ceil(args.num_train_epochs * each))
         warmup = args.warmup_steps if args.warmup_steps >= 1 else args.warmup_steps * steps
@@ -78,8 +80,8 @@ class Learning:
                 self.context.progress(step, steps, f"learning, step {step} of {steps}", loss=loss)
                 if step == 1 or step == steps or step % args.logging_steps == 0:
                     curve.append({"step": step, "loss": loss})
-        learned = self._judged()
-        kept = learned["rounded"] < before["rounded"]
+        learned = self._judged_rounded()
+        kept = learned < before
         if not kept:
             for rotation in decoder.rotations:
                 rotation.reset()
@@ -87,13 +89,13 @@ class Learning:
                 "%s: on the text kept apart the learned rotations cost %.4f nats a token and those that learning began "
                 "with %.4f, which are kept; give more text, or another training_args.learning_rate",
                 self.pass_name,
-                learned["rounded"],
-                before["rounded"],
+                learned,
+                before,
             )
         self.context.report["learning"] = {
             "steps": steps,
             "sequences": {"learned_from": len(self.texts), "judged_on": len(self.judges)},
-            "loss": {"float": before["float"], "begun_with": before["rounded"], "learned": learned["rounded"]},
+            "loss": {"float": unrounded, "begun_with": before, "learned": learned},
             "kept": "learned" if kept else "begun with",
             "curve": curve,
         }
@@ -118,28 +120,26 @@ class Learning:
             logits.float().reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1), reduction="sum"
         )
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _judged(self) -> dict[str, float]:
-        """Return the loss on the sequences that judge, in nats a token, rounded and not."""
-        found = {}
-        count = sum(_targets(row) for row in self.judges)
-        for name in ("float", "rounded"):
-            with self._rounded(name == "rounded"):
-                total = 0.0
-                for row in self.judges:
-                    self.context.raise_if_cancelled()
-                    total += float(self._loss(row))
-            found[name] = total / count
-        return found
+    def _judged_rounded(self) -> float:
+        with self._rounded(), self.decoder.held():
+            return self._judged()
+
+    def _judged(self) -> float:
+        """Return the loss on the sequences that judge, in nats a token."""
+        total = 0.0
+        for row in self.judges:
+            self.context.raise_if_cancelled()
+            total += float(self._loss(row))
+        return total / sum(_targets(row) for row in self.judges)
 
     @contextmanager
-    def _rounded(self, on: bool = True) -> Iterator[None]:
+    def _rounded(self) -> Iterator[None]:
         """Round weights and inputs as the config says."""
         config, decoder = self.config, self.decoder
         hooks = []
-        if on and self.schemes:
+        if self.schemes:
             decoder.round = lambda name, weights: rounded_weights(weights, self.schemes[name])
-        if on and config.a_bits < 16:
+        if config.a_bits < 16:
 
             def give(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
                 states = rounded_inputs(

@@ -7,7 +7,8 @@ when the model runs: plain models have none, and they are not part of this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class TurnedDecoder:
         ]
         self._hooks.append(network.get_submodule(structure.head).register_forward_pre_hook(self._turn_back))
         self._now: tuple[Any, list[Any]] = (None, [])
+        self._held: list[dict[str, Any]] = []
 
     @property
     def rotations(self) -> list[Coordinates]:
@@ -67,10 +69,22 @@ class TurnedDecoder:
 
     def logits(self, ids: Any, *, dtype: Any = None) -> Any:
         """Return the logits (batch, n, vocabulary) of tokens (batch, n). dtype: what products are computed in."""
-        self._now = (self.states.matrix().float(), [value.matrix().float() for value in self.values])
+        self._turn()
         device = self.network.device.type
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
             return self.network(input_ids=ids, use_cache=False).logits
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the turned and rounded weights while nothing is learned, so that they are made once for all texts."""
+        with torch.no_grad():
+            self._turn()
+            blocks = self.network.get_submodule(self.structure.blocks)
+            self._held = [self.parameters_of(block.block, number) for number, block in enumerate(blocks)]
+            try:
+                yield
+            finally:
+                self._held = []
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def merge(self) -> None:
@@ -119,6 +133,8 @@ class TurnedDecoder:
 
     def parameters_of(self, block: Any, number: int) -> dict[str, Any]:
         """Return a block's changed parameters as it runs now, rounded where they are to be."""
+        if self._held:
+            return self._held[number]
         turn, values = self._now
         with torch.autocast(self.network.device.type, enabled=False):
             changed = self.turned(block, number, turn, values[number] if values else None)
@@ -128,6 +144,9 @@ class TurnedDecoder:
                     if name.endswith(".weight"):
                         changed[name] = self.round(f"{prefix}{name.removesuffix('.weight')}", tensor)
         return changed
+
+    def _turn(self) -> None:
+        self._now = (self.states.matrix().float(), [value.matrix().float() for value in self.values])
 
     def _turn_embedding(self, _: Any, __: Any, states: Any) -> Any:
         return states @ self._now[0].to(states.dtype)
