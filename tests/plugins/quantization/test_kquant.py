@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from drupe.core.model import Model
+from drupe.core.registry import get_registry
+from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.quantization.checkpoint import float_state, quantized_layers
 from drupe.plugins.quantization.grid import dequantize, fit, quantize
@@ -145,3 +148,20 @@ def test_there_is_no_parameter_that_does_nothing() -> None:
         KQuantConfig.model_validate({"scale_search": False})
     with pytest.raises(ValidationError, match="bits"):
         KQuantConfig.model_validate({"bits": 3})
+
+
+@pytest.mark.parametrize(
+    ("moe", "kind", "message"),
+    [(True, "missing", "quantized experts: nothing provides this"), (False, "notice", "experts that are no linear")],
+)
+def test_experts_of_other_files_are_told(tmp_path: Path, moe: bool, kind: str, message: str) -> None:
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "x"},
+        "passes": {"k": {"type": "KQuant", "moe": moe}},
+        "output_dir": "out",
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(document))
+    found = examine(tmp_path / "workflow.json", get_registry())
+    told = {"missing": [fault for fault in found.faults if fault.kind == "missing"], "notice": list(found.notices)}
+    assert [str(entry.path) for entry in told[kind]] == ["passes.k.moe"]
+    assert message in str(told[kind][0])
