@@ -6,17 +6,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
 from drupe.core.config import Choice, DataRef, FloatRange, PassConfig, PluginConfig, searchable
-from drupe.plugins.tuning.argument_names import NEUTRAL, TOLD, known_names, upgrade
+from drupe.plugins.tuning.argument_names import NEUTRAL, known_names
 
 __all__ = ["RotationTrainingArgs", "SpinQuantConfig"]
-
-_TOLD = {
-    **dict.fromkeys(TOLD, "rotations are learned in a loop of their own"),
-    "output_dir": "a step has its own folder",
-}
 
 
 class RotationTrainingArgs(PluginConfig):
@@ -42,29 +37,25 @@ class RotationTrainingArgs(PluginConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _names(cls, data: Any, info: ValidationInfo) -> Any:
-        """Upgrade older names, tell those that have no effect here, refuse what would be ignored."""
+    def _names(cls, data: Any) -> Any:
+        """Leave out what asks for nothing, refuse what would be ignored."""
         if not isinstance(data, Mapping):
             return data
-        values, notices = upgrade(data)
         kept: dict[str, Any] = {}
-        for name, value in values.items():
-            if name in cls.model_fields:
-                kept |= {} if value is None else {name: value}
-            elif value is None or (name in NEUTRAL and value in NEUTRAL[name]) or (name, value) in _NOTHING:
+        for name, value in data.items():
+            if value is None or (name in NEUTRAL and value in NEUTRAL[name]) or (name, value) in _NOTHING:
                 continue
-            elif name in _TOLD:
-                notices.append(f"training_args.{name} has no effect: {_TOLD[name]}")
+            if name in cls.model_fields:
+                kept[name] = value
             elif name in known_names():
                 raise ValueError(
-                    f"{name}: {value!r} can't be followed: rotations are learned by Cayley SGD; leave it out"
+                    f"{name}: {value!r} can't be followed: rotations are learned by Cayley SGD, in a loop of its own; "
+                    "leave it out"
                 )
             else:
                 near = difflib.get_close_matches(name, [*cls.model_fields, *known_names()], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{name} is no training argument of the installed transformers{hint}")
-        if isinstance(info.context, Mapping) and isinstance(info.context.get("notices"), list):
-            info.context["notices"].extend(notices)
         return kept
 
 

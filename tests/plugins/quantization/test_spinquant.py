@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pydoc
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from drupe.core.data import Sample
 from drupe.core.errors import ConfigError, DrupeError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
+from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
 from drupe.plugins.quantization.checkpoint import float_state
 from drupe.plugins.quantization.layers import Scheme
@@ -273,6 +275,7 @@ def test_what_does_not_help_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptur
         ({"training_args": {"learning_rte": 1}}, "did you mean learning_rate"),
         ({"training_args": {"weight_decay": 0.1}}, "weight_decay: 0.1 can't be followed: .*Cayley SGD"),
         ({"training_args": {"optim": "adamw_torch"}}, "can't be followed"),
+        ({"training_args": {"output_dir": "x"}}, "output_dir: 'x' can't be followed"),
     ],
 )
 def test_values_that_mean_nothing_are_told(values: dict[str, Any], message: str) -> None:
@@ -280,22 +283,21 @@ def test_values_that_mean_nothing_are_told(values: dict[str, Any], message: str)
         SpinQuantConfig.model_validate(values)
 
 
-def test_arguments_of_older_files_are_read_and_what_has_no_effect_is_told() -> None:
-    notices: list[str] = []
-    values = {
-        "warmup_ratio": 0.1,
-        "output_dir": "x",
-        "weight_decay": 0.0,
-        "report_to": "none",
-        "dataloader_num_workers": 2,
+def test_arguments_of_older_files_are_read_and_what_has_no_effect_is_told(tmp_path: Path) -> None:
+    arguments = {"warmup_ratio": 0.1, "output_dir": "x", "weight_decay": 0.0, "report_to": "none", "bf16": True}
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "x"},
+        "passes": {"s": {"type": "SpinQuant", "rotate_mode": "random", "a_bits": 8, "training_args": arguments}},
+        "output_dir": "out",
     }
-    read = RotationTrainingArgs.model_validate(values, context={"notices": notices})
-    assert read.warmup_steps == 0.1
-    assert [notice.split(" ")[0] for notice in notices] == [
-        "training_args.warmup_ratio",
-        "training_args.output_dir",
-        "training_args.dataloader_num_workers",
+    (tmp_path / "workflow.json").write_text(json.dumps(document))
+    found = examine(tmp_path / "workflow.json", get_registry())
+    assert not [fault for fault in found.faults if fault.kind != "needs"]
+    assert [notice.path for notice in found.notices] == [
+        "passes.s.training_args.output_dir",
+        "passes.s.training_args.warmup_ratio",
     ]
+    assert found.workflow is not None
     assert SpinQuantConfig.model_validate({"training_args": None}).training_args == RotationTrainingArgs()
 
 
