@@ -26,8 +26,8 @@ _JUDGES = 8
 class Learning:
     """A turned decoder and the text that it learns from. schemes: the grid of each layer, {} where weights stay.
 
-    Some sequences are kept apart. What was learned is handed out only where the rounded model's loss on them is below
-    that of the rotations that learning began with.
+    Every eighth sequence is kept apart; fewer than eight all judge as well. What was learned is handed out only where
+    the rounded model's loss on them is below that of the rotations that learning began with.
     """
 
     def __init__(

@@ -32,12 +32,12 @@ class SpinQuant(Pass):
 
     Rules: 1. The logits stay what they were, which is checked in float32 before anything is written: a quantizer behind
     it does the rounding, as its own config says. 2. Learned are a rotation of the states (R1) and one of each block's
-    values (R2), by Cayley SGD, starting from QuaRot's; gradients pass through the rounding. 3. One of eight sequences
-    is kept apart and judges: what was learned is written only where it costs less there than what learning began with.
-    4. The paper's rotations within a running model (R3, R4) take operators that plain models don't have; there are
-    none here. 5. Where norms take the mean away (OPT, GPT-NeoX, Phi), the rotation keeps the mean. 6. Embedding and
-    head are two tables afterwards, where they were one. 7. Which decoders can be rotated is found by following the
-    states through one call; others are refused before calibration.
+    values (R2), by Cayley SGD, starting from QuaRot's; gradients pass through the rounding. 3. Every eighth sequence is
+    kept apart and judges (all of them, where there are fewer): what was learned is written only where it costs less
+    there than what learning began with. 4. The paper's rotations within a running model (R3, R4) take operators that
+    plain models don't have; there are none here. 5. Where norms take the mean away (OPT, GPT-NeoX, Phi), the rotation
+    keeps the mean. 6. Embedding and head are two tables afterwards, where they were one. 7. Which decoders can be
+    rotated is found by following the states through one call; others are refused before calibration.
     """
 
     Config: ClassVar[type[PassConfig]] = SpinQuantConfig
