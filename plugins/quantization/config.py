@@ -14,6 +14,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
+from drupe.plugins.quantization.decoders import check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
 __all__ = ["GridConfig", "QuantizerConfig", "WeightQuantizer", "device_of"]
@@ -50,6 +51,8 @@ class WeightQuantizer(Pass):
     Config: ClassVar[type[PassConfig]] = GridConfig
     keeps_quantized: ClassVar[bool] = False
     """Whether a model of which some layers are quantized may be given, to quantize the others."""
+    keeps_zeros: ClassVar[bool] = True
+    """Whether weights of zero stay what they are."""
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse adapters and models that are quantized."""
@@ -59,6 +62,8 @@ class WeightQuantizer(Pass):
         quantization = info.attributes.get("quantization")
         if quantization and not (self.keeps_quantized and quantization == METHOD):
             raise ConfigError(f"{self.spec.name}: the model is quantized already ({quantization})")
+        if not self.keeps_zeros:
+            check_zeros_stay(self.spec.name, "use Rtn, KQuant or AutoAWQQuantizer, whose grids keep them", info)
         return planned.with_(quantization=METHOD, mixed_precision=None)
 
     def quantize_layers(

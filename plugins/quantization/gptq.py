@@ -47,6 +47,7 @@ class Gptq(WeightQuantizer):
 
     Config: ClassVar[type[PassConfig]] = GptqConfig
     version = 1
+    keeps_zeros = False
 
     def rehearsal(self, config: Any) -> Any:
         """Two short sequences."""

@@ -16,7 +16,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.quantization.decoders import check_float_decoder
+from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
 from drupe.plugins.quantization.hadamard import rotation
 from drupe.plugins.quantization.layers import blocks_of
 from drupe.plugins.quantization.saving import save_decoder
@@ -58,6 +58,7 @@ class QuaRot(Pass):
         """Refuse adapters, quantized models and models that are no decoders."""
         planned = super().plan(info, config, accelerator)
         check_float_decoder(self.spec.name, "rotates", info)
+        check_zeros_stay(self.spec.name, f"put {self.spec.name} before the pruning", info)
         return planned.with_(rotation=config.rotate_mode)
 
     def run(self, model: Model, config: QuaRotConfig, context: PassContext) -> Model:

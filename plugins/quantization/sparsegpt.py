@@ -79,8 +79,11 @@ class SparseGPT(Pass):
 
     Rules: 1. The share, or the pattern, holds in each layer, exactly. 2. The result has the shapes, the type and the
     size of the source: what skips zeros gains by it, others don't. 3. Embeddings, norms, biases and the head stay as
-    they are. 4. Rtn and KQuant behind it keep the zeros, since their grids have an exact one; Gptq fills them again.
-    5. Models with experts that are no linear layers of their own are refused.
+    they are. 4. Rtn, KQuant and AutoAWQQuantizer behind it keep the zeros; what would fill them again (rotations,
+    SliceGPT, Gptq, AutoRound) refuses the model before work. 5. Models with experts that are no linear layers of their
+    own are refused. 6. SmolLM2-135M without three tenths of its weights, calibrated by 1,024 tokens of one page of
+    Python's documentation, went from a perplexity of 9.32 to 9.57 on 256 tokens further down that page; other text was
+    not measured.
     """
 
     Config: ClassVar[type[PassConfig]] = SparseGPTConfig

@@ -20,7 +20,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
 from drupe.plugins.quantization.config import device_of
-from drupe.plugins.quantization.decoders import check_float_decoder
+from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
 from drupe.plugins.quantization.slicing.slicing import Slicer, fuse_norms
 from drupe.plugins.quantization.slicing.structure import read_structure
 
@@ -88,6 +88,7 @@ class SliceGPT(Pass):
         """Refuse adapters, quantized models and models that are no decoders."""
         planned = super().plan(info, config, accelerator)
         check_float_decoder(self.spec.name, "slices", info)
+        check_zeros_stay(self.spec.name, f"put {self.spec.name} before the pruning", info)
         return planned.with_(sparsity=config.sparsity)
 
     def rehearsal(self, config: Any) -> Any:

@@ -161,8 +161,8 @@ def test_a_pattern_holds_in_every_row_also_after_rounding(tmp_path: Path) -> Non
     assert made.attributes["sparsity"] == [2, 4]
     weights = load_model(made).model.layers[1].mlp.down_proj.weight
     assert bool(((weights.reshape(64, 32, 4) == 0).sum(-1) == 2).all())
-    for name in ("Rtn", "KQuant"):
-        rounded = run_pass(name, made, tmp_path / name, group_size=32)
+    for name, more in (("Rtn", {}), ("KQuant", {}), ("AutoAWQQuantizer", {"nsamples": 2, "seqlen": 16})):
+        rounded = run_pass(name, made, tmp_path / name, group_size=32, **more)
         kept = quantized_layers(rounded.folder)["model.layers.1.mlp.down_proj"].weights()
         assert bool((kept[weights == 0] == 0).all())
 
@@ -252,6 +252,13 @@ def test_experts_that_are_no_layers_of_their_own_are_told(tmp_path: Path) -> Non
 def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         get_registry().create("drupe_passes", "SparseGPT").plan(ModelInfo("hf", attributes), SparseGPTConfig(), CPU)
+
+
+@pytest.mark.parametrize("name", ["QuaRot", "SpinQuant", "SliceGPT", "Gptq", "AutoRound"])
+def test_passes_that_would_fill_the_zeros_refuse_the_model_before_work(name: str) -> None:
+    subject = get_registry().create("drupe_passes", name)
+    with pytest.raises(ConfigError, match=rf"{name} would fill the zeros .*sparsity \[2, 4\]\); (put|use)"):
+        subject.plan(ModelInfo("hf", {"sparsity": [2, 4]}), type(subject).Config(), CPU)
 
 
 @pytest.mark.slow
