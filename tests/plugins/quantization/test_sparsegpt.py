@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 
 from drupe.core.data import Sample
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
@@ -234,6 +234,14 @@ def test_what_does_not_fit_the_model_is_told_before_calibration(
     with pytest.raises(ConfigError, match=message):
         run_pass("SparseGPT", tiny_causal_lm(tmp_path / "m"), tmp_path / "job", context=context, **config)
     assert "calibration" not in context.report
+
+
+def test_a_layer_that_no_text_reaches_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, states: self.down_proj(self.up_proj(states)))
+    with pytest.raises(PassError, match=r"nothing of the calibration text reaches model\.layers\.0\.mlp\.gate_proj"):
+        pruned(tiny_causal_lm(tmp_path / "m"), tmp_path / "job")
 
 
 def test_experts_that_are_no_layers_of_their_own_are_told(tmp_path: Path) -> None:
