@@ -127,10 +127,11 @@ class Learning:
     def _judged(self) -> float:
         """Return the loss on the sequences that judge, in nats a token."""
         total = 0.0
-        for row in self.judges:
+        batches = _joined(self.judges, self.args.per_device_train_batch_size)
+        for batch in batches:
             self.context.raise_if_cancelled()
-            total += float(self._loss(row))
-        return total / sum(_targets(row) for row in self.judges)
+            total += float(self._loss(batch))
+        return total / sum(_targets(batch) for batch in batches)
 
     @contextmanager
     def _rounded(self) -> Iterator[None]:
@@ -167,16 +168,21 @@ class Learning:
 
     def _batches(self) -> list[Any]:
         """Return an epoch's micro-batches (b, n) of sequences of one length, in a random order."""
-        by_length: dict[int, list[Any]] = {}
-        for place in torch.randperm(len(self.texts), generator=self.order).tolist():
-            by_length.setdefault(self.texts[place].shape[1], []).append(self.texts[place])
-        size = self.args.per_device_train_batch_size
-        batches = [
-            torch.cat(rows[begin : begin + size])
-            for _, rows in sorted(by_length.items())
-            for begin in range(0, len(rows), size)
-        ]
+        order = torch.randperm(len(self.texts), generator=self.order).tolist()
+        batches = _joined([self.texts[place] for place in order], self.args.per_device_train_batch_size)
         return [batches[place] for place in torch.randperm(len(batches), generator=self.order).tolist()]
+
+
+def _joined(rows: Sequence[Any], size: int) -> list[Any]:
+    """Return sequences (1, n) as batches (b, n) of one length each, b at most `size`."""
+    by_length: dict[int, list[Any]] = {}
+    for row in rows:
+        by_length.setdefault(row.shape[1], []).append(row)
+    return [
+        torch.cat(alike[begin : begin + size])
+        for _, alike in sorted(by_length.items())
+        for begin in range(0, len(alike), size)
+    ]
 
 
 def _targets(batch: Any) -> int:

@@ -76,11 +76,15 @@ class TurnedDecoder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the turned and rounded weights while nothing is learned, so that they are made once for all texts."""
+        """Keep the turned and rounded weights while nothing is learned, so that they are made once for all texts.
+
+        Where blocks are to be run again to save memory, they are made for each text instead.
+        """
         with torch.no_grad():
             self._turn()
             blocks = self.network.get_submodule(self.structure.blocks)
-            self._held = [self.parameters_of(block.block, number) for number, block in enumerate(blocks)]
+            if not self.recompute:
+                self._held = [self.parameters_of(block.block, number) for number, block in enumerate(blocks)]
             try:
                 yield
             finally:
