@@ -37,7 +37,10 @@ class SpinQuant(Pass):
     there than what learning began with. 4. The paper's rotations within a running model (R3, R4) take operators that
     plain models don't have; there are none here. 5. Where norms take the mean away (OPT, GPT-NeoX, Phi), the rotation
     keeps the mean. 6. Embedding and head are two tables afterwards, where they were one. 7. Which decoders can be
-    rotated is found by following the states through one call; others are refused before calibration.
+    rotated is found by following the states through one call; others are refused before calibration. 8. SmolLM2-135M,
+    four bits with a zero point, on 1,024 tokens of Python's documentation that were not learned from: of the 1.69 nats
+    a token that rounding by rows cost after a Hadamard rotation, 0.30 were left after 12 steps on 512 other tokens
+    each; of 0.38 with groups of 32, 0.08 after 8 steps.
     """
 
     Config: ClassVar[type[PassConfig]] = SpinQuantConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pydoc
 from pathlib import Path
@@ -175,21 +176,21 @@ LENGTH = 64
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, torch.Tensor, list[Sample]]:
-    """A tiny Llama that knows some English, rows that nothing was made from, and text to calibrate with.
+    """A tiny Llama that knows some Python, rows that nothing was made from, and text to calibrate with.
 
     Its feed-forwards' inner channels have scales of their own, as a grid of a whole row dislikes; it says the same.
     """
     folder = tmp_path_factory.mktemp("trained")
     source = tiny_causal_lm(folder)
     network = load_model(source, dtype="float32", trainable=True).train()
-    pages = "".join(pydoc.render_doc(name, renderer=pydoc.plaintext) for name in ("json", "argparse", "logging"))
+    pages = Path(argparse.__file__).read_text(encoding="utf-8")
     ids = np.frombuffer(pages.encode("ascii", "ignore"), np.uint8).astype(np.int64)
     rows = torch.from_numpy(ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH))
     generator = torch.Generator().manual_seed(1)
     rows = rows[torch.randperm(len(rows), generator=generator)]
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
     for _ in range(200):
-        batch = rows[192:][torch.randint(len(rows) - 192, (16,), generator=generator)]
+        batch = rows[320:][torch.randint(len(rows) - 320, (16,), generator=generator)]
         optimizer.zero_grad()
         network(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
@@ -199,7 +200,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, torch.Tens
             block.mlp.up_proj.weight *= scales[:, None]
             block.mlp.down_proj.weight /= scales
     network.eval().save_pretrained(folder)
-    return Model.from_dir("hf", folder, source.attributes), rows[:64], samples(rows[64:192])
+    return Model.from_dir("hf", folder, source.attributes), rows[:64], samples(rows[64:320])
 
 
 def loss(model: Model, rows: torch.Tensor) -> float:
@@ -219,7 +220,7 @@ def test_rounding_costs_less_than_after_quarots_rotation(
         context=context,
         data_config="text",
         w_symmetric=True,
-        training_args={"num_train_epochs": 2, "gradient_accumulation_steps": 1},
+        training_args={"gradient_accumulation_steps": 1},
     )
     rotated = run_pass("QuaRot", source, tmp_path / "rotated")
     cost = {}
@@ -230,7 +231,7 @@ def test_rounding_costs_less_than_after_quarots_rotation(
     assert cost["learned"] < 0.75 * cost["rotated"], cost
     told = context.report["learning"]
     assert told["kept"] == "learned" and told["steps"] == 56
-    assert told["sequences"] == {"learned_from": 112, "judged_on": 16}
+    assert told["sequences"] == {"learned_from": 224, "judged_on": 32}
     assert told["loss"]["float"] < told["loss"]["learned"] < told["loss"]["begun_with"]
     assert [point["step"] for point in told["curve"]] == [1, 10, 20, 30, 40, 50, 56]
 
@@ -239,19 +240,32 @@ def test_rotations_are_learned_for_rounded_inputs_too(
     trained: tuple[Model, torch.Tensor, list[Sample]], tmp_path: Path
 ) -> None:
     source, _, calibration = trained
-    told = {}
-    for name, more in (("plain", {}), ("again", {"gradient_checkpointing": True}), ("less", {"bf16": True})):
-        context = make_context(tmp_path / name, accelerator=CPU, data={"text": calibration})
-        config = {"w_bits": 16, "a_bits": 3, "a_symmetric": False, "data_config": "text", "nsamples": 64}
-        run_pass(
-            "SpinQuant", source, tmp_path / name, context=context, training_args={"max_steps": 6, **more}, **config
-        )
-        told[name] = context.report["learning"]
-    found = told["plain"]["loss"]
+    context = make_context(tmp_path / "job", accelerator=CPU, data={"text": calibration})
+    run_pass(
+        "SpinQuant",
+        source,
+        tmp_path / "job",
+        context=context,
+        data_config="text",
+        w_bits=16,
+        a_bits=3,
+        a_symmetric=False,
+        training_args={"num_train_epochs": 3, "gradient_accumulation_steps": 1},
+    )
+    found = context.report["learning"]["loss"]
     assert found["learned"] < found["begun_with"] and found["float"] < found["begun_with"] - 0.1
-    # Running blocks again for their gradients changes nothing, half precision little.
-    assert told["again"]["loss"] == pytest.approx(found)
-    assert told["less"]["loss"]["learned"] == pytest.approx(found["learned"], abs=0.05)
+
+
+def test_blocks_that_run_again_learn_the_same_and_half_precision_much_the_same(tmp_path: Path) -> None:
+    source = decoder(tmp_path / "m", "Qwen2")
+    told: dict[str, dict[str, Any]] = {}
+    for name, more in (("plain", {}), ("again", {"gradient_checkpointing": True}), ("less", {"bf16": True})):
+        told[name] = {}
+        spun(source, tmp_path / name, told[name], a_bits=8, training_args={"max_steps": 3, "logging_steps": 1, **more})
+    curves = {name: [point["loss"] for point in report["learning"]["curve"]] for name, report in told.items()}
+    assert len(curves["plain"]) == 3 and curves["plain"][0] != curves["plain"][1]
+    assert curves["again"] == pytest.approx(curves["plain"])
+    assert curves["less"] == pytest.approx(curves["plain"], abs=0.05) and curves["less"] != curves["plain"]
 
 
 def test_what_does_not_help_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
