@@ -49,8 +49,9 @@ def _apply(rules: ParameterUpgrades, entry: dict[str, Any], path: str, findings:
             findings.notice(join(path, key), f"{key} {shown(_get(entry, key))}", reason)
     for key, reason in rules.unprovided.items():
         if _matches(entry, key):
-            findings.fault(join(path, key), f"{reason}: nothing provides this", "", "known as: not yet", "missing")
-            entry = _without(entry, key)
+            name = key.partition("=")[0]
+            findings.fault(join(path, name), f"{reason}: nothing provides this", "", "known as: not yet", "missing")
+            entry = _without(entry, name)
     for key, reason in rules.dropped.items():
         if _matches(entry, key):
             name = key.partition("=")[0]

@@ -50,6 +50,7 @@ class AutoRound(WeightQuantizer):
 
     Config: ClassVar[type[PassConfig]] = AutoRoundConfig
     version = 1
+    keeps_zeros = False
 
     def rehearsal(self, config: Any) -> Any:
         """One step on two short sequences."""

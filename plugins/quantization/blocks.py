@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from drupe.core.context import PassContext
+from drupe.core.errors import PassError
 from drupe.plugins.quantization.layers import blocks_of
 
 __all__ = ["Blocks", "Part"]
@@ -65,7 +66,8 @@ class Blocks:
                 layers = {
                     f"{prefix}.{name}": module for name, module in block.named_modules() if f"{prefix}.{name}" in wanted
                 }
-                moments = self._moments(layers, partial(self._through, number, states, arguments))
+                run = partial(self._through, number, states, arguments)
+                moments = self._moments(layers, run) if layers else {}
                 solve(
                     Part(prefix, block, layers, moments, partial(self._added, number, states[0], arguments[number][0]))
                 )
@@ -146,4 +148,10 @@ class Blocks:
         finally:
             for hook in hooks:
                 hook.remove()
+        silent = [name for name in layers if name not in found]
+        if silent:
+            raise PassError(
+                f"nothing of the calibration text reaches {silent[0]}, so its inputs are not known; give more text, or "
+                "leave that layer out"
+            )
         return found

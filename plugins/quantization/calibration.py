@@ -8,7 +8,12 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 
-__all__ = ["calibration_tokens"]
+__all__ = ["OWN_TEXT", "calibration_tokens"]
+
+OWN_TEXT = 256
+"""Tokens of a sequence that a model should write itself at most: it writes them one after the other."""
+_TOGETHER = 64
+"""Sequences that the model writes at once: their keys and values are kept while it does."""
 
 
 def calibration_tokens(
@@ -46,18 +51,28 @@ def calibration_tokens(
 def _written(network: Any, count: int, length: int, context: PassContext) -> list[Any]:
     import torch
 
+    generator = torch.Generator(device="cpu").manual_seed(context.seed)
+    rows: list[Any] = []
+    with torch.inference_mode():
+        for begin in range(0, count, _TOGETHER):
+            ids = _first_tokens(network, min(_TOGETHER, count - begin))
+            past = None
+            for place in range(length - 1):
+                done = begin * (length - 1) + place * len(ids)
+                context.progress(done, count * (length - 1), "writing calibration text")
+                out = network(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                chances = torch.softmax(out.logits[:, -1].float().cpu(), dim=-1)
+                ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator).to(ids.device)], dim=1)
+            rows += [row[None].clone() for row in ids]
+    context.report["calibration"] = {"sequences": count, "tokens": count * length, "from": "the model's own text"}
+    return rows
+
+
+def _first_tokens(network: Any, count: int) -> Any:
+    import torch
+
     config = network.config
     start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
     start = start[0] if isinstance(start, list) else start
-    generator = torch.Generator(device="cpu").manual_seed(context.seed)
-    ids = torch.full((count, 1), int(start or 0), dtype=torch.long, device=network.device)
-    past = None
-    with torch.inference_mode():
-        for place in range(length - 1):
-            context.progress(place, length - 1, "writing calibration text")
-            out = network(input_ids=ids[:, -1:], past_key_values=past, use_cache=True)
-            past = out.past_key_values
-            chances = torch.softmax(out.logits[:, -1].float().cpu(), dim=-1)
-            ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator).to(ids.device)], dim=1)
-    context.report["calibration"] = {"sequences": count, "tokens": int(ids.numel()), "from": "the model's own text"}
-    return [row[None].clone() for row in ids]
+    return torch.full((count, 1), int(start or 0), dtype=torch.long, device=network.device)

@@ -14,12 +14,13 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
+from drupe.plugins.quantization.decoders import check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
-__all__ = ["QuantizerConfig", "WeightQuantizer", "device_of"]
+__all__ = ["GridConfig", "QuantizerConfig", "WeightQuantizer", "device_of"]
 
 
-class QuantizerConfig(PassConfig):
+class GridConfig(PassConfig):
     """The grid of the weights."""
 
     bits: Literal[4, 8] = searchable(4, Ordered(4, 8), doc="Bits of a weight.")
@@ -33,18 +34,25 @@ class QuantizerConfig(PassConfig):
     overrides: Mapping[str, Mapping[str, Any]] = Field(
         default_factory=dict, description="Layer name to its own bits, group_size and symmetric."
     )
-    scale_search: bool = Field(True, description="Try smaller ranges for each group and take that of the least error.")
     device: str | None = Field(
         None, description="Where the model is calculated: cpu, cuda; default: as the target has."
     )
 
 
+class QuantizerConfig(GridConfig):
+    """The grid, for quantizers that may search it."""
+
+    scale_search: bool = Field(True, description="Try smaller ranges for each group and take that of the least error.")
+
+
 class WeightQuantizer(Pass):
     """Subclasses implement `quantize_layers`."""
 
-    Config: ClassVar[type[PassConfig]] = QuantizerConfig
+    Config: ClassVar[type[PassConfig]] = GridConfig
     keeps_quantized: ClassVar[bool] = False
     """Whether a model of which some layers are quantized may be given, to quantize the others."""
+    keeps_zeros: ClassVar[bool] = True
+    """Whether weights of zero stay what they are."""
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse adapters and models that are quantized."""
@@ -54,6 +62,8 @@ class WeightQuantizer(Pass):
         quantization = info.attributes.get("quantization")
         if quantization and not (self.keeps_quantized and quantization == METHOD):
             raise ConfigError(f"{self.spec.name}: the model is quantized already ({quantization})")
+        if not self.keeps_zeros:
+            check_zeros_stay(self.spec.name, "use Rtn, KQuant or AutoAWQQuantizer, whose grids keep them", info)
         return planned.with_(quantization=METHOD, mixed_precision=None)
 
     def quantize_layers(

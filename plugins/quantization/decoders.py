@@ -5,7 +5,7 @@ from __future__ import annotations
 from drupe.core.errors import ConfigError
 from drupe.core.model import ModelInfo
 
-__all__ = ["check_float_decoder"]
+__all__ = ["check_float_decoder", "check_zeros_stay"]
 
 
 def check_float_decoder(name: str, does: str, info: ModelInfo) -> None:
@@ -20,3 +20,13 @@ def check_float_decoder(name: str, does: str, info: ModelInfo) -> None:
     architecture = info.attributes.get("architecture")
     if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise ConfigError(f"{name} {does} decoders that generate text; the model is a {architecture}")
+
+
+def check_zeros_stay(name: str, way_out: str, info: ModelInfo) -> None:
+    """Raise ConfigError for a model that was pruned, in the plan of a pass that would fill its zeros.
+
+    way_out: what to do instead, for a person.
+    """
+    sparsity = info.attributes.get("sparsity")
+    if sparsity:
+        raise ConfigError(f"{name} would fill the zeros of a model that was pruned (sparsity {sparsity}); {way_out}")

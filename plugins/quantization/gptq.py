@@ -13,13 +13,13 @@ from pydantic import Field
 
 from drupe.core.config import DataRef, FloatRange, PassConfig, searchable
 from drupe.core.context import PassContext
-from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.plugins.quantization.blocks import Blocks
 from drupe.plugins.quantization.calibration import calibration_tokens
 from drupe.plugins.quantization.checkpoint import QuantizedLayer
 from drupe.plugins.quantization.config import QuantizerConfig, WeightQuantizer
 from drupe.plugins.quantization.grid import dequantize, fit, quantize
+from drupe.plugins.quantization.hessian import inverse_root, solvable
 from drupe.plugins.quantization.layers import Scheme
 
 __all__ = ["Gptq", "GptqConfig", "round_with_hessian"]
@@ -47,6 +47,7 @@ class Gptq(WeightQuantizer):
 
     Config: ClassVar[type[PassConfig]] = GptqConfig
     version = 1
+    keeps_zeros = False
 
     def rehearsal(self, config: Any) -> Any:
         """Two short sequences."""
@@ -97,9 +98,7 @@ def round_with_hessian(
 
     work = weights.float().clone()
     rows, columns = work.shape
-    curvature = hessian.float().clone()
-    dead = curvature.diagonal() == 0
-    curvature.diagonal()[dead] = 1.0
+    curvature, dead = solvable(hessian)
     work[:, dead] = 0.0
     group = scheme.group_size
     scale, zero = fit(work.reshape(rows, -1, group), scheme.bits, scheme.symmetric, search=search)
@@ -108,7 +107,7 @@ def round_with_hessian(
     if order is not None:
         work, curvature = work[:, order], curvature[order][:, order]
     of_group = (torch.arange(columns, device=work.device) if order is None else order) // group
-    inverse = _inverse_root(pass_name, name, curvature, damp)
+    inverse = inverse_root(pass_name, name, curvature, damp)
     q = torch.zeros_like(work)
     for begin in range(0, columns, _COLUMNS):
         end = min(begin + _COLUMNS, columns)
@@ -128,20 +127,3 @@ def round_with_hessian(
         q = q[:, torch.argsort(order)]
     zeros = None if scheme.symmetric else zero.to(torch.uint8).cpu()
     return QuantizedLayer(scheme.bits, group, q.to(torch.uint8).cpu(), scale.cpu(), zeros)
-
-
-def _inverse_root(pass_name: str, name: str, curvature: Any, damp: float) -> Any:
-    """Return the upper Cholesky factor of the inverse, with as much damping as it takes."""
-    import torch
-
-    mean = curvature.diagonal().mean()
-    for _ in range(8):
-        damped = curvature.clone()
-        damped.diagonal().add_(damp * mean)
-        factor, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-            if not failed and bool(torch.isfinite(upper).all()):
-                return upper
-        damp *= 3
-    raise PassError(f"{pass_name}: the inputs of {name} can't be solved for; calibrate with more or other text")

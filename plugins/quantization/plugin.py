@@ -1,4 +1,4 @@
-"""Registers the quantizers of PyTorch models, SliceGPT and the kind of model that it makes."""
+"""Registers the quantizers of PyTorch models, what rotates, slices and prunes decoders, and the kind `sliced`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def drupe_passes() -> list[PassSpec]:
             aliases=("Awq",),
         ),
         _pass("Gptq", "gptq", "Quantize a decoder's weights so that its layers' outputs change least"),
+        _pass("KQuant", "kquant", "Quantize a decoder's weights on the grids of the least squared error, without data"),
         _pass("QuaRot", "quarot", "Rotate a decoder's states so that no channel has outliers"),
         _pass(
             "QuantizationAwareTraining",
@@ -54,6 +55,16 @@ def drupe_passes() -> list[PassSpec]:
             "slicing.slicegpt",
             "Cut a decoder's states, and its weights with them, to what its texts use",
             produces="sliced",
+        ),
+        _pass(
+            "SparseGPT",
+            "sparsegpt",
+            "Set a decoder's weights to zero where its layers' outputs change least",
+        ),
+        _pass(
+            "SpinQuant",
+            "spinning.spinquant",
+            "Rotate a decoder's states by what was learned to make rounding cost least",
         ),
     ]
 

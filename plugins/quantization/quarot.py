@@ -16,9 +16,10 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.quantization.decoders import check_float_decoder
+from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
 from drupe.plugins.quantization.hadamard import rotation
 from drupe.plugins.quantization.layers import blocks_of
+from drupe.plugins.quantization.saving import save_decoder
 from drupe.plugins.quantization.states import Norm, read_norm, read_states, take_norm, write_states
 
 __all__ = ["QuaRot", "QuaRotConfig"]
@@ -29,7 +30,6 @@ _READ = {
     "feed-forward": ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj"),
 }
 _WRITE = ("self_attn.o_proj", "mlp.down_proj")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 _LARGEST_CHANGE = 1e-3
 """Largest change of a logit, as a share of the largest logit, that rounding in float32 accounts for."""
 
@@ -58,15 +58,14 @@ class QuaRot(Pass):
         """Refuse adapters, quantized models and models that are no decoders."""
         planned = super().plan(info, config, accelerator)
         check_float_decoder(self.spec.name, "rotates", info)
+        check_zeros_stay(self.spec.name, f"put {self.spec.name} before the pruning", info)
         return planned.with_(rotation=config.rotate_mode)
 
     def run(self, model: Model, config: QuaRotConfig, context: PassContext) -> Model:
         """Rotate in float64, check, write in the type that the model is stored in."""
         import torch
 
-        from drupe.plugins.huggingface.files import copy_tree
         from drupe.plugins.huggingface.loading import load_model
-        from drupe.plugins.huggingface.scrub import scrub_folder
 
         torch.set_num_threads(context.resources.thread_count)
         stored = load_model(model).dtype
@@ -84,17 +83,7 @@ class QuaRot(Pass):
                 f"{self.spec.name}: rotation changed the logits by {change:.2g} of the largest; this architecture "
                 f"({type(network).__name__}) does more with its states than the pass knows"
             )
-        network.to(stored)
-        network.config._name_or_path = ""
-        network.save_pretrained(context.output_dir)
-        copy_tree(
-            model.folder,
-            context.output_dir,
-            context,
-            lambda path: not path.name.endswith(_WEIGHTS) and not (context.output_dir / path.name).exists(),
-        )
-        context.report.pop("left_out", None)
-        scrub_folder(context.output_dir)
+        save_decoder(network, stored, model, context)
         return Model.from_dir("hf", context.output_dir, {**model.attributes, "rotation": config.rotate_mode})
 
     def _rotate(self, network: Any, mode: str, generator: Any, context: PassContext) -> None:

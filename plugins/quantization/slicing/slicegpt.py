@@ -18,9 +18,9 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.quantization.calibration import calibration_tokens
+from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
 from drupe.plugins.quantization.config import device_of
-from drupe.plugins.quantization.decoders import check_float_decoder
+from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
 from drupe.plugins.quantization.slicing.slicing import Slicer, fuse_norms
 from drupe.plugins.quantization.slicing.structure import read_structure
 
@@ -29,8 +29,6 @@ __all__ = ["SliceGPT", "SliceGPTConfig"]
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 _LARGEST_CHANGE = 1e-3
 """Largest change of a logit, as a share of the largest logit, that rounding in float32 accounts for."""
-_OWN_TEXT = 256
-"""Tokens of a sequence that the model writes itself: it writes them one after the other."""
 
 
 class SliceGPTConfig(PassConfig):
@@ -90,6 +88,7 @@ class SliceGPT(Pass):
         """Refuse adapters, quantized models and models that are no decoders."""
         planned = super().plan(info, config, accelerator)
         check_float_decoder(self.spec.name, "slices", info)
+        check_zeros_stay(self.spec.name, f"put {self.spec.name} before the pruning", info)
         return planned.with_(sparsity=config.sparsity)
 
     def rehearsal(self, config: Any) -> Any:
@@ -165,7 +164,7 @@ class SliceGPT(Pass):
     def _tokens(self, network: Any, model: Model, config: SliceGPTConfig, context: PassContext) -> list[Any]:
         length = config.calibration_seqlen
         if config.calibration_data_config is None:
-            length = min(length, _OWN_TEXT)
+            length = min(length, OWN_TEXT)
         length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
         return calibration_tokens(
             self.spec.name,

@@ -246,7 +246,7 @@ def test_read_workflow_raises_with_all_of_them(read: Callable[..., Workflow]) ->
     ("document", "path", "provider"),
     [
         ({"passes": {"q": {"type": "QuarkQuantization"}}}, "passes.q.type", "AMD's Quark"),
-        ({"passes": {"q": {"type": "sparsegpt"}}}, "passes.q.type", "not yet"),
+        ({"passes": {"q": {"type": "pytorchtensorparallel"}}}, "passes.q.type", "not yet"),
         ({"systems": {"here": {"type": "IsolatedORT"}}}, "systems.here.type", "not yet"),
         ({"evaluators": {"judge": {"type": "MTEBEvaluator", "tasks": ["a"]}}}, "evaluators.judge.type", "not yet"),
         ({"input_model": {"type": "OpenVINOModel", "model_path": "x"}}, "input_model.type", "contrib: drupe-openvino"),

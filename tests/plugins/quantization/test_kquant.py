@@ -1,0 +1,167 @@
+"""KQuant: never further from the weights than rounding to nearest, and taken over by ModelBuilder as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from drupe.core.model import Model
+from drupe.core.registry import get_registry
+from drupe.core.workflow.read import examine
+from drupe.plugins.huggingface.loading import load_model
+from drupe.plugins.quantization.checkpoint import float_state, quantized_layers
+from drupe.plugins.quantization.grid import dequantize, fit, quantize
+from drupe.plugins.quantization.kquant import KQuantConfig, fit_by_least_squares
+from drupe.testing import PassContract, tiny_causal_lm
+from tests.plugins.onnx.graphs import answers, graph_file, run_pass, saved
+
+
+class TestKQuant(PassContract):
+    name = "KQuant"
+
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Model:
+        return tiny_causal_lm(tmp_path / "model")
+
+
+def errors(weights: torch.Tensor, bits: int, grid: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """The squared error of each group."""
+    return (dequantize(quantize(weights, *grid, bits), *grid) - weights).square().sum(-1)
+
+
+@given(
+    rows=st.integers(1, 4),
+    group=st.sampled_from([16, 32, 64]),
+    bits=st.sampled_from([4, 8]),
+    symmetric=st.booleans(),
+    seed=st.integers(0, 1000),
+    offset=st.floats(-3, 3),
+    tail=st.floats(0.3, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_group_is_further_off_than_by_rounding(
+    rows: int, group: int, bits: int, symmetric: bool, seed: int, offset: float, tail: float
+) -> None:
+    weights = torch.randn(rows, 2, group, generator=torch.Generator().manual_seed(seed))
+    weights = weights.sign() * weights.abs() ** tail + offset
+    weights[0, 0] = 0
+    scale, zero = fit_by_least_squares(weights, bits, symmetric)
+    for search in (True, False):
+        rounded = errors(weights, bits, fit(weights, bits, symmetric, search=search))
+        assert bool((errors(weights, bits, (scale, zero)) <= rounded).all())
+    assert bool((zero == zero.round()).all()) and float(zero.min()) >= 0 and float(zero.max()) < 2**bits
+    assert bool((dequantize(quantize(torch.zeros_like(weights), scale, zero, bits), scale, zero) == 0).all())
+    if symmetric:
+        assert bool((zero == 2 ** (bits - 1)).all())
+
+
+@pytest.mark.parametrize(("symmetric", "share"), [(False, 0.98), (True, 0.99)])
+def test_what_it_gains_over_rounding_with_a_search(symmetric: bool, share: float) -> None:
+    weights = torch.randn(64, 4, 32, generator=torch.Generator().manual_seed(0))
+    found = errors(weights, 4, fit_by_least_squares(weights, 4, symmetric)).sum()
+    assert found < share * errors(weights, 4, fit(weights, 4, symmetric)).sum()
+    # Parts of a large layer are fitted apart, which changes nothing.
+    from unittest.mock import patch
+
+    with patch("drupe.plugins.quantization.kquant._AT_ONCE", 4 * 32 * 5):
+        assert errors(weights, 4, fit_by_least_squares(weights, 4, symmetric)).sum() == found
+
+
+GRAPH = """<ir_version: 8, opset_import: ["" : 17]>
+one (float[n, 256] x) => (float[n, 48] y)
+{
+  ["m"] y = MatMul (x, w)
+}"""
+
+
+@pytest.mark.parametrize("block", [32, 64])
+def test_it_is_nearer_to_the_weights_than_the_k_quants_of_graphs(tmp_path: Path, block: int) -> None:
+    weights = torch.randn(48, 256, generator=torch.Generator().manual_seed(3))
+    graph = saved(tmp_path / "m", GRAPH, {"w": weights.numpy().T.copy()}, check=False)
+    made = run_pass("OnnxKQuantQuantization", graph, tmp_path / "job", block_size=block, accuracy_level=1)
+    theirs = answers(made, {"x": np.eye(256, dtype=np.float32)})[0].T
+    groups = weights.reshape(48, -1, block)
+    ours = float(errors(groups, 4, fit_by_least_squares(groups, 4, False)).sum())
+    # Theirs is the least error before the zero point is rounded.
+    assert 0.5 < ours / float(np.square(theirs - weights.numpy()).sum()) < 0.97
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"group_size": 64, "sym": True, "bits": 8}, {"sym": True, "overrides": {"lm_head": {"bits": 8}}}]
+)
+def test_model_builder_takes_the_numbers_over(tmp_path: Path, config: dict[str, Any]) -> None:
+    import onnxruntime_genai as og
+
+    source = tiny_causal_lm(tmp_path / "m", hidden_size=128, num_attention_heads=4)
+    quantized = run_pass("KQuant", source, tmp_path / "a", lm_head="overrides" in config, **config)
+    assert quantized.attributes["quantization"] == "olive"
+    heads = {} if "overrides" in config else {"nodes_to_exclude": ["/lm_head/MatMul"]}
+    precision = "int4" if config.get("bits", 4) == 4 else "int8"
+    options = {"shared_embeddings": False, "accuracy_level": 1, **heads}
+    built = run_pass("ModelBuilder", quantized, tmp_path / "b", precision=precision, **options)
+    nodes = [node for node in onnx.load(str(graph_file(built))).graph.node if node.op_type == "MatMulNBits"]
+    sizes = {a.i for node in nodes for a in node.attribute if a.name == "block_size"}
+    assert sizes == {config.get("group_size", 32)}
+    ids = np.arange(30, 50)
+    with torch.inference_mode():
+        expected = load_model(quantized, dtype="float32")(torch.as_tensor(ids)[None]).logits.numpy()
+    loaded = og.Model(str(built.folder))
+    parameters = og.GeneratorParams(loaded)
+    parameters.set_search_options(max_length=len(ids) + 1)
+    generator = og.Generator(loaded, parameters)
+    generator.append_tokens(ids.astype(np.int32))
+    np.testing.assert_allclose(np.asarray(generator.get_output("logits")), expected, atol=2e-3)
+
+
+def test_the_checkpoint_and_its_embedding_are_nearer_to_the_source_than_rtns(tmp_path: Path) -> None:
+    source = tiny_causal_lm(tmp_path / "m")
+    before = float_state(source.folder)
+    off = {}
+    for name in ("Rtn", "KQuant"):
+        made = run_pass(name, source, tmp_path / name, group_size=32, embeds=True)
+        after = float_state(made.folder)
+        off[name] = {key: float((after[key] - tensor).square().sum()) for key, tensor in before.items()}
+        assert len(quantized_layers(made.folder)) == 14
+    changed = [key for key in before if off["Rtn"][key]]
+    assert len(changed) == 15 and all(off["KQuant"][key] < off["Rtn"][key] for key in changed)
+
+
+def test_layers_that_another_quantizer_left_are_quantized(tmp_path: Path) -> None:
+    first = run_pass("Rtn", tiny_causal_lm(tmp_path / "m", vocab_size=320), tmp_path / "a", group_size=32)
+    second = run_pass("KQuant", first, tmp_path / "b", lm_head=True)
+    before, after = quantized_layers(first.folder), quantized_layers(second.folder)
+    assert after.keys() - before.keys() == {"lm_head"}
+    assert all(torch.equal(after[name].q, layer.q) for name, layer in before.items())
+
+
+def test_there_is_no_parameter_that_does_nothing() -> None:
+    with pytest.raises(ValidationError, match="scale_search"):
+        KQuantConfig.model_validate({"scale_search": False})
+    with pytest.raises(ValidationError, match="bits"):
+        KQuantConfig.model_validate({"bits": 3})
+
+
+@pytest.mark.parametrize(
+    ("moe", "kind", "message"),
+    [(True, "missing", "quantized experts: nothing provides this"), (False, "notice", "experts that are no linear")],
+)
+def test_experts_of_other_files_are_told(tmp_path: Path, moe: bool, kind: str, message: str) -> None:
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "x"},
+        "passes": {"k": {"type": "KQuant", "moe": moe}},
+        "output_dir": "out",
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(document))
+    found = examine(tmp_path / "workflow.json", get_registry())
+    told = {"missing": [fault for fault in found.faults if fault.kind == "missing"], "notice": list(found.notices)}
+    assert [str(entry.path) for entry in told[kind]] == ["passes.k.moe"]
+    assert message in str(told[kind][0])
