@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo
 
 from drupe.core.config_classes import ConfigClassError, own_fields, reserved_name
 
@@ -32,6 +32,7 @@ __all__ = [
     "references",
     "search_range",
     "searchable",
+    "tell",
 ]
 
 
@@ -142,6 +143,15 @@ def searchable(
     """
     _check_range(over)
     return Field(default, description=doc, json_schema_extra={"drupe_search": _range_json(over, when)}, **field)
+
+
+def tell(info: ValidationInfo, *notices: str) -> None:
+    """Have what a validator did told to the user: a value that has no effect, an older name that was upgraded.
+
+    info: as pydantic hands it to validators. A notice names the field; where the values stand is put before it.
+    """
+    if isinstance(info.context, Mapping) and isinstance(info.context.get("notices"), list):
+        info.context["notices"].extend(notices)
 
 
 def _check_range(over: Any) -> None:

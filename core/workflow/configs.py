@@ -58,7 +58,7 @@ class CheckedConfig:
 def check_config(
     config: type[BaseModel], values: Mapping[str, Any], path: str, findings: Findings, *, search: bool = False
 ) -> CheckedConfig:
-    """Check values against a Config class and record each fault once.
+    """Check values against a Config class; record each fault, and each notice of its validators, once.
 
     search: markers are allowed, and a list in a place whose type rejects lists is one (Olive's form).
     """
@@ -68,7 +68,8 @@ def check_config(
     markers = dict(find_markers(values)) if search else {}
     first = {where: candidates(marker)[0] for where, marker in markers.items()}
     plain = replaced(values, first) if search else values
-    instance, errors = _validate(config, plain)
+    told: list[str] = []
+    instance, errors = _validate(config, plain, told)
     if search:
         lists = [where for where in _list_places(errors, plain) if where not in markers]
         found = {where: _at(plain, where) for where in lists if _takes_some(config, plain, where)}
@@ -76,6 +77,8 @@ def check_config(
             marked = {where: {"search": list(items)} for where, items in found.items()}
             return check_config(config, replaced(values, marked), path, findings, search=True)
     _report(config, errors, plain, path, findings, markers)
+    for text in told:
+        findings.notice(path, text)
     _check_candidates(config, plain, markers, path, findings)
     return CheckedConfig(values, plain, instance)
 
@@ -120,9 +123,9 @@ def _full_markers(config: type[BaseModel], values: Mapping[str, Any], path: str,
     return result
 
 
-def _validate(config: type[BaseModel], plain: Any) -> tuple[Any, list[Any]]:
+def _validate(config: type[BaseModel], plain: Any, told: list[str] | None = None) -> tuple[Any, list[Any]]:
     try:
-        return config.model_validate(plain), []
+        return config.model_validate(plain, context=None if told is None else {"notices": told}), []
     except ValidationError as error:
         return None, list(error.errors(include_url=False))
     except RecursionError:

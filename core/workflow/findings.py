@@ -32,8 +32,8 @@ class Findings:
             path = join(prefix, fault.path) if fault.path else prefix
             self.fault(path, fault.found, fault.expected, fault.hint, fault.kind)
 
-    def notice(self, path: str, found: str, now: str, why: str = "") -> None:
-        """Record an older spelling that was upgraded."""
+    def notice(self, path: str, found: str, now: str = "", why: str = "") -> None:
+        """Record an older spelling that was upgraded, or what is to be said of a value."""
         notice = Notice(path, found, now, why)
         if notice not in self.notices:
             self.notices.append(notice)

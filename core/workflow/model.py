@@ -16,7 +16,8 @@ __all__ = ["DataEntry", "Evaluator", "MetricEntry", "Notice", "PassAlternative",
 
 @dataclass(frozen=True)
 class Notice:
-    """An older spelling that was upgraded while reading: where, what it was, what it is now."""
+    """An older spelling that was upgraded while reading: where, what it was, what it is now. Or, with nothing in
+    `now`, what a plugin has to say of the values it was given, such as that one has no effect."""
 
     path: str
     found: str
@@ -24,7 +25,7 @@ class Notice:
     why: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.path}: {self.found} is now {self.now}"
+        text = f"{self.path}: {self.found} is now {self.now}" if self.now else f"{self.path}: {self.found}"
         return f"{text} ({self.why})" if self.why else text
 
 

@@ -229,7 +229,7 @@ def _input_model(document: Mapping[str, Any], reading: Reading) -> tuple[Mapping
     values = {key: value for key, value in entry.items() if key != "type"}
     found = reading.look_up("models", entry.get("type"), "input_model.type")
     if found is None:
-        return entry, str(entry.get("type"))
+        return entry, str(entry.get("type") or "")
     registered, factory = found
     checked = check_config(factory.Config, values, "input_model", reading.findings)
     reading.check_references(factory.Config, values, "input_model")

@@ -82,7 +82,7 @@ def _alternative(name: str, item: dict[str, Any], path: str, reading: Reading, r
     found = reading.look_up("passes", item.get("type"), join(path, "type"))
     if found is None:
         result.marked.extend(join(name, ".".join(where)) for where, _ in find_markers(config))
-        return PassAlternative(str(item.get("type")), config, path, host)
+        return PassAlternative(str(item.get("type") or ""), config, path, host)
     registered, factory = found
     config = _with_named_data(name, factory.Config, config, path, reading, result)
     checked = check_config(factory.Config, config, path, reading.findings, search=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from drupe.core.config import FloatRange, Ordered, PluginConfig, searchable
+from drupe.core.config import FloatRange, Ordered, PluginConfig, searchable, tell
 from drupe.plugins.tuning.argument_names import NEUTRAL, TOLD, known_names, refusal, upgrade
 
 __all__ = ["TrainingArgs"]
@@ -132,7 +132,7 @@ class TrainingArgs(PluginConfig):
                 near = difflib.get_close_matches(name, [*cls.model_fields, *known_names()], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{name} is no training argument of the installed transformers{hint}")
-        _tell(info, notices)
+        tell(info, *notices)
         return kept
 
     @field_validator("fsdp", mode="before")
@@ -176,9 +176,3 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(value, allowed, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"{name} {value!r} is not offered; expected one of {', '.join(allowed)}{hint}")
-
-
-def _tell(info: ValidationInfo, notices: list[str]) -> None:
-    """Hand notices to whoever validates: `context={"notices": [...]}` of pydantic's model_validate."""
-    if isinstance(info.context, Mapping) and isinstance(info.context.get("notices"), list):
-        info.context["notices"].extend(notices)

@@ -66,6 +66,7 @@ _EXPORTS = {
     "SubType": "drupe.core.metrics",
     "hookimpl": "drupe.core.hookspecs",
     "searchable": "drupe.core.config",
+    "tell": "drupe.core.config",
     "user_function": "drupe.core.user_scripts",
 }
 
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from drupe.core.config import PluginConfig as PluginConfig
     from drupe.core.config import SecretRef as SecretRef
     from drupe.core.config import searchable as searchable
+    from drupe.core.config import tell as tell
     from drupe.core.context import PassContext as PassContext
     from drupe.core.context import Resources as Resources
     from drupe.core.data import DataConfig as DataConfig

@@ -88,10 +88,21 @@ def test_a_damaged_file_is_told_and_never_crashes(tmp_path_factory: pytest.TempP
             assert str(error)
 
 
-def test_a_model_that_is_left_open_is_told_when_chains_are_planned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", ["<place_holder>", {"type": "<place_holder>", "model_path": "m"}])
+def test_a_model_that_is_left_open_is_told_when_chains_are_planned(tmp_path: Path, left: Any) -> None:
     path = tmp_path / "open.json"
-    path.write_text(json.dumps({"input_model": "<place_holder>", "passes": {"c": {"type": "OnnxConversion"}}}))
+    path.write_text(json.dumps({"input_model": left, "passes": {"c": {"type": "OnnxConversion"}}}))
     found = examine(path, REGISTRY)
     assert found.workflow is not None
     with pytest.raises(ConfigError, match="a place holder"):
+        build_plan(found.workflow, REGISTRY)
+
+
+def test_a_pass_that_is_left_open_is_told_when_chains_are_planned(tmp_path: Path) -> None:
+    path = tmp_path / "open.json"
+    model = {"type": "HfModel", "model_path": "some/model"}
+    path.write_text(json.dumps({"input_model": model, "passes": {"c": {"type": "<place_holder>"}}}))
+    found = examine(path, REGISTRY)
+    assert found.workflow is not None
+    with pytest.raises(ConfigError, match=r"passes\.c\.type: a place holder"):
         build_plan(found.workflow, REGISTRY)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from drupe.core.introspect import class_fields
+from drupe.core.registry import get_registry
+from drupe.core.workflow.read import examine
 from drupe.plugins.tuning.argument_names import NEUTRAL, TOLD, known_names, refusal, upgrade
 from drupe.plugins.tuning.arguments import TrainingArgs
 from drupe.plugins.tuning.optimizers import warmup_steps
@@ -90,3 +94,17 @@ def test_a_warm_up_below_one_is_a_share_of_all_steps() -> None:
 
 def test_names_are_known_without_importing_transformers() -> None:
     assert {"learning_rate", "fsdp", "torch_compile_backend"} <= known_names()
+
+
+def test_whoever_reads_a_workflow_is_told_what_has_no_effect(tmp_path: Path) -> None:
+    arguments = {"dataloader_num_workers": 4, "max_steps": {"search": [1, 2]}}
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "model"},
+        "data_configs": [{"name": "text", "type": "HuggingfaceContainer"}],
+        "passes": {"tune": {"type": "LoRA", "train_data_config": "text", "training_args": arguments}},
+    }
+    (tmp_path / "model").mkdir()
+    (tmp_path / "workflow.json").write_text(json.dumps(document), encoding="utf-8")
+    told = [str(notice) for notice in examine(tmp_path / "workflow.json", get_registry()).notices]
+    [line] = [text for text in told if "dataloader_num_workers" in text]
+    assert line.startswith("passes.tune: training_args.dataloader_num_workers has no effect: ")
