@@ -78,9 +78,9 @@ class SliceGPT(Pass):
     The result is of a kind of its own, `sliced`, since transformers can't say what it is: every metric takes it (with
     the runtime `hf`), LoRA and its kin win back what was lost and MergeAdapterWeights makes a sliced model again,
     OnnxConversion exports it and the passes for ONNX graphs go on from there. What needs a plain Hugging Face model
-    (quantizers of PyTorch models, ModelBuilder) refuses it before work starts. It holds `sliced.safetensors`, config and tokenizer, and `sliced_decoder.py`,
-    which loads it anywhere: `sliced_decoder.load(FOLDER)` needs PyTorch, transformers and safetensors. Started from
-    again it is an input model of type SlicedModel.
+    (quantizers of PyTorch models, ModelBuilder) refuses it before work starts. It holds `sliced.safetensors`, config
+    and tokenizer, and `sliced_decoder.py`, which loads it anywhere: `sliced_decoder.load(FOLDER)` needs PyTorch,
+    transformers and safetensors. Started from again it is an input model of type SlicedModel.
     """
 
     Config: ClassVar[type[PassConfig]] = SliceGPTConfig
