@@ -56,7 +56,9 @@ class Driver:
         allow: frozenset[str] = frozenset(),
         events: Events = lambda event: None,
         cancelled: Callable[[], bool] = lambda: False,
+        resolved: Mapping[str, Any] | None = None,
     ) -> None:
+        """resolved: what names that may move meant in the run that is joined. See Engine.resolved."""
         self.workflow = with_certification_split(workflow)
         self.registry = registry
         self._events = events
@@ -71,6 +73,7 @@ class Driver:
             events=events,
             cancelled=lambda: cancelled() or self._stop.is_set(),
             log_dir=workflow.output_dir / "logs",
+            resolved=resolved,
         )
         self.measurer = Measurer(self.engine)
         self.result = RunResult(workflow.output_dir)
