@@ -33,7 +33,7 @@ def read_document(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise _malformed(path, f"byte {error.start} is not UTF-8", "a text file in UTF-8") from None
     except OSError as error:
-        raise ConfigError(faults=[Fault(str(path), f"can't be read: {error.strerror}")]) from None
+        raise ConfigError(faults=[Fault(str(path), f"can't be read: {error.strerror}", "a workflow file")]) from None
     return parse_document(text, path)
 
 

@@ -28,7 +28,7 @@ from drupe import PassSpec, hookimpl
 
 @hookimpl
 def drupe_passes():
-    names = ("Say", "Grow", "Full", "Wait", "Leave", "Rank")
+    names = ("Say", "Grow", "Full", "FullInside", "Wait", "Leave", "Rank")
     return [PassSpec(name=n, target=f"drupe_worker_test.passes:{n}", accepts={"text"}, produces="text") for n in names]
 """
 _PASSES = """
@@ -72,6 +72,11 @@ class Grow(Text):
 class Full(Text):
     def run(self, model, config, context):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class FullInside(Text):
+    def run(self, model, config, context):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 class Wait(Text):
@@ -215,8 +220,10 @@ def test_more_memory_than_allowed_ends_the_job_with_a_message(
     assert fault["retry"] is False
 
 
-def test_a_full_disk_is_not_the_passes_fault(stage: Callable[..., Path], environment: dict[str, str]) -> None:
-    job = stage("Full")
+@pytest.mark.parametrize("how", ["Full", "FullInside"])
+def test_a_full_disk_is_not_the_passes_fault(stage: Callable[..., Path], environment: dict[str, str], how: str) -> None:
+    """Neither where a library that writes by itself tells it in its own words."""
+    job = stage(how)
     assert run(job, environment).returncode == HOST_FAULT
     assert not (job / "result.json").exists()
     assert "make room" in json.loads((job / "host_error.json").read_text())["message"]
