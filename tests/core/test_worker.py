@@ -113,7 +113,10 @@ def site(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(site: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(site)}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
 
 
 @pytest.fixture
