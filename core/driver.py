@@ -19,6 +19,7 @@ from drupe.core.certification import SELECTION, part_that_selects, with_certific
 from drupe.core.data_checks import Checks
 from drupe.core.deciding import Decider
 from drupe.core.digests import digest_of
+from drupe.core.disk import store_errors
 from drupe.core.engine import Engine
 from drupe.core.errors import ConfigError, DrupeError, HostError
 from drupe.core.joining import check_same, offer
@@ -56,7 +57,9 @@ class Driver:
         allow: frozenset[str] = frozenset(),
         events: Events = lambda event: None,
         cancelled: Callable[[], bool] = lambda: False,
+        resolved: Mapping[str, Any] | None = None,
     ) -> None:
+        """resolved: what names that may move meant in the run that is joined. See Engine.resolved."""
         self.workflow = with_certification_split(workflow)
         self.registry = registry
         self._events = events
@@ -71,6 +74,7 @@ class Driver:
             events=events,
             cancelled=lambda: cancelled() or self._stop.is_set(),
             log_dir=workflow.output_dir / "logs",
+            resolved=resolved,
         )
         self.measurer = Measurer(self.engine)
         self.result = RunResult(workflow.output_dir)
@@ -351,8 +355,9 @@ class Driver:
         started = time.monotonic()
         resolved = self.engine.resolved()
         facts = {**self._facts, **({"resolved": resolved} if resolved else {})}
-        write_manifest(self.result, document=self.workflow.document, facts=facts)
-        write_candidates(self.result)
+        with store_errors(f"the results can't be written to {self.result.output_dir}"):
+            write_manifest(self.result, document=self.workflow.document, facts=facts)
+            write_candidates(self.result)
         ended = time.monotonic()
         self._next_write = ended + _WRITES_APART * (ended - started)
 

@@ -62,8 +62,10 @@ class Engine:
         log_dir: Path | None = None,
         state_dir: Path | None = None,
         rehearsal: bool = False,
+        resolved: Mapping[str, Any] | None = None,
     ) -> None:
-        """rehearsal: every step works on a small stand-in of the model and does the least work."""
+        """rehearsal: every step works on a small stand-in of the model and does the least work. resolved: what names
+        that may move meant in the run that this one belongs to, as its `resolved()` told."""
         self._rehearsal = rehearsal
         self.workflow = workflow
         self.registry = registry
@@ -73,7 +75,8 @@ class Engine:
         self._state_dir = state_dir or store.root / "hosts"
         self._hosts: dict[str, Host] = {}
         self._data_identity: dict[str, Any] = {}
-        self._pins = Pins(registry, workflow.folder)
+        self._resolved = dict(resolved or {})
+        self._pins = Pins(registry, workflow.folder, self._resolved.get("references", ()))
         self._environments: dict[str, str] = {}
         self.executor = Executor(store, registry, self.host, events=events, cancelled=cancelled, log_dir=log_dir)
 
@@ -86,7 +89,10 @@ class Engine:
             entry = self.registry.get("drupe_hosts", system.type)
             factory = self.registry.resolve(entry)
             config = factory.Config.model_validate(self._with_absolute_paths(factory.Config, system.config))
-            self._hosts[name] = factory(entry.spec, config, state_dir=self._state_dir / name)
+            host = factory(entry.spec, config, state_dir=self._state_dir / name)
+            if (environment := self._resolved.get("environments", {}).get(name)) is not None:
+                host.use_environment(environment)
+            self._hosts[name] = host
         return self._hosts[name]
 
     def _with_absolute_paths(self, kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:

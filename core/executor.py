@@ -79,6 +79,9 @@ class Executor:
         record = self.store.get(job.key)
         cached = record is not None
         if record is None:
+            if self.store.locked(job.key):
+                # Another trial, process or machine: without a word this would look like standing still.
+                self._events({"event": "step awaited", "name": job.name, "key": job.key})
             with self.store.lock(job.key, self.cancelled):
                 record = self.store.get(job.key)
                 cached = record is not None
@@ -185,7 +188,7 @@ class Executor:
                 self._sleep(delay)
                 delay *= 2
         if result["status"] == "interrupted":
-            raise Interrupted(f"{job.name} was interrupted")
+            raise Interrupted(f"{job.name} was interrupted; the same command goes on from there")
         if result["status"] != "done":
             failure = result["error"]
             message = f"{_who(job)} failed on {host}: {failure['message']}"

@@ -89,5 +89,12 @@ class Host:
         """
         raise NotImplementedError
 
+    def use_environment(self, environment: str) -> None:
+        """Run jobs in what `describe().environment` named in the run that this process belongs to.
+
+        Called before anything else, in a process that joins a run or verifies it: the name that the workflow has may
+        mean another environment by now. A host whose environments can't be changed under their names does nothing.
+        """
+
     def close(self) -> None:
         """Stop what runs for this host."""

@@ -38,6 +38,7 @@ def offer(study: Study, workflow: Workflow, runner: TrialRunner) -> None:
                 "document": document,
                 "target": runner.target,
                 "input": runner.input_model.to_json(),
+                "resolved": runner.engine.resolved(),
             }
         )
 

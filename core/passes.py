@@ -44,8 +44,7 @@ class Pass:
         spec = self.spec
         if spec.accepts and info.kind not in spec.accepts:
             raise ConfigError(
-                f"{spec.name} takes {' or '.join(sorted(spec.accepts))} models and would be given {info.kind}; "
-                f"put a pass before it that makes {' or '.join(sorted(spec.accepts))}"
+                f"{spec.name} takes {' or '.join(sorted(spec.accepts))} models and would be given {info.kind}"
             )
         if spec.accelerators and accelerator.device not in spec.accelerators:
             raise ConfigError(

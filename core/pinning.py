@@ -1,12 +1,13 @@
 """Replaces what may move in the references of a workflow, such as labels, by what it means now: once a run.
 
 Between the moment that a step's key is made and the moment that its job fetches, a label may move; a version does not.
+What goes on with a run, or looks at it again, takes the meanings that the run's record tells.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,13 +25,14 @@ __all__ = ["Pins"]
 class Pins:
     """The references of one run, pinned. Safe to use from several threads."""
 
-    def __init__(self, registry: Registry, folder: Path) -> None:
-        """folder: the workflow's."""
+    def __init__(self, registry: Registry, folder: Path, known: Iterable[Mapping[str, Any]] = ()) -> None:
+        """folder: the workflow's. known: what `moved` gave where the run began; it is not asked again."""
         self._registry = registry
         self._folder = folder
         self._lock = threading.Lock()
         self._known: dict[str, Any] = {}
         self._moved: list[dict[str, Any]] = []
+        self._recorded = {digest_of(one["reference"]): one["means"] for one in known}
         specs = [cast(ModelSourceSpec, entry.spec) for entry in registry.of("drupe_model_sources")]
         self._types = {name.lower() for spec in specs for name in spec.resource_types}
         self._schemes = {scheme for spec in specs for scheme in spec.schemes if scheme}
@@ -62,7 +64,9 @@ class Pins:
                     # An address that is no reference, or one that is told where it is read.
                     self._known[key] = value
                     return value
-                found = self._known[key] = source.pinned(value, self._folder)
+                recorded = self._recorded.get(digest_of(_shown(value)))
+                found = source.pinned(value, self._folder) if recorded is None else _meant(value, recorded)
+                self._known[key] = found
                 if found != value:
                     self._moved.append({"reference": _shown(value), "means": _shown(found)})
             return self._known[key]
@@ -73,3 +77,10 @@ def _shown(reference: Any) -> Any:
     if not isinstance(reference, Mapping):
         return reference
     return {key: value for key, value in reference.items() if not isinstance(value, Mapping)}
+
+
+def _meant(reference: Any, shown: Any) -> Any:
+    """Return what a reference means, given as `_shown` tells it, with what says how to reach it."""
+    if not isinstance(reference, Mapping):
+        return shown
+    return {**shown, **{key: value for key, value in reference.items() if isinstance(value, Mapping)}}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from drupe.core.accelerators import Accelerator
+from drupe.core.chaining import Planned, way_out
 from drupe.core.digests import canonical_json
 from drupe.core.errors import ConfigError, Fault, PluginError
 from drupe.core.model import ModelInfo
@@ -88,11 +89,16 @@ class Plan:
         system = self.workflow.systems[target]
         accelerator = system.accelerators[0]
         info = self._input()
+        before: list[Planned] = []
         for step, config in steps:
+            planned = (step.name, self._pass(step.type), config, info)
             try:
-                info = self._pass(step.type).plan(info, config, accelerator)
+                info = planned[1].plan(info, config, accelerator)
             except ConfigError as error:
-                raise ConfigError(faults=[Fault(step.where, _on(str(error), target, self.workflow))]) from error
+                hint = way_out(self.registry, before, planned, accelerator)
+                found = _on(str(error), target, self.workflow)
+                raise ConfigError(faults=[Fault(step.where, found, "", hint)]) from error
+            before.append(planned)
         self._check_runtime(info, target, accelerator)
         return info
 

@@ -24,13 +24,18 @@ __all__ = ["GenerateOptions", "Result", "Runtime", "Session"]
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to generate: greedy unless temperature > 0; stop: strings at which the text is cut."""
+    """How to generate: greedy unless temperature > 0; stop: strings at which the text is cut, empty ones aside."""
 
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def cut(self, text: str) -> str:
+        """Return a text up to where the first of the stops begins; all of it where there is none."""
+        places = [place for place in (text.find(stop) for stop in self.stop if stop) if place >= 0]
+        return text[: min(places, default=len(text))]
 
 
 @dataclass(frozen=True)

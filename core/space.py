@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from drupe.core.study import Dimension, Point, Space
 from drupe.core.workflow.markers import find_markers, range_of
 from drupe.core.workflow.model import PassAlternative, Workflow
 
-__all__ = ["FLOW", "Parameter", "SpaceMap", "build_space", "first_values", "space_size"]
+__all__ = ["FLOW", "Parameter", "SpaceMap", "build_space", "every_point", "first_values", "space_size"]
 
 FLOW = "flow"
 """The dimension that chooses a flow."""
@@ -186,6 +186,29 @@ def first_values(dimension: Dimension) -> list[Any]:
     if values is not None:
         return list(values)
     return [dimension.over.low, dimension.over.high]  # type: ignore[union-attr]
+
+
+def every_point(space: Space) -> Iterator[dict[str, Any]]:
+    """Every point of a space, in the order of its values; its ranges must have steps. See space_size."""
+    open_points: list[tuple[int, dict[str, Any]]] = [(0, {})]
+    while open_points:
+        index, point = open_points.pop()
+        if index == len(space.dimensions):
+            yield point
+            continue
+        dimension = space.dimensions[index]
+        if not space.active(dimension, point):
+            open_points.append((index + 1, point))
+            continue
+        open_points.extend((index + 1, {**point, dimension.name: value}) for value in reversed(_all_values(dimension)))
+
+
+def _all_values(dimension: Dimension) -> list[Any]:
+    values = getattr(dimension.over, "values", None)
+    if values is not None:
+        return list(values)
+    over: Any = dimension.over
+    return [over.low + number * over.step for number in range(_count(dimension) or 0)]
 
 
 def space_size(space: Space) -> int | None:

@@ -91,17 +91,19 @@ def _measure_again(
     events: Callable[[Mapping[str, Any]], None],
 ) -> list[Finding]:
     source = (output / manifest["workflow_file"]).resolve()
-    if not source.is_file():
-        return [Finding("", "measurements", False, f"can't be repeated: the workflow file {source} is gone")]
+    if not source.parent.is_dir():
+        gone = f"can't be repeated: the workflow's folder {source.parent}, which its data lies beside, is gone"
+        return [Finding("", "measurements", False, gone)]
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory(prefix="drupe-verify-") as scratch:
-        workflow = read_workflow(source, registry, allow=allow, overrides={"cache_dir": scratch})
+        # As it ran: the file may say something else by now.
+        workflow = read_workflow(source, registry, allow, {"cache_dir": scratch}, document=manifest["workflow"])
         if workflow.evaluator is None:
             return []
         workflow = with_certification_split(workflow)
         # A store of its own: what is measured here must not come from the run's store.
         store = Store(Path(scratch) / "store")
-        engine = Engine(workflow, registry, store, allow=allow, events=events)
+        engine = Engine(workflow, registry, store, allow=allow, events=events, resolved=manifest.get("resolved"))
         try:
             for name, folder in folders.items():
                 target = manifest["targets"][name]

@@ -119,8 +119,9 @@ def _hosts_fault(job: Job, folder: Path, error: Exception) -> HostError | StoreE
         return error
     if isinstance(error, MemoryError):
         return HostError(f"{job.name}: out of memory on this machine", log_tail(folder))
-    if isinstance(error, OSError) and is_full(error):
-        return StoreError(f"{job.name}: {error.strerror}; make room below {folder} and run the same command again")
+    if is_full(error):
+        what = (error.strerror if isinstance(error, OSError) else None) or "No space left on device"
+        return StoreError(f"{job.name}: {what}; make room below {folder} and run the same command again")
     return None
 
 

@@ -16,6 +16,7 @@ from drupe.core.errors import HostError, StoreError
 from drupe.core.host_faults import fault_error
 from drupe.core.hosts import Events
 from drupe.hosts.frames import payload, read_header, write_frame
+from drupe.hosts.pipes import close_input, let_go
 from drupe.hosts.transfer import receive
 
 __all__ = ["Connection"]
@@ -54,10 +55,15 @@ class Connection:
             )
         except OSError as error:
             raise HostError(f"{command[0]} can't be started: {error.strerror}", retry=False) from error
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, daemon=True)
+        self._listening.start()
         self._errors = threading.Thread(target=self._drain, daemon=True)
         self._errors.start()
-        self.facts: Mapping[str, Any] = self._ask({"do": "begin", "env": dict(env)})["reply"]
+        try:
+            self.facts: Mapping[str, Any] = self._ask({"do": "begin", "env": dict(env)})["reply"]
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -113,20 +119,20 @@ class Connection:
 
     def close(self) -> None:
         """End the agent: it does when its input does."""
-        with suppress(OSError):
-            if self._process.stdin:
-                self._process.stdin.close()
-        try:
+        close_input(self._process)
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        self.kill()
 
     def kill(self) -> None:
-        """Cut the way."""
+        """Cut the way; let go of the pipes to it."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
+        # A file that was announced and that nobody reads any more.
+        self._read_on.release()
+        let_go(self._process, self._listening, self._errors)
 
     def _ask(self, header: Mapping[str, Any], source: IO[bytes] | None = None) -> dict[str, Any]:
         self._send(header, source)
@@ -156,8 +162,8 @@ class Connection:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        with suppress(ValueError, OSError):
-            while (header := read_header(self._process.stdout)) is not None:
+        with suppress(ValueError, OSError), self._process.stdout as answers:
+            while (header := read_header(answers)) is not None:
                 self._frames.put(header)
                 if header.get("size") is not None and "reply" in header:
                     # Its bytes are read by whoever asked for them.
@@ -166,9 +172,10 @@ class Connection:
 
     def _drain(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._said.append(line.decode("utf-8", errors="replace").rstrip())
-            del self._said[:-_SAID_LINES]
+        with self._process.stderr as lines:
+            for line in lines:
+                self._said.append(line.decode("utf-8", errors="replace").rstrip())
+                del self._said[:-_SAID_LINES]
 
     def _why(self) -> tuple[str, bool]:
         with suppress(subprocess.TimeoutExpired):

@@ -22,6 +22,7 @@ class WorkerPool:
         self._env = env
         self._free: dict[tuple[str, ...], list[WarmWorker]] = {}
         self._lock = threading.Lock()
+        self._closed = False
 
     def run(
         self,
@@ -40,7 +41,10 @@ class WorkerPool:
         with self._lock:
             free = self._free.get(gpus)
             worker = free.pop() if free else None
-        if worker is None or not worker.alive:
+        if worker is not None and not worker.alive:
+            worker.kill()
+            worker = None
+        if worker is None:
             visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
             worker = WarmWorker(self._command, {**self._env, **visible})
         try:
@@ -52,13 +56,16 @@ class WorkerPool:
             worker.kill()
             raise
         with self._lock:
-            self._free.setdefault(gpus, []).append(worker)
+            if not (closed := self._closed):
+                self._free.setdefault(gpus, []).append(worker)
+        if closed:
+            worker.close()
         return result
 
     def close(self) -> None:
         """End the free workers; busy ones end with their jobs."""
         with self._lock:
             workers = [worker for free in self._free.values() for worker in free]
-            self._free = {}
+            self._free, self._closed = {}, True
         for worker in workers:
             worker.close()

@@ -75,7 +75,10 @@ class RemoteHost(Host):
     def _connection(self) -> Iterator[Connection]:
         with self._lock:
             connection = self._free.pop() if self._free else None
-        if connection is None or not connection.alive:
+        if connection is not None and not connection.alive:
+            connection.kill()
+            connection = None
+        if connection is None:
             connection = Connection(self.command(), self.config.environment, self.explain)
         try:
             yield connection

@@ -24,6 +24,7 @@ from drupe.core.hosts import Events
 from drupe.core.job import read_result
 from drupe.core.machine import MachineShare
 from drupe.hosts.oneshot import ended_how
+from drupe.hosts.pipes import close_input, let_go
 from drupe.hosts.watching import Watch
 
 __all__ = ["WarmWorker"]
@@ -56,7 +57,8 @@ class WarmWorker:
         except OSError as error:
             raise HostError(f"no worker can be started with {command[0]}: {error.strerror}") from error
         self._errors: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, daemon=True)
+        self._listening.start()
         self._draining = threading.Thread(target=self._drain, daemon=True)
         self._draining.start()
         first = self._next(_START_SECONDS)
@@ -140,27 +142,26 @@ class WarmWorker:
             os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
-        """End the process and what it started."""
+        """End the process and what it started; let go of the pipes to it."""
         self._signal(signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
+        let_go(self._process, self._listening, self._draining)
 
     def close(self) -> None:
         """Let the process end: it does when its input does."""
-        with suppress(OSError):
-            if self._process.stdin:
-                self._process.stdin.close()
-        try:
+        close_input(self._process)
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(2)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        # What it started and left behind would keep the pipes open.
+        self.kill()
 
     def _send(self, command: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise HostError(f"the worker is gone ({self._how_it_ended()})") from error
 
     def _next(self, seconds: float) -> Mapping[str, Any] | None:
@@ -171,19 +172,21 @@ class WarmWorker:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        try:
-            for line in self._process.stdout:
-                self._messages.put(json.loads(line))
-        except ValueError:
-            # Something in that environment writes to the worker's output: it can't be understood any more.
-            self.kill()
+        with self._process.stdout as lines:
+            try:
+                for line in lines:
+                    self._messages.put(json.loads(line))
+            except ValueError:
+                # Something in that environment writes to the worker's output: it can't be understood any more.
+                self.kill()
         self._messages.put(None)
 
     def _drain(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self._errors.append(line.rstrip())
-            del self._errors[:-200]
+        with self._process.stderr as lines:
+            for line in lines:
+                self._errors.append(line.rstrip())
+                del self._errors[:-200]
 
     def _not_started(self, python: str) -> HostError:
         """End what did not get ready, and say what it said last: mostly that something can't be imported there."""

@@ -46,7 +46,7 @@ def status(where: str, as_json: bool) -> None:
         click.echo(f"  best {winner}; {data['seconds']:.0f} s in trials, {data['saved']:.0f} s saved by the store")
 
 
-@search.command()
+@search.command(short_help="Show the best trial that meets the goals.")
 @_WHERE
 @_STUDY
 @_JSON
@@ -76,7 +76,7 @@ def best(where: str, study: str | None, as_json: bool) -> None:
         click.echo(f"  {name}: {text}")
 
 
-@search.command()
+@search.command(short_help="Show the trials that no other beats.")
 @_WHERE
 @_STUDY
 @_JSON
@@ -95,6 +95,9 @@ def pareto(where: str, study: str | None, as_json: bool) -> None:
         return
     if not rows:
         click.echo(f"{view.name}: no trial was measured yet, or every one failed; `drupe search explain` says why")
+    if rows:
+        names = "  ".join(o.metric for o in view.objectives) or "what was measured"
+        click.echo(f"candidate  {names} [interval]  parameters; * is best, ! breaks a goal")
     for row in rows:
         mark = "*" if row["best"] else " " if row["feasible"] else "!"
         values = "  ".join(row["shown"].get(o.metric, "") for o in view.objectives) or "  ".join(row["shown"].values())
@@ -127,7 +130,7 @@ def export(where: str, study: str | None, kind: str, output: Path | None) -> Non
         raise ConfigError(f"{output} can't be written: {error.strerror}") from error
 
 
-@search.command()
+@search.command(short_help="Say what mattered, and why each trial lost.")
 @_WHERE
 @_STUDY
 @_JSON

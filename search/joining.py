@@ -57,7 +57,14 @@ def worker(
     workflow = _workflow(work, storage, cache_dir, folder, registry, consents)
     with stoppable() as stop:
         reporter = make_reporter(quiet=quiet)
-        driver = Driver(workflow, registry, allow=consents, events=reporter, cancelled=stop.is_set)
+        driver = Driver(
+            workflow,
+            registry,
+            allow=consents,
+            events=reporter,
+            cancelled=stop.is_set,
+            resolved=work.get("resolved"),
+        )
         try:
             source = offered_model(work, driver.store.has, workflow.store_url or str(workflow.cache_dir))
             done = driver.assist(work["target"], source, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +82,8 @@ def why(key: str, store: str) -> None:
 
     found = [record for record in _open(store).records() if record["key"].startswith(key)]
     if len(found) != 1:
-        raise ConfigError(
-            f"{len(found)} steps of {store} have a key that begins with {key}; see drupe cache ls {store}"
-        )
+        count = f"{len(found)} steps of {store} have" if found else f"no step of {store} has"
+        raise ConfigError(f"{count} a key that begins with {key}; see drupe cache ls {shlex.quote(store)}")
     record = {k: v for k, v in found[0].items() if k not in ("report", "measurement")}
     click.echo(json.dumps(record, indent=2, ensure_ascii=False))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,12 +29,18 @@ def new_plugin(folder: Path, name: str | None, package: str | None, pass_name: s
     short = package.removeprefix("drupe_").removesuffix("_drupe") or package
     pass_name = pass_name or _asked("Name of its pass", "".join(part.capitalize() for part in short.split("_")))
     _check(folder, name, package, pass_name)
-    for path in _write(folder, name, package, short, pass_name):
+    try:
+        written = _write(folder, name, package, short, pass_name)
+    except OSError as error:
+        from drupe.core.errors import ConfigError
+
+        raise ConfigError(f"{folder} can't be written: {error.strerror}; name another DIR") from error
+    for path in written:
         click.echo(f"  {path}")
     click.echo(
         f"\n{pass_name} is ready in {folder}. Next:\n"
-        f"  pip install -e '{folder}[test]'\n"
-        f"  pytest {folder}\n"
+        f"  pip install -e {shlex.quote(f'{folder}[test]')}\n"
+        f"  pytest {shlex.quote(str(folder))}\n"
         f"  drupe passes {pass_name}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from drupe.core.counting import Combinations
     from drupe.core.plan import Plan
     from drupe.core.study import Dimension
 
@@ -57,6 +59,7 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
 
 
 def _describe(built: Plan) -> dict[str, Any]:
+    from drupe.core.counting import count_combinations
     from drupe.core.placing import placed_passes
     from drupe.core.space import space_size
     from drupe.core.target_space import target_space
@@ -65,6 +68,8 @@ def _describe(built: Plan) -> dict[str, Any]:
     space = built.space
     hosts = {a.where: on for _, a, _, on in placed_passes(workflow, built.registry)}
     searching = workflow.search is not None and bool(space.dimensions)
+    counted = {name: count_combinations(built, name) for name in workflow.targets if space.dimensions}
+    trials = _trials(built, counted) if searching else dict.fromkeys(workflow.targets, 1)
     return {
         "name": workflow.name,
         "host": workflow.host,
@@ -86,8 +91,9 @@ def _describe(built: Plan) -> dict[str, Any]:
             for d in space.dimensions
         ],
         "points": space_size(space),
+        "combinations": {name: {**one.to_json(), "trials": trials[name]} for name, one in counted.items()},
         "left_out": [str(left) for name in workflow.targets if searching for left in target_space(built, name)[1]],
-        "trials": _trials(built) if searching else 1,
+        "trials": None if None in trials.values() else max(n for n in trials.values() if n is not None),
         "unmarked": list(workflow.unmarked),
     }
 
@@ -109,13 +115,15 @@ def _time(built: Plan, part: str) -> dict[str, Any]:
     }
 
 
-def _trials(built: Plan) -> int | None:
-    """How many trials a run would do at most; None: until the time is up or the space exhausted."""
-    from drupe.core.space import space_size
-
+def _trials(built: Plan, counted: Mapping[str, Combinations]) -> dict[str, int | None]:
+    """How many trials a run would do for each target at most; None: until the time is up or the space exhausted."""
     assert built.workflow.search is not None
-    size, limit = space_size(built.space), built.workflow.search.max_trials
-    return min(size, limit) if size is not None and limit is not None else limit or size
+    limit = built.workflow.search.max_trials
+    found = {}
+    for name, combinations in counted.items():
+        size = combinations.most_trials
+        found[name] = min(size, limit) if size is not None and limit is not None else limit or size
+    return found
 
 
 def _values(dimension: Dimension) -> Any:
@@ -145,15 +153,37 @@ def _print(shown: dict[str, Any]) -> None:
         click.echo(f"search  {dimension['name']}: {_in_words(dimension['values'])}{when}")
     for left in shown["left_out"]:
         click.echo(f"notice  {left}")
-    points = shown["points"]
     if shown["dimensions"]:
-        click.echo(f"points  {points if points is not None else 'not countable'}")
-    click.echo(f"trials  {shown['trials'] if shown['trials'] is not None else 'until the time is up'}")
+        click.echo(f"points  {_each({name: _points(one) for name, one in shown['combinations'].items()})}")
+        for name, one in shown["combinations"].items():
+            for refused in one["refused"]:
+                where = f" for the target {name}" if len(shown["targets"]) > 1 else ""
+                count = "some" if one["fit"] is None else refused["points"]
+                values = ", ".join(f"{key}={value}" for key, value in refused["example"].items())
+                click.echo(f"refused {count}, such as {values}{where}: {refused['why']}")
+    trials = {name: one["trials"] for name, one in shown["combinations"].items()} or {"": shown["trials"]}
+    texts = {name: str(n) if n is not None else "until the time is up" for name, n in trials.items()}
+    click.echo(f"trials  {_each(texts)}")
     for power in shown["power"]:
         click.echo(f"power   {power['text']}")
     click.echo(f"time    {shown['time']['text']}")
     if not shown["dimensions"] and shown["unmarked"]:
         click.echo('could be searched, with {"search": […]} or {"search": true}: ' + ", ".join(shown["unmarked"]))
+
+
+def _points(one: Mapping[str, Any]) -> str:
+    if one["points"] is None:
+        return "not countable"
+    if not one["refused"]:
+        return str(one["points"])
+    return f"{one['points']}, of which {one['fit']} fit" if one["fit"] is not None else f"{one['points']}, not all fit"
+
+
+def _each(texts: Mapping[str, str]) -> str:
+    """One text where all targets have the same, else each with its target."""
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def _in_words(values: Any) -> str:

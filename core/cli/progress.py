@@ -40,6 +40,8 @@ def _line(event: Mapping[str, Any]) -> str | None:
             return f"trial {event['number']} on {event['target']}: {_point(event['point'])}"
         case "step started":
             return f"  {event['name']} ({event['type'] or event['kind']}) on {event['host']} …"
+        case "step awaited":
+            return f"  {event['name']}: waiting for another trial or run, which is at it already …"
         case "step finished" if event["cached"]:
             return f"  {event['name']}: from the store ({event['seconds']:.1f} s saved)"
         case "step finished":
@@ -69,8 +71,10 @@ def _candidate_line(candidate: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name} {m['value']:.4g} {m['unit']}" for name, m in candidate["measurements"].items())
     if candidate["state"] == "pruned":
         return f"trial {candidate['number']}: {values or 'not measured'}; cut short: {candidate['error']}"
-    verdict = "meets the goals" if candidate["feasible"] else "breaks a goal"
-    return f"trial {candidate['number']}: {values or 'done'}; {verdict}"
+    values = values or "done"
+    if not candidate["violations"]:
+        return f"trial {candidate['number']}: {values}"
+    return f"trial {candidate['number']}: {values}; {'meets the goals' if candidate['feasible'] else 'breaks a goal'}"
 
 
 class _Lines:
@@ -168,7 +172,8 @@ def final_table(result: RunResult, stream: TextIO | None = None) -> None:
         metrics = list(dict.fromkeys(name for c in target.candidates for name in c.measurements))
         points = list(dict.fromkeys(name for c in target.candidates for name in c.point))
         table = Table(title=f"Candidates for {target.target}", title_justify="left")
-        for column in ("#", *points, *metrics, "goals", "seconds"):
+        goals = any(c.violations for c in target.candidates)
+        for column in ("#", *points, *metrics, "goals" if goals else "state", "seconds"):
             table.add_column(column, justify="right" if column not in points else "left", overflow="fold")
         for c in target.candidates:
             cells = [f"{c.number}*" if c.number == target.winner else str(c.number)]
@@ -176,7 +181,7 @@ def final_table(result: RunResult, stream: TextIO | None = None) -> None:
             for name in metrics:
                 m = c.measurements.get(name)
                 cells.append((f"{m.value:.4g} {m.unit}" + (f" ({m.n} of {m.of})" if m.of else "")) if m else "–")
-            cells.append(_STATES.get(c.state) or ("met" if c.feasible else "broken"))
+            cells.append(_STATES.get(c.state) or (("met" if c.feasible else "broken") if goals else "done"))
             cells.append(f"{c.cost:.1f}")
             table.add_row(*cells)
         console.print(table)
@@ -206,7 +211,8 @@ def _verdict_lines(target: TargetResult) -> list[str]:
     lines += [f"  {line}" for line in _set_aside_lines(target)]
     head = {
         "certified": f"Winner for {target.target}: candidate {target.winner}, certified",
-        "met": f"Winner for {target.target}: candidate {target.winner}, met, not certified",
+        "met": f"Winner for {target.target}: candidate {target.winner}, "
+        + ("met, not certified" if target.verdicts else "no goal was set"),
         "undecided": f"No winner for {target.target}: undecided; {target.message}",
         "infeasible": f"No winner for {target.target}: no candidate met the goals; {target.message}",
         "failed": f"No winner for {target.target}: {target.message}",

@@ -33,7 +33,7 @@ def read_document(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise _malformed(path, f"byte {error.start} is not UTF-8", "a text file in UTF-8") from None
     except OSError as error:
-        raise ConfigError(faults=[Fault(str(path), f"can't be read: {error.strerror}")]) from None
+        raise ConfigError(faults=[Fault(str(path), f"can't be read: {error.strerror}", "a workflow file")]) from None
     return parse_document(text, path)
 
 
@@ -70,6 +70,8 @@ def _missing_file(path: Path) -> Fault:
         names = [p.name for p in path.parent.iterdir() if p.suffix.lower() in (".json", ".yaml", ".yml")]
     except OSError:
         return Fault(str(path), "the folder does not exist", "a workflow file", f"looked for {path.resolve()}")
+    if path.is_symlink():
+        return Fault(str(path), "a link to what is not there", "a workflow file", f"it leads to {path.readlink()}")
     near = difflib.get_close_matches(path.name, names, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else f"looked for {path.resolve()}"
     return Fault(str(path), "no such file", "a workflow file", hint)

@@ -140,6 +140,12 @@ class JobEnvironment:
         self._known: str | None = None
         self._made: str | None = None
 
+    def use(self, environment: str) -> None:
+        """Let the name that the workflow has mean this, as `named` told it in another process of the run."""
+        with self._lock:
+            if self._existing is not None:
+                self._known, self._asked = environment, True
+
     def named(self) -> str | None:
         """Return the environment that the workflow names, with its version; None where it is to be made.
 

@@ -55,6 +55,10 @@ class AzureML(Host):
         """Return what keeps jobs from running: credentials, workspace, compute, environment, datastore, key vault."""
         return faults(self._workspace, self.config, self._environment)
 
+    def use_environment(self, environment: str) -> None:
+        """See Host.use_environment."""
+        self._environment.use(environment)
+
     def describe(self) -> HostDescription:
         """Describe a node. An environment on a compute is looked at once, by a job of its own, from any machine."""
         with self._lock:

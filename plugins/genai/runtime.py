@@ -103,7 +103,6 @@ class GenAISession(Session):
         generator.append_tokens(ids.astype(np.int32))
         tokens: list[int] = []
         seconds: list[float] = []
-        text = ""
         while not generator.is_done() and len(tokens) < options.max_new_tokens:
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
@@ -111,11 +110,9 @@ class GenAISession(Session):
             tokens.append(token)
             if options.stop:
                 text = self._decode(tokens)
-                if any(stop in text for stop in options.stop):
+                if options.cut(text) != text:
                     break
-        text = self._decode(tokens)
-        for stop in options.stop:
-            text = text.split(stop, 1)[0]
+        text = options.cut(self._decode(tokens))
         return Result(
             {
                 "text": text,

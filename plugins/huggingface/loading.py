@@ -235,7 +235,7 @@ def _sliced(model: Model, options: Mapping[str, Any]) -> Any:
 
     dtype = options.get("dtype")
     try:
-        return load(
+        loaded = load(
             model.folder,
             dtype=None if dtype == "auto" else dtype,
             attn_implementation=options.get("attn_implementation"),
@@ -243,6 +243,13 @@ def _sliced(model: Model, options: Mapping[str, Any]) -> Any:
         )
     except ValueError as error:
         raise ConfigError(f"the sliced model can't be loaded: {error}") from error
+    if (packing := options.get("quantization_config")) is not None:
+        from drupe.plugins.huggingface.four_bits import pack
+
+        pack(loaded, packing)
+        # The weights are rounded on the way to their device, the CPU too.
+        loaded.to(options["device_map"][""])
+    return loaded
 
 
 def _common(model: Model) -> dict[str, Any]:

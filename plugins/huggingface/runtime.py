@@ -115,13 +115,11 @@ class TransformersSession(Session):
                 token = _pick(outputs.logits[0, -1].float(), options, random)
                 found.append(token)
                 seconds.append(time.perf_counter() - started)
-                if token in self._ends or (options.stop and self._cut(found, options.stop) is not None):
+                if token in self._ends or (options.stop and options.cut(text := self._decode(found)) != text):
                     break
                 step = torch.tensor([[token]], device=self._device)
-        text = self._decode(found)
-        cut = self._cut(found, options.stop)
         outputs_ = {
-            "text": text if cut is None else text[:cut],
+            "text": options.cut(self._decode(found)),
             "token_ids": np.asarray(found, dtype=np.int64),
             "token_seconds": np.asarray(seconds, dtype=np.float64),
         }
@@ -189,14 +187,6 @@ class TransformersSession(Session):
         if self._tokenizer is None:
             return ""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-    def _cut(self, ids: Sequence[int], stop: Sequence[str]) -> int | None:
-        """Return where the first of the stops begins in the decoded text, or None."""
-        if not stop or self._tokenizer is None:
-            return None
-        text = self._decode(ids)
-        places = [place for place in (text.find(part) for part in stop if part) if place >= 0]
-        return min(places, default=None)
 
 
 def _has_tokenizer(model: Model) -> bool:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from drupe.core.context import JobContext
-from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
-from drupe.core.metrics import Metric, Rows, SubType
-from drupe.core.model import Model
-from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import note_settings
-from drupe.plugins.metrics.timing import TimedMetricConfig, repeated
+from drupe.core.metrics import SubType
+from drupe.plugins.metrics.timed import PERCENTILES, TimedMetric
+from drupe.plugins.metrics.timing import Call, TimedMetricConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,23 +17,21 @@ if TYPE_CHECKING:
 __all__ = ["Latency"]
 
 _MS = SubType("ms", "lower")
-_PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 
 
-class Latency(Metric):
+class Latency(TimedMetric):
     """Rows, one a repetition: (ms, ms to the first token, tokens or samples) and the same three of the baseline, where
     there is one. Of a forward call the first output is the whole, so both times are equal.
 
     speedup is the ratio of the medians, baseline over model.
     """
 
-    Config = TimedMetricConfig
     version = 1
     sub_types: ClassVar[Mapping[str, SubType]] = {
         "avg": _MS,
         "max": _MS,
         "min": _MS,
-        **dict.fromkeys(_PERCENTILES, _MS),
+        **dict.fromkeys(PERCENTILES, _MS),
         "ttft_avg": _MS,
         "ttft_p50": _MS,
         "ttft_p90": _MS,
@@ -45,29 +39,9 @@ class Latency(Metric):
     }
     default_sub_type = "avg"
 
-    def needs(self, config: TimedMetricConfig) -> Sequence[str]:
-        """See Metric.needs."""
-        return config.wanted()
-
-    def measure(
-        self,
-        model: Model,
-        session: Session | None,
-        samples: Sequence[Sample],
-        config: TimedMetricConfig,
-        context: JobContext,
-    ) -> Rows:
-        """See Metric.measure."""
-        assert session is not None
-        note_settings(config, context)
-        rows = {}
-        for index, calls in enumerate(repeated(session, samples, config, context, context.baseline_session)):
-            row: list[float] = []
-            for call in calls:
-                if call is not None:
-                    row += (call.seconds * 1e3, call.first * 1e3, float(call.amount))
-            rows[f"repetition-{index:05}"] = tuple(row)
-        return rows
+    def entries(self, call: Call) -> tuple[float, ...]:
+        """See TimedMetric.entries."""
+        return call.seconds * 1e3, call.first * 1e3, float(call.amount)
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: TimedMetricConfig) -> float:
         """See Metric.aggregate."""
@@ -93,4 +67,4 @@ def _statistic(values: np.ndarray, name: str) -> float:
         case "min":
             return float(values.min())
         case _:
-            return float(np.percentile(values, _PERCENTILES[name]))
+            return float(np.percentile(values, PERCENTILES[name]))

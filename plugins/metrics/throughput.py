@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from drupe.core.context import JobContext
-from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
-from drupe.core.metrics import Metric, Rows, SubType
-from drupe.core.model import Model
-from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import note_settings
-from drupe.plugins.metrics.timing import TimedMetricConfig, repeated
+from drupe.core.metrics import SubType
+from drupe.plugins.metrics.timed import PERCENTILES, TimedMetric
+from drupe.plugins.metrics.timing import Call, TimedMetricConfig
 
 if TYPE_CHECKING:
     pass
@@ -21,50 +17,28 @@ if TYPE_CHECKING:
 __all__ = ["Throughput"]
 
 _RATE = SubType("1/s", "higher")
-_PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 
 
-class Throughput(Metric):
+class Throughput(TimedMetric):
     """Rows, one a repetition: (tokens or samples, seconds) and the same two of the baseline, where there is one.
 
     avg: all that came out over all the time it took. max, min: of single calls. pN: the rate that N % of the calls
     reach, so that p90 is below p50, as the 90th percentile of latency is above its median.
     """
 
-    Config = TimedMetricConfig
     version = 1
     sub_types: ClassVar[Mapping[str, SubType]] = {
         "avg": _RATE,
         "max": _RATE,
         "min": _RATE,
-        **dict.fromkeys(_PERCENTILES, _RATE),
+        **dict.fromkeys(PERCENTILES, _RATE),
         "speedup": SubType("x", "higher"),
     }
     default_sub_type = "avg"
 
-    def needs(self, config: TimedMetricConfig) -> Sequence[str]:
-        """See Metric.needs."""
-        return config.wanted()
-
-    def measure(
-        self,
-        model: Model,
-        session: Session | None,
-        samples: Sequence[Sample],
-        config: TimedMetricConfig,
-        context: JobContext,
-    ) -> Rows:
-        """See Metric.measure."""
-        assert session is not None
-        note_settings(config, context)
-        rows = {}
-        for index, calls in enumerate(repeated(session, samples, config, context, context.baseline_session)):
-            row: list[float] = []
-            for call in calls:
-                if call is not None:
-                    row += (float(call.amount), call.seconds)
-            rows[f"repetition-{index:05}"] = tuple(row)
-        return rows
+    def entries(self, call: Call) -> tuple[float, ...]:
+        """See TimedMetric.entries."""
+        return float(call.amount), call.seconds
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: TimedMetricConfig) -> float:
         """See Metric.aggregate."""
@@ -81,4 +55,4 @@ class Throughput(Metric):
         rates = table[:, 0] / table[:, 1]
         if sub_type in ("max", "min"):
             return float(rates.max() if sub_type == "max" else rates.min())
-        return float(np.percentile(rates, 100.0 - _PERCENTILES[sub_type]))
+        return float(np.percentile(rates, 100.0 - PERCENTILES[sub_type]))

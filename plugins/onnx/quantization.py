@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,13 +14,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.dynamic_quantization import quantize_dynamically
-from drupe.plugins.onnx.graph_pass import GraphPass
-from drupe.plugins.onnx.static_quantization import (
-    StaticOptions,
-    check_overrides,
-    check_unquantized,
-    quantize_statically,
-)
+from drupe.plugins.onnx.static_quantization import OnnxStaticQuantization, StaticOptions
 from drupe.plugins.onnx.tensor_overrides import ATTRIBUTE, MARK, refuse_overrides
 
 __all__ = ["OnnxQuantization", "OnnxQuantizationConfig"]
@@ -45,42 +39,29 @@ class OnnxQuantizationConfig(StaticOptions):
         return self
 
 
-class OnnxQuantization(GraphPass):
+class OnnxQuantization(OnnxStaticQuantization):
     """Quantizes weights and activations in one of two ways."""
 
     Config: ClassVar[type[PassConfig]] = OnnxQuantizationConfig
     version = 1
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
-        """Refuse a graph that is quantized already, and the dynamic way off a CPU."""
-        planned = super().plan(info, config, accelerator)
-        check_unquantized(self.spec.name, info, config)
-        if config.quant_mode == "static":
-            check_overrides(self.spec.name, info, config)
-        else:
+        """As static quantization does; refuse the dynamic way off a CPU, and types of single tensors on it."""
+        if config.quant_mode == "dynamic":
             refuse_overrides(self.spec.name, info)
+        planned = super().plan(info, config, accelerator)
         if config.quant_mode == "dynamic" and accelerator.device != "cpu":
             raise ConfigError(f"{self.spec.name}: dynamic quantization is for CPUs; choose quant_mode static")
         return planned
-
-    def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
-        """neural-compressor for SmoothQuant."""
-        return ["neural-compressor>=2.4"] if config.extra_options.get("SmoothQuant") else []
-
-    def rehearsal(self, config: Any) -> Any:
-        """Two samples."""
-        return config.model_copy(update={"max_calibration_samples": 2})
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is quantized."""
         return {"quantization": f"{config.precision}-{config.quant_mode}", MARK: None, ATTRIBUTE: None}
 
-    def rewrite(
-        self, proto: Any, path: Path, model: Model, config: OnnxQuantizationConfig, context: PassContext
-    ) -> Any:
+    def rewrite(self, proto: Any, path: Path, model: Model, config: Any, context: PassContext) -> Any:
         """Quantize one way or the other."""
         if config.quant_mode == "static":
-            return quantize_statically(self.spec.name, proto, path, model, config, context)
+            return super().rewrite(proto, path, model, config, context)
         return quantize_dynamically(
             self.spec.name,
             proto,

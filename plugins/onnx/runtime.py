@@ -234,15 +234,15 @@ class OnnxSession(Session):
             return str(encoder.decode(list(tokens), skip_special_tokens=True)) if encoder is not None else ""
 
         def is_end(tokens: Sequence[int]) -> bool:
-            stops = [stop for stop in options.stop if stop]
-            return tokens[-1] in ends or (bool(stops) and any(stop in text_of(tokens) for stop in stops))
+            if tokens[-1] in ends or not options.stop:
+                return tokens[-1] in ends
+            text = text_of(tokens)
+            return options.cut(text) != text
 
         tokens, seconds = decode_steps(
             lambda batch: self.forward(batch).outputs, shapes, self._outputs, ids, options, is_end
         )
-        text = text_of(tokens)
-        for stop in filter(None, options.stop):
-            text = text.split(stop, 1)[0]
+        text = options.cut(text_of(tokens))
         return Result(
             {
                 "text": text,

@@ -94,7 +94,8 @@ def _measured(
         out = layer(hidden, *arguments[1:], **keywords)
         return out[0] if isinstance(out, tuple) else out
 
-    slope = torch.randn_like(hidden)
+    with torch.no_grad():
+        slope = torch.randn_like(forward())
     both = [p for p in layer.parameters() if p.requires_grad]
 
     def through() -> None:
@@ -206,7 +207,8 @@ def _head_costs(network: Network, hidden: Any, inputs: dict[str, Any], size: Siz
         return (hidden.numel() // hidden.shape[-1]) * vocabulary * (item + 8), 0.0
     from drupe.plugins.tuning.head import head_loss
 
-    flat = hidden.detach().reshape(-1, width)
+    # The head's states may be wider than the first layer's: those of a sliced decoder are.
+    flat = hidden.new_zeros(hidden.numel() // hidden.shape[-1], width)
     chosen = flat.index_select(0, inputs["predict"]).requires_grad_()
 
     def through() -> None:

@@ -10,10 +10,15 @@ __all__ = ["Layers", "decoder_layers"]
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    """Return the repeated layers of a transformers model, in order; [] where it has none that are known as such."""
+    """Return the repeated layers of a transformers model, in order; [] where it has none that are known as such.
+
+    A sliced decoder's blocks are such layers too.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    from drupe.plugins.quantization.slicing.sliced_decoder import SlicedBlock
+
+    found = [module for module in model.modules() if isinstance(module, (GradientCheckpointingLayer, SlicedBlock))]
     # A layer within a layer (a vision tower's block inside a wrapper) would be treated twice.
     inner = {id(child) for module in found for child in module.modules() if child is not module}
     return [module for module in found if id(module) not in inner]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -24,7 +26,7 @@ class MergeAdapterWeights(Pass):
 
     Rules: 1. Sums are formed in float32 and rounded once, to the type that the base is stored in. 2. The base is the
     model's own, unquantized. 3. Tokenizer files stay as they are; the files of all adapters go, since
-    they were trained on another base than what is now there.
+    they were trained on another base than what is now there. 4. A model that SliceGPT cut stays one.
     """
 
     class Config(PassConfig):
@@ -79,9 +81,12 @@ class MergeAdapterWeights(Pass):
         context.progress(1, 2, "merged")
         if dtype != torch.float32:
             merged.to(dtype)
-        merged.config._name_or_path = ""
         out = context.output_dir
-        merged.save_pretrained(out)
+        if model.kind == "sliced":
+            _write_sliced(merged, dtype, model, out)
+        else:
+            merged.config._name_or_path = ""
+            merged.save_pretrained(out)
         scrub_folder(out)
         places = tuple(f"{place.rstrip('/')}/" for place in {str(model.attributes["adapter"]), *named.values()})
         gone = [
@@ -94,6 +99,19 @@ class MergeAdapterWeights(Pass):
         context.progress(2, 2, "written")
         attributes = {"adapter": None, "adapters": None, "dtype": str(dtype).removeprefix("torch.")}
         return model.derive(add_dir=out, remove=gone, attributes=attributes)
+
+
+def _write_sliced(merged: Any, dtype: Any, model: Model, out: Path) -> None:
+    """Write the weights under their names in the sliced model, and their type into its config."""
+    from drupe.plugins.huggingface.loading import read_config
+    from drupe.plugins.quantization.slicing.weights import write_weights
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_weights(merged, dtype, out)
+    config = read_config(model.folder)
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+    (out / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _untie(adapted: Any) -> None:

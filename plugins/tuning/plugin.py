@@ -8,6 +8,8 @@ from drupe.core.hookspecs import hookimpl
 from drupe.core.specs import PassSpec
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
+_KINDS = frozenset({"hf", "sliced"})
+"""What is taken, and made of its own kind."""
 _REQUIRES = ("torch>=2.7", "transformers>=5", "peft>=0.15", "safetensors>=0.5")
 
 
@@ -16,8 +18,7 @@ def _tuning(name: str, summary: str, requires: tuple[str, ...] = (), packages: t
         name=name,
         target=f"drupe.plugins.tuning.methods:{name}",
         summary=summary,
-        accepts=frozenset({"hf"}),
-        produces="hf",
+        accepts=_KINDS,
         requires=(*_REQUIRES, *requires),
         key_packages=(*_PACKAGES, *packages),
         launcher="torchrun",
@@ -39,8 +40,7 @@ def drupe_passes() -> Sequence[PassSpec]:
             name="SelectRank",
             target="drupe.plugins.tuning.elastic:SelectRank",
             summary="Cut an elastic adapter down to its first ranks",
-            accepts=frozenset({"hf"}),
-            produces="hf",
+            accepts=_KINDS,
             requires=("safetensors>=0.5", "torch>=2.7"),
             key_packages=("safetensors",),
         ),
@@ -50,8 +50,7 @@ def drupe_passes() -> Sequence[PassSpec]:
             name="MergeAdapterWeights",
             target="drupe.plugins.tuning.merge:MergeAdapterWeights",
             summary="Merge an adapter into the base model's weights",
-            accepts=frozenset({"hf"}),
-            produces="hf",
+            accepts=_KINDS,
             requires=_REQUIRES,
             key_packages=_PACKAGES,
         ),

@@ -51,7 +51,13 @@ class AdapterPass(Pass):
                 f"{self.spec.name} trains on float weights and the model is quantized ({quantization}); "
                 "tune first and quantize afterwards"
             )
-        return super().plan(info, config, accelerator).with_(**_attributes(name, others))
+        planned = super().plan(info, config, accelerator).with_(**_attributes(name, others))
+        if info.kind == "sliced" and config is not None and config.training_args.use_liger_kernel:
+            raise ConfigError(
+                f"{self.spec.name}: training_args.use_liger_kernel: liger-kernel has no layers for sliced models; "
+                "leave it out"
+            )
+        return planned
 
     def check(self, config: TuningConfig, accelerator: Accelerator) -> None:
         """Refuse options that need a GPU where there is none."""

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from drupe.core.counting import count_combinations
 from drupe.core.plan import Plan, build_plan
 from drupe.core.registry import Registry
+from drupe.core.space import every_point, space_size
 from drupe.core.target_space import target_space
 from drupe.core.workflow.read import read_workflow
 from drupe.testing import install_plugin
@@ -131,6 +133,19 @@ def test_no_trial_is_spent_on_what_a_target_can_not_serve(tmp_path: Path, monkey
     assert rehearsed.returncode == 0, rehearsed.stdout + rehearsed.stderr
 
 
+def test_combinations_are_counted_for_each_target(plan: Make) -> None:
+    """With a stepped range; of a space too large to count, or without end, what is refused is told all the same."""
+    build = {"type": "ModelBuilder", "precision": {"search": ["int4", "int8", "fp16"]}}
+    tune = {"type": "LoRA", "train_data_config": "tone", "r": {"search": {"low": 4, "high": 16, "step": 4}}}
+    made = plan(passes={"tune": tune, "build": build})
+    assert len(list(every_point(made.space))) == space_size(made.space) == 12
+    cpu, gpu = (count_combinations(made, name) for name in ("cpu", "gpu"))
+    assert (cpu.points, cpu.fit, gpu.points, gpu.fit) == (8, 8, 12, 12)
+    endless = {**tune, "alpha": {"search": {"low": 1.0, "high": 2.0}}}
+    loose = count_combinations(plan(passes={"tune": endless, "build": build}), "gpu")
+    assert (loose.points, loose.fit, loose.most_trials, loose.refused) == (None, None, None, ())
+
+
 SPEAKS = """
 from drupe import ConfigError, Model, Pass, PassConfig, PassSpec, hookimpl
 
@@ -181,6 +196,9 @@ def test_a_combination_that_no_runtime_serves_is_no_trial(
     }
     strategy = {"max_trials": budget, "sampler": sampler}
     path = write_workflow(tmp_path, toy_document(tmp_path, passes=passes, search_strategy=strategy))
+    planned = drupe("plan", path, folder=tmp_path).stdout
+    assert "points  4, of which 3 fit\nrefused 1, such as shout.on=True, calm.on=False: no ins" in planned
+    assert "\ntrials  3\n" in planned
     done = drupe("run", path, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     target = manifest(tmp_path)["targets"]["here"]

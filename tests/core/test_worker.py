@@ -28,7 +28,7 @@ from drupe import PassSpec, hookimpl
 
 @hookimpl
 def drupe_passes():
-    names = ("Say", "Grow", "Full", "Wait", "Leave", "Rank")
+    names = ("Say", "Grow", "Full", "FullInside", "Wait", "Leave", "Rank")
     return [PassSpec(name=n, target=f"drupe_worker_test.passes:{n}", accepts={"text"}, produces="text") for n in names]
 """
 _PASSES = """
@@ -74,6 +74,11 @@ class Full(Text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+class FullInside(Text):
+    def run(self, model, config, context):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
 class Wait(Text):
     def run(self, model, config, context):
         (context.checkpoint_dir / "pid").write_text(str(os.getpid()))
@@ -108,7 +113,10 @@ def site(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(site: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(site)}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
 
 
 @pytest.fixture
@@ -215,8 +223,10 @@ def test_more_memory_than_allowed_ends_the_job_with_a_message(
     assert fault["retry"] is False
 
 
-def test_a_full_disk_is_not_the_passes_fault(stage: Callable[..., Path], environment: dict[str, str]) -> None:
-    job = stage("Full")
+@pytest.mark.parametrize("how", ["Full", "FullInside"])
+def test_a_full_disk_is_not_the_passes_fault(stage: Callable[..., Path], environment: dict[str, str], how: str) -> None:
+    """Neither where a library that writes by itself tells it in its own words."""
+    job = stage(how)
     assert run(job, environment).returncode == HOST_FAULT
     assert not (job / "result.json").exists()
     assert "make room" in json.loads((job / "host_error.json").read_text())["message"]

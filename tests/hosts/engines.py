@@ -91,12 +91,13 @@ def podman(folder: Path) -> Iterator[Engine]:
     import drupe
 
     socket = folder / "engine.sock"
-    service = subprocess.Popen(
-        [*_podman(folder), "system", "service", "--time=0", f"unix://{socket}"],
-        env=_environment(folder),
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "service.log").open("w"),
-    )
+    with (folder / "service.log").open("w") as log:
+        service = subprocess.Popen(
+            [*_podman(folder), "system", "service", "--time=0", f"unix://{socket}"],
+            env=_environment(folder),
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
     sources = {path.resolve() for path in Path(drupe.__file__).parent.iterdir()} | {Path(drupe.__file__).parent}
     prefixes = {Path(sys.prefix), Path(sys.base_prefix), *(path if path.is_dir() else path.parent for path in sources)}
     volumes = ["/usr:/usr:ro", *(f"{path}:{path}:ro" for path in sorted(prefixes))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.search.joined import TRIALS, begun, check, finish, join, write
-from tests.support.workflows import drupe, manifest, runs, start_drupe
+from tests.support.workflows import drupe, manifest, runs, start_drupe, toy_document, write_workflow
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite"])
@@ -78,3 +78,20 @@ def test_what_cannot_be_joined_is_told(tmp_path: Path) -> None:
     assert elsewhere.returncode == 2
     assert "the study's input model is not in the store" in elsewhere.stderr
     assert "--cache-dir" in elsewhere.stderr
+
+
+def test_labels_mean_what_they_meant_to_the_driver(tmp_path: Path) -> None:
+    """A label that moved since would make another study of it."""
+    (tmp_path / "latest").write_text("0")
+    document = toy_document(
+        tmp_path,
+        data_configs=[{"name": "items", "type": "ToyItems", "count": 40, "start": "toy://@latest"}],
+        passes={"append": {"type": "Append", "times": {"search": [1, 2]}}},
+        search_strategy={"max_trials": 2},
+    )
+    done = drupe("run", write_workflow(tmp_path, document), folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "latest").write_text("5000")
+    joined = drupe("worker", tmp_path / "out", "here", folder=tmp_path)
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert "is complete; 0 of its trials were run here" in joined.stdout

@@ -73,6 +73,7 @@ def environment(folder: Path) -> dict[str, str]:
         "DRUPE_HOME": str(folder / "home"),
         "DRUPE_TOY_LOG": str(folder / "toy.log"),
         "DRUPE_TOY_SPACE": str(folder / "space"),
+        "DRUPE_TOY_LATEST": str(folder / "latest"),
         "OMP_NUM_THREADS": "1",
     }
 

@@ -74,11 +74,11 @@ class SliceGPT(Pass):
     wide.
 
     The result is of a kind of its own, `sliced`, since transformers can't say what it is: every metric takes it (with
-    the runtime `hf`), OnnxConversion exports it and the passes for ONNX graphs go on from there. What needs a plain
-    Hugging Face model (LoRA, quantizers of PyTorch models, ModelBuilder) refuses it before work starts: put those that
-    make a plain model again before it. It holds `sliced.safetensors`, config and tokenizer, and `sliced_decoder.py`,
-    which loads it anywhere: `sliced_decoder.load(FOLDER)` needs PyTorch, transformers and safetensors. Started from
-    again it is an input model of type SlicedModel.
+    the runtime `hf`), LoRA and its kin win back what was lost and MergeAdapterWeights makes a sliced model again,
+    OnnxConversion exports it and the passes for ONNX graphs go on from there. What needs a plain Hugging Face model
+    (quantizers of PyTorch models, ModelBuilder) refuses it before work starts. It holds `sliced.safetensors`, config
+    and tokenizer, and `sliced_decoder.py`, which loads it anywhere: `sliced_decoder.load(FOLDER)` needs PyTorch,
+    transformers and safetensors. Started from again it is an input model of type SlicedModel.
     """
 
     Config: ClassVar[type[PassConfig]] = SliceGPTConfig
@@ -193,20 +193,15 @@ class SliceGPT(Pass):
         )
 
     def _write(self, network: Any, shape: dict[str, Any], stored: Any, model: Model, context: PassContext) -> None:
-        from safetensors.torch import save_file
-
         from drupe.plugins.huggingface.files import copy_file, copy_tree, plain_files
         from drupe.plugins.huggingface.loading import read_config
         from drupe.plugins.huggingface.scrub import scrub_folder
         from drupe.plugins.quantization.slicing import sliced_decoder
+        from drupe.plugins.quantization.slicing.weights import write_weights
 
         out = context.output_dir
         out.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().to("cpu", stored if tensor.is_floating_point() else None).contiguous()
-            for name, tensor in sorted(network.state_dict().items())
-        }
-        save_file(state, out / sliced_decoder.WEIGHTS, {"format": "pt"})
+        write_weights(network, stored, out)
 
         def wanted(path: Path) -> bool:
             return not path.name.endswith(_WEIGHTS) and path.name not in ("config.json", "sliced_decoder.py")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from drupe import __version__
-from drupe.core.cli import _COMMANDS, main
+from drupe.core.cli import main
+from drupe.core.cli.group import _COMMANDS
 from drupe.testing import install_plugin
 from tests.support.commands import run_command
 
@@ -200,4 +201,22 @@ def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path: Path) -> None:
         time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == "\ninterrupted\n"
+    assert process.returncode == 130
+
+
+def test_ctrl_c_while_it_is_imported_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text(
+        "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(30)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "drupe.core.cli"],
+        env={**environment(tmp_path), "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "interrupted\n"
     assert process.returncode == 130

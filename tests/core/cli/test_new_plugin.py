@@ -84,3 +84,15 @@ def test_what_cannot_be_made_is_told_before_anything_is_written(
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     done = drupe("new-plugin", "new", "--name", "-x", "--package", "a-b", "--pass", "3D", folder=tmp_path)
     assert done.stderr.startswith("error: 3 things are wrong")
+
+
+def test_a_folder_that_can_not_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = drupe("new-plugin", "file/acme", "--pass", "Acme", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: file/acme can't be written: Not a directory; name another DIR\n"
+
+
+def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
+    done = drupe("new-plugin", "my plugins/acme", "--pass", "Acme", folder=tmp_path)
+    assert "  pip install -e 'my plugins/acme[test]'\n  pytest 'my plugins/acme'\n" in done.stdout, done.stderr

@@ -98,6 +98,10 @@ def test_versions_are_asked_once_an_environment(azure: Cloud, make: Callable[...
     azure.put_environment("team", "2")
     assert make(**labelled).describe().environment == "team:2"
     assert len(azure.submitted) == 2
+    # Who joins a run, or verifies it, is told what the label meant there.
+    joined = make(**labelled)
+    joined.use_environment("team:1")
+    assert joined.describe() == found and len(azure.submitted) == 2
 
 
 def test_the_next_run_finds_the_job_of_a_killed_driver(azure: Cloud, system: dict[str, Any], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from drupe.core.errors import ConfigError
+from drupe.core.pinning import Pins
 from tests.hosts.azure.cloud import Cloud
 from tests.hosts.azure.looks import Look, names
 from tests.support.workflows import drupe, manifest, runs, toy_document, write_workflow
@@ -91,6 +92,13 @@ def test_data_assets_by_version_and_label(azure: Cloud, look: Look, tmp_path: Pa
     pinned = look.source(latest).pinned(latest, tmp_path)
     assert names(look.fetch(pinned)) == ["a.jsonl", "b.jsonl"]
     assert look.identity(latest) == look.identity(pinned) != look.identity(first)
+    once = Pins(look.registry, tmp_path)
+    assert once.pinned([latest]) == [pinned]
+    azure.put_data("rows", "3", "one/a.jsonl", kind="uri_file")
+    # What a run's record tells is enough to go on with it, though it holds no client.
+    assert "azureml_client" not in once.moved()[0]["means"]
+    assert Pins(look.registry, tmp_path, once.moved()).pinned(latest) == pinned
+    assert Pins(look.registry, tmp_path).pinned(latest)["version"] == "3"
     azure.put_data("rows", "3", "two/", kind="mltable")
     for reference, says in (
         ({**first, "version": "9"}, "data asset rows:9 in the workspace: Not found asset"),

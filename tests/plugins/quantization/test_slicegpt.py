@@ -226,7 +226,7 @@ def three_tokens() -> Any:
     return GenerateOptions(max_new_tokens=3)
 
 
-@pytest.mark.parametrize("name", ["LoRA", "ModelBuilder", "Gptq", "QuaRot"])
+@pytest.mark.parametrize("name", ["ModelBuilder", "Gptq", "QuaRot"])
 def test_passes_for_plain_models_refuse_it_before_work(name: str) -> None:
     subject = get_registry().create("drupe_passes", name)
     with pytest.raises(ConfigError, match=f"{name} takes hf models and would be given sliced"):

@@ -24,16 +24,18 @@ from drupe_toy.passes import note
 
 class ItemsConfig(DataConfig):
     count: int = 100
+    start: str = "toy://0"
 
 
 class ToyItems(DataContainer):
     Config = ItemsConfig
 
     def identity(self, config, workflow_dir):
-        return config.count
+        return [config.count, config.start]
 
     def load(self, config, model, context):
-        for i in range(config.count):
+        start = int(config.start.removeprefix("toy://"))
+        for i in range(start, start + config.count):
             difficulty = int(hashlib.sha256(str(i).encode()).hexdigest()[:6], 16) / 0xFFFFFF
             yield Sample(str(i), {"x": np.array([difficulty])}, target=1, content_key=str(i))
 

@@ -1,5 +1,8 @@
 """The model kind: one file, text.txt."""
 
+import os
+from pathlib import Path
+
 from drupe import Model, ModelConfig, ModelInfo, ModelKind, ModelSource
 
 
@@ -26,6 +29,11 @@ class ToySource(ModelSource):
 
     def identity(self, reference, options, workflow_dir):
         return reference
+
+    def pinned(self, reference, workflow_dir):
+        """`toy://@latest` is what a file says now."""
+        place = os.environ.get("DRUPE_TOY_LATEST", "")
+        return f"toy://{Path(place).read_text()}" if reference == "toy://@latest" else reference
 
     def fetch(self, reference, options, into, context):
         (into / "text").write_text(reference.removeprefix("toy://"))
