@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -37,8 +37,10 @@ class LMEvaluatorConfig(MetricConfig):
     limit: float | None = Field(
         None, gt=0, description="Documents per task: so many, or below 1 that share; an estimate only."
     )
-    batch_size: int | Literal["auto"] = Field(
-        1, description="Read from Olive files; sessions score one sequence at a time, which changes no value."
+    batch_size: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern="^auto(:[0-9.]+)?$")] = Field(
+        1,
+        description='Sequences that are scored at once, or "auto": up to 64 that hold 2,048 tokens together. Values '
+        "differ by rounding at most. Texts are generated one at a time.",
     )
     max_length: int | None = Field(
         None,
@@ -89,7 +91,7 @@ class LMEvaluator(Metric):
     """
 
     Config = LMEvaluatorConfig
-    version = 1
+    version = 2
     sub_types = EveryName(named_sub_type)
     names_values: ClassVar[bool] = True
     own_data: ClassVar[bool] = True
@@ -211,7 +213,16 @@ def _evaluated(
 
     from drupe.plugins.metrics.harness_model import SessionLM
 
-    asked = SessionLM(session, model.folder, max_length=config.max_length, seed=context.seed, progress=context.progress)
+    asked = SessionLM(
+        session,
+        model.folder,
+        max_length=config.max_length,
+        # "auto:4" asks the harness to look for the largest batch four times over; here each batch is fitted anew.
+        batch_size=config.batch_size if isinstance(config.batch_size, int) else "auto",
+        seed=context.seed,
+        progress=context.progress,
+        note=lambda text: _note(context, text),
+    )
     chosen = _half(loaded["tasks"], config, context)
     try:
         # What it prints is no result; and its standard errors need no processes of their own beside a loaded model.
@@ -253,8 +264,6 @@ def _note_settings(config: LMEvaluatorConfig, context: JobContext) -> None:
     given = [name for name, value in told.items() if value]
     if given:
         _note(context, f"{', '.join(given)}: the target's accelerator and its options decide where the model runs")
-    if config.batch_size != 1:
-        _note(context, f"batch_size {config.batch_size}: sequences are scored one at a time, which changes no value")
 
 
 def _note(context: JobContext, text: str) -> None:

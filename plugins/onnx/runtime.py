@@ -12,6 +12,7 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
+from drupe.core.scoring import Sequences, right_padded, scored
 from drupe.plugins.onnx.adapter_weights import read_weights
 from drupe.plugins.onnx.decoding import decode_steps, end_tokens, past_inputs, past_outputs, step_inputs
 from drupe.plugins.onnx.extensions import register_extensions
@@ -253,22 +254,21 @@ class OnnxSession(Session):
 
     def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
         """See Session.score. The whole sequence goes in at once, with no keys and values before it."""
-        ids = np.asarray(input_ids, dtype=np.int64)[None]
-        given = {**step_inputs(ids[0], 0), **past_inputs(self.input_shapes())}
+        return self.score_batch([(np.asarray(input_ids), labels)])[0]
+
+    def score_batch(self, sequences: Sequences) -> Sequence[Result]:
+        """See Session.score_batch. A graph of a fixed batch takes them one by one."""
+        shapes = self.input_shapes()
+        if len(sequences) > 1 and isinstance(shapes.get("input_ids", ((1,), ""))[0][0], int):
+            return [self.score(ids, labels) for ids, labels in sequences]
+        ids, mask = right_padded(sequences)
+        given = {**step_inputs(ids[0], 0), **past_inputs(shapes, len(ids)), "input_ids": ids, "attention_mask": mask}
+        given["position_ids"] = np.broadcast_to(given["position_ids"], ids.shape)
         extra = [name for name in self._inputs if name not in given]
         if extra or "logits" not in self._outputs:
             raise EvaluationError(f"the graph can't score whole sequences: it takes {', '.join(self._inputs)}")
-        logits = self.forward({name: given[name] for name in self._inputs}).outputs["logits"][0]
-        wanted = np.asarray(labels, dtype=np.int64)
-        result = np.full(ids.shape[1], np.nan)
-        places = np.flatnonzero(wanted != -100)
-        places = places[places > 0]
-        rows = logits[places - 1].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        result[places] = rows[np.arange(len(places)), wanted[places]] - np.log(np.exp(rows).sum(axis=1))
-        greedy = np.zeros(len(result), dtype=bool)
-        greedy[places] = rows.argmax(axis=1) == wanted[places]
-        return Result({"logprobs": result, "greedy": greedy})
+        logits = self.forward({name: given[name] for name in self._inputs}).outputs["logits"]
+        return [Result(scored(row, labels)) for row, (_, labels) in zip(logits, sequences, strict=True)]
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """See Session.tokenize. Raises EvaluationError where no tokenizer.json lies beside the graph."""
