@@ -179,13 +179,13 @@ class _Sessions:
         job = self._job
         accelerator = job.accelerator
         try:
-            entry = self._runtime(role, model, accelerator)
+            entry, given = self._runtime(model, accelerator)
         except ConfigError:
             if role != "reference":
                 raise
             # What the source model computes does not depend on the target's device, which may not take its kind.
             accelerator = Accelerator()
-            entry = self._runtime(role, model, accelerator)
+            entry, given = self._runtime(model, accelerator)
         runtime = self._registry.resolve(entry)(entry.spec)
         able = runtime.capabilities(model)
         if needs and not set(needs) & set(able):
@@ -195,19 +195,19 @@ class _Sessions:
             )
         options: dict[str, Any] = {"threads": job.resources.thread_count}
         if role == "model" or model.kind == job.inputs["model"].kind:
-            options |= job.options.get("runtime_options", {})
+            options |= given
         session: Session = runtime.open(model, accelerator, dict(runtime.options(accelerator, options)))
         session.capabilities = tuple(able)
         return session
 
-    def _runtime(self, role: str, model: Model, accelerator: Accelerator) -> Registered:
-        """Return what opens the model: the runtime that the system names holds for models of the measured kind."""
-        from drupe.core.serving import find_runtime
+    def _runtime(self, model: Model, accelerator: Accelerator) -> tuple[Registered, Mapping[str, Any]]:
+        """Return what opens the model, and the system's options for it."""
+        from drupe.core.serving import serving
 
-        named = self._job.options.get("runtime")
-        if role != "model" and model.kind != self._job.inputs["model"].kind:
-            named = self._job.options.get("baseline_runtime")
-        return find_runtime(self._registry, model.kind, accelerator, named)
+        options = self._job.options
+        return serving(
+            self._registry, model.kind, accelerator, options.get("runtime"), options.get("runtime_options", {})
+        )
 
     def close(self) -> None:
         for session in self._open.values():

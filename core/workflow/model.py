@@ -65,12 +65,17 @@ class MetricEntry:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """An entry of `evaluators`. Metric names in goals and objectives read "name-sub_type"."""
+    """An entry of `evaluators`. Metric names in goals and objectives read "name-sub_type".
+
+    type, kinds: that of an evaluator for the models of one framework, and the model kinds that it measures; none: any.
+    """
 
     name: str
     metrics: tuple[MetricEntry, ...]
     goals: tuple[Goal, ...] = ()
     objectives: tuple[Objective, ...] = ()
+    type: str | None = None
+    kinds: tuple[str, ...] = ()
 
     def entry_name(self, metric: str) -> str:
         """Return the name of the metric that "name-sub_type" is a value of; either may hold a hyphen itself."""

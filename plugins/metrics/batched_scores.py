@@ -17,17 +17,19 @@ Scored = tuple[tuple[int, ...], int]
 """The tokens of a sequence, and how many of them, at its end, are scored."""
 
 _AUTO_SEQUENCES = 64
-_AUTO_TOKENS = 2048
-"""What "auto" puts into one batch at most, filling included. There are as many numbers per token as the vocabulary has
-words: at 150,000 words this is 1.2 GB of float32."""
+_AUTO_TOKENS = {"cpu": 512}
+_AUTO_TOKENS_ELSEWHERE = 4096
+"""What "auto" puts into one batch at most, filling included, by device. A token has as many logits as the vocabulary
+has words; on a CPU, batches whose logits outgrow its caches were measured to be slower again."""
 
 
 class BatchedScores:
     """Scores by a session. A batch that fails, for want of memory or since the graph takes one sequence only, is halved
     and tried again; so are those after it.
 
-    size: sequences in a batch, or "auto": as many of one length as fit into 64 sequences and 2,048 tokens. progress:
-    called with the sequences done, and their number. note: called once with a sentence where batches get smaller.
+    size: sequences in a batch, or "auto": as many as hold 512 tokens together on a CPU, 4,096 elsewhere; 64 at
+    most. progress: called with the sequences done, and their number. note: called with a sentence where batches get
+    smaller.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class BatchedScores:
         size: BatchSize,
         progress: Callable[[int, int], None],
         note: Callable[[str], None],
+        *,
+        device: str = "cpu",
     ) -> None:
         self._session = session
-        self._most_tokens = _AUTO_TOKENS if size == "auto" else None
+        self._most_tokens = _AUTO_TOKENS.get(device, _AUTO_TOKENS_ELSEWHERE) if size == "auto" else None
         self._size = _AUTO_SEQUENCES if size == "auto" else size
         self._progress = progress
         self._note = note

@@ -28,8 +28,8 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
 
     folder: the model's; its tokenizer_config.json, config.json or genai_config.json tell context length and the tokens
     that begin and end a text. max_length: tokens that the model sees at most; longer prompts lose their beginning, and
-    `truncated` counts them. batch_size: see BatchedScores. progress: called with the requests done, and their number.
-    note: called with a sentence that the user should read.
+    `truncated` counts them. batch_size, device: see BatchedScores. progress: called with the requests done, and their
+    number. note: called with a sentence that the user should read.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         *,
         max_length: int | None = None,
         batch_size: BatchSize = 1,
+        device: str = "cpu",
         seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
         note: Callable[[str], None] | None = None,
@@ -49,7 +50,11 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         self._seed = seed
         self._progress = progress or (lambda done, total, message: None)
         self._scores = BatchedScores(
-            session, batch_size, lambda done, total: self._progress(done, total, "scoring"), note or (lambda text: None)
+            session,
+            batch_size,
+            lambda done, total: self._progress(done, total, "scoring"),
+            note or (lambda text: None),
+            device=device,
         )
         self._configs = {name: _read(folder / name) for name in ("tokenizer_config.json", "config.json")}
         self._genai = _read(folder / "genai_config.json").get("model", {})

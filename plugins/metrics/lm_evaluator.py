@@ -39,8 +39,8 @@ class LMEvaluatorConfig(MetricConfig):
     )
     batch_size: Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern="^auto(:[0-9.]+)?$")] = Field(
         1,
-        description='Sequences that are scored at once, or "auto": up to 64 that hold 2,048 tokens together. Values '
-        "differ by rounding at most. Texts are generated one at a time.",
+        description='Sequences that are scored at once, or "auto": up to 64 that hold 512 tokens (on a CPU) together. '
+        "Values differ by rounding at most. Texts are generated one at a time.",
     )
     max_length: int | None = Field(
         None,
@@ -219,6 +219,7 @@ def _evaluated(
         max_length=config.max_length,
         # "auto:4" asks the harness to look for the largest batch four times over; here each batch is fitted anew.
         batch_size=config.batch_size if isinstance(config.batch_size, int) else "auto",
+        device=context.accelerator.device,
         seed=context.seed,
         progress=context.progress,
         note=lambda text: _note(context, text),

@@ -137,7 +137,7 @@ class EPContextBinaryGenerator(Pass):
         """Return session options with the provider, or raise PassError where it is not here."""
         import onnxruntime as ort
 
-        from drupe.plugins.onnx.runtime import set_session_option
+        from drupe.plugins.onnx.ort_session import set_session_option
 
         settings = ort.SessionOptions()
         settings.log_severity_level = 3

@@ -282,7 +282,7 @@ class Together(Knowing):
         return super().score_batch(sequences)
 
 
-@pytest.mark.parametrize(("size", "most"), [(4, 4), ("auto", 2048 // 87), ("auto:4", 2048 // 87), (1, 1)])
+@pytest.mark.parametrize(("size", "most"), [(4, 4), ("auto", 6), ("auto:4", 6), (1, 1)])
 def test_sequences_are_scored_in_batches_of_like_length(
     model: Model, tmp_path: Path, size: int | str, most: int
 ) -> None:
