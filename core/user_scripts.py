@@ -13,7 +13,7 @@ from drupe.core.context import JobContext
 from drupe.core.digests import file_digest
 from drupe.core.errors import ConfigError
 
-__all__ = ["call_with_known", "script_function", "user_function"]
+__all__ = ["call_with_known", "script_function", "user_function", "user_module"]
 
 
 def user_function(script: str | Path, name: str, context: JobContext, *, folder: str | None = None) -> Any:
@@ -23,18 +23,24 @@ def user_function(script: str | Path, name: str, context: JobContext, *, folder:
     script's own. Raises ConfigError without consent, when the file or the name does not exist, or when the script can't
     be imported.
     """
-    context.require_consent("user-scripts", f"running {name} of {script}")
+    module = user_module(script, context, what=name, folder=folder)
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"user_script: {module.__file__} defines no {name}")
+    return found
+
+
+def user_module(script: str | Path, context: JobContext, *, what: str, folder: str | None = None) -> Any:
+    """Return a script as a module; see `user_function`. what: what it should define, for messages."""
+    context.require_consent("user-scripts", f"running {what} of {script}")
     base = context.workflow_dir or Path()
     path = (base / script).expanduser()
     if not path.is_file():
-        raise ConfigError(f"user_script: {path} does not exist; it should define {name}")
+        raise ConfigError(f"user_script: {path} does not exist; it should define {what}")
     search = [str(path.parent)]
     if folder is not None:
         search.insert(0, str((base / folder).expanduser()))
-    found: Callable[..., Any] | None = getattr(_load(path, search), name, None)
-    if found is None:
-        raise ConfigError(f"user_script: {path} defines no {name}")
-    return found
+    return _load(path, search)
 
 
 def script_function(config: Any, field: str, context: JobContext) -> Callable[..., Any] | None:
