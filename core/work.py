@@ -5,6 +5,7 @@ Every function takes a job, its folder and its context, and returns the fields t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -136,6 +137,12 @@ def _measure_one(
         seconds = time.perf_counter() - started
     if not rows:
         raise EvaluationError(f"metric {request['name']} gave no rows; its data config may be empty")
+    broken = next((key for key, row in rows.items() if not all(math.isfinite(x) for x in row)), None)
+    if broken is not None:
+        raise EvaluationError(
+            f"metric {request['name']} is not finite on {broken}: {', '.join(str(float(x)) for x in rows[broken])}; "
+            "the model may give NaN or infinite numbers there"
+        )
     measured: dict[str, Any] = {"rows": {key: [float(x) for x in row] for key, row in rows.items()}, "seconds": seconds}
     if piece is not None:
         places = {sample.id: position for position, sample in enumerate(context.population)}

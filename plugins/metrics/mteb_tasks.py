@@ -50,7 +50,7 @@ def load_tasks(config: MTEBEvaluatorConfig, context: JobContext) -> list[Any]:
 def scores_of(
     task: Any, encoder: SessionEncoder, config: MTEBEvaluatorConfig
 ) -> tuple[dict[str, float], Mapping[str, Any]]:
-    """Return a task's values by name, and MTEB's own result as JSON data. Raises EvaluationError."""
+    """Return a task's values by name, and MTEB's own scores as JSON data. Raises EvaluationError."""
     try:
         # What it prints is no result.
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -71,7 +71,8 @@ def scores_of(
             f"mteb could not evaluate {task.metadata.name}: {type(error).__name__}: {error}"
         ) from error
     (result,) = found.task_results
-    return _values(result.scores), result.to_dict()
+    told = {"dataset_revision": str(result.dataset_revision), "scores": _without_nan(result.scores)}
+    return _values(result.scores), told
 
 
 def _values(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
@@ -86,6 +87,19 @@ def _values(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, floa
     shared.sort(key=lambda name: name != "main_score")
     means = {name: math.fsum(part[name] for part in parts.values()) / len(parts) for name in shared}
     return {**means, **{name: part["main_score"] for name, part in parts.items() if "main_score" in part}}
+
+
+def _without_nan(value: Any) -> Any:
+    """Return scores as JSON data, with null for one that is not a number."""
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    if hasattr(value, "__float__"):
+        return value if isinstance(value, (bool, int)) else float(value) if math.isfinite(float(value)) else None
+    return str(value)
 
 
 def _is_score(value: Any) -> bool:
