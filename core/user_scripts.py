@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.digests import file_digest
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 
-__all__ = ["call_with_known", "script_function", "user_function", "user_module"]
+__all__ = ["blamed", "call_with_known", "script_function", "user_function", "user_module"]
 
 
 def user_function(script: str | Path, name: str, context: JobContext, *, folder: str | None = None) -> Any:
@@ -56,6 +58,23 @@ def script_function(config: Any, field: str, context: JobContext) -> Callable[..
     if not callable(function):
         raise ConfigError(f"{field}: {name} of {config.user_script} is no function")
     return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def blamed(name: str | None, script: str | None) -> Iterator[None]:
+    """Turn what a user's function raises into an EvaluationError that names the function, its script and its line."""
+    try:
+        yield
+    except DrupeError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_of(frame.filename, script)]
+        where = f"{script}, line {lines[-1]}" if lines else f"{script}"
+        raise EvaluationError(f"{name} ({where}) raised {type(error).__name__}: {error}") from error
+
+
+def _is_of(filename: str, script: str | None) -> bool:
+    return script is not None and Path(filename).name == Path(script).name
 
 
 def call_with_known(function: Callable[..., Any], offered: Mapping[str, Any], own: Mapping[str, Any]) -> Any:

@@ -136,7 +136,7 @@ def _measure_one(
         rows = metric.measure(model, session, samples, config, context)
         seconds = time.perf_counter() - started
     if not rows:
-        raise EvaluationError(f"metric {request['name']} gave no rows; its data config may be empty")
+        raise EvaluationError(f"metric {request['name']} gave no rows; its data may be empty")
     broken = next((key for key, row in rows.items() if not all(math.isfinite(x) for x in row)), None)
     if broken is not None:
         raise EvaluationError(

@@ -135,7 +135,9 @@ def _metric(
     for fault in told.faults:
         first = fault.path.partition(".")[0]
         inside = bool(user) and (first not in metric if first else not own)
-        findings.add([fault], join(path, group) if inside else path)
+        told_there = first == "metric_config" and _tell_options(factory.Config, config, sub_types, reading)
+        if not told_there:
+            findings.add([fault], join(path, group) if inside else path)
     reading.check_references(factory.Config, user, join(path, group))
     reading.check_references(factory.Config, own, path)
     names = []
@@ -150,6 +152,25 @@ def _metric(
             _goal(sub_type.get("goal"), full, direction, join(place, "goal"), reading, goals, share=share)
             _priority(sub_type.get("priority"), full, direction, join(place, "priority"), reading, objectives)
     return MetricEntry(name, reading.registry.reference(registered), tuple(names), config, data)
+
+
+def _tell_options(
+    factory: Any, config: Mapping[str, Any], sub_types: list[tuple[str, dict[str, Any]]], reading: Reading
+) -> bool:
+    """Record what is wrong in the metric_config of sub-types, each at its place; say whether anything is."""
+    found = False
+    for place, item in sub_types:
+        if item.get("metric_config"):
+            told = Findings()
+            alone = {item["name"]: item["metric_config"]}
+            check_config(factory, {**config, "metric_config": alone}, "", told)
+            faults = [fault for fault in told.faults if fault.path.partition(".")[0] == "metric_config"]
+            for fault in faults:
+                rest = fault.path.removeprefix("metric_config").removeprefix(f".{item['name']}").lstrip(".")
+                where = join(join(place, "metric_config"), rest) if rest else join(place, "metric_config")
+                reading.findings.fault(where, fault.found, fault.expected, fault.hint)
+            found = found or bool(faults)
+    return found
 
 
 def _sub_types(value: Any, path: str, reading: Reading) -> list[tuple[str, dict[str, Any]]]:
@@ -168,6 +189,10 @@ def _sub_types(value: Any, path: str, reading: Reading) -> list[tuple[str, dict[
         for key in item:
             if key not in _SUB_TYPE_KEYS:
                 reading.findings.unknown_key(place, key, _SUB_TYPE_KEYS)
+        options = item.get("metric_config")
+        if options is not None and not isinstance(options, dict):
+            reading.findings.fault(join(place, "metric_config"), shown(options), "a mapping of options")
+            item = {key: value for key, value in item.items() if key != "metric_config"}
         if item["name"] in (other["name"] for _, other in found):
             reading.findings.fault(join(place, "name"), f"{item['name']!r} is listed twice", "each sub-type once")
             continue
@@ -252,6 +277,8 @@ def _priority(
         return
     if isinstance(value, bool) or not isinstance(value, int):
         reading.findings.fault(path, shown(value), "a whole number, 1 for what matters most")
+    elif value < 1 and value != -1:
+        expected = "1 for what matters most, 2, …, or -1 for a value that is only looked at"
+        reading.findings.fault(path, shown(value), expected)
     elif value > 0:
-        # Olive writes -1 for a value that is only looked at.
         objectives.append(Objective(metric, direction, value))

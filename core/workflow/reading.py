@@ -84,6 +84,11 @@ class Reading:
             return
         installed = [e.spec.name for e in self.registry.of(SECTIONS[section])]
         known = [*installed, *self.catalogue.names(section)]
+        bound = self.catalogue.evaluator(name) if section == "metrics" else None
+        if bound is not None:
+            hint = f"{bound[0]} is a type of evaluator, and stands beside its metrics"
+            self.findings.fault(path, f"no metric is named {name!r}", "a metric", hint)
+            return
         hint = nearest(name, known) or (f"installed: {', '.join(sorted(installed))}" if installed else "")
         # A plugin that can't be loaded may be the one that has it.
         hint = "; ".join(filter(None, [hint, self.registry.unusable()]))

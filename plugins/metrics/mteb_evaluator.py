@@ -14,6 +14,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, MetricConfig, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
+from drupe.plugins.metrics.config import note
 from drupe.plugins.metrics.every_name import EveryName
 
 __all__ = ["MTEBEvaluator", "MTEBEvaluatorConfig"]
@@ -159,12 +160,7 @@ def _require_library() -> None:
 
 def _note_settings(config: MTEBEvaluatorConfig, context: JobContext) -> None:
     given = [name for name in _READ if getattr(config, name)]
-    notes = []
     if given:
-        notes.append(f"{', '.join(given)}: the target's accelerator and its options decide where the model runs")
+        note(f"{', '.join(given)}: the target's accelerator and its options decide where the model runs", context)
     if config.output_folder:
-        notes.append("output_folder: MTEB's own results are in the report of this step, and written nowhere else")
-    told: list[str] = context.report.setdefault("notes", [])
-    for note in notes:
-        told.append(note)
-        context.log.warning("%s", note)
+        note("output_folder: MTEB's own scores are in the report of this step, and written nowhere else", context)
