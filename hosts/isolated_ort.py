@@ -71,7 +71,9 @@ class IsolatedORT(Host):
             )
         here = self._workers().describe()
         ours = {name: version for name, version in here.versions.items() if not _is_onnxruntime(name)}
-        return replace(here, versions={**ours, **theirs})
+        # Builds of other names than keys know make other results as well.
+        build = ", ".join(f"{name} {version}" for name, version in sorted(theirs.items()))
+        return replace(here, versions={**ours, **theirs}, environment=build)
 
     def run(self, job: Path, options: JobOptions, events: Events, cancelled: Callable[[], bool]) -> Mapping[str, Any]:
         """Run a job in a worker of this environment; see Host.run."""
@@ -103,7 +105,7 @@ class IsolatedORT(Host):
 
 
 def _is_onnxruntime(name: str) -> bool:
-    """Whether a distribution is a build of ONNX Runtime (onnxruntime-gpu, onnxruntime-openvino, …)."""
+    """Whether a distribution is a build of ONNX Runtime: onnxruntime, onnxruntime-gpu, a vendor's."""
     return name == "onnxruntime" or (name.startswith("onnxruntime-") and not name.startswith(_OTHERS))
 
 

@@ -328,14 +328,7 @@ def drupe_runtimes() -> list[RuntimeSpec]:
             kinds=frozenset({"onnx"}),
             accelerators=frozenset({"cpu", "gpu", "npu"}),
             capabilities=frozenset({"forward", "generate", "score"}),
-            key_packages=(
-                "onnxruntime",
-                "onnxruntime-directml",
-                "onnxruntime-gpu",
-                "onnxruntime-openvino",
-                "onnxruntime-qnn",
-                "onnxruntime-rocm",
-            ),
+            key_packages=("onnxruntime", "onnxruntime-gpu"),
         ),
         RuntimeSpec(
             name="composite",

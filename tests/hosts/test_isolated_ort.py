@@ -223,16 +223,17 @@ def host(environment: Path, tmp_path: Path) -> Iterator[Any]:
 def test_it_has_this_machines_versions_and_the_other_onnxruntime(host: Any, environment: Path) -> None:
     (site,) = (environment / "lib").glob("python*/site-packages")
     (old,) = site.glob("onnxruntime-*.dist-info")
-    renamed = old.with_name("onnxruntime_openvino-9.9.dist-info")
+    renamed = old.with_name("onnxruntime_acme-9.9.dist-info")
     renamed.mkdir()
     try:
-        (renamed / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-openvino\nVersion: 9.9\n")
-        versions = host.describe().versions
+        (renamed / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-acme\nVersion: 9.9\n")
+        described = host.describe()
     finally:
         (renamed / "METADATA").unlink()
         renamed.rmdir()
-    assert versions["onnxruntime-openvino"] == "9.9"
-    assert versions["drupe"] == importlib.metadata.version("drupe")
+    assert described.versions["onnxruntime-acme"] == "9.9"
+    assert described.environment.endswith("onnxruntime-acme 9.9")
+    assert described.versions["drupe"] == importlib.metadata.version("drupe")
 
 
 @pytest.mark.slow
