@@ -52,7 +52,7 @@ def _system(name: str, entry: dict[str, Any], path: str, client: Any, reading: R
             rest["azureml_client"] = rest.get("azureml_client") or client
         check_config(factory.Config, rest, path, reading.findings)
         reading.check_references(factory.Config, rest, path)
-    return System(name, str(type_name), rest, accelerators, runtime, options)
+    return System(name, str(type_name), rest, accelerators, runtime, options, name in reading.measuring)
 
 
 def _own_runtime(name: str, spec: HostSpec, runtime: Any, path: str, reading: Reading) -> Any:

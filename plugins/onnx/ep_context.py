@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, EvaluationError, PassError
+from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.graphs import external_files, graph_paths
@@ -147,7 +147,7 @@ class EPContextBinaryGenerator(Pass):
                 continue
             try:
                 set_session_option(settings, name, value)
-            except EvaluationError as error:
+            except ValueError as error:
                 raise ConfigError(
                     f"{self.spec.name}: session_options.{name}: ONNX Runtime has no such session option"
                 ) from error

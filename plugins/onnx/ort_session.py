@@ -33,9 +33,9 @@ def make_session(
 
     request: path, provider, provider_options, stored (session options that the model brings), and what OnnxRuntime
     takes as options; extensions: whether the model uses the operators of onnxruntime-extensions. initializers: weights
-    by name that are not in the file. settings: SessionOptions to begin with. device: the OrtEpDevice of a provider that a
-    library brought; without one the provider is to be ONNX Runtime's own. Raises ValueError for what can't be done,
-    and what ONNX Runtime raises.
+    by name that are not in the file. settings: SessionOptions to begin with. device: the OrtEpDevice of a provider
+    that a library brought; without one the provider is to be ONNX Runtime's own. Raises ValueError for what can't be
+    done, and what ONNX Runtime raises.
     """
     import onnxruntime as ort
 
@@ -61,11 +61,10 @@ def make_session(
     if initializers:
         values = [ort.OrtValue.ortvalue_from_numpy(value) for value in initializers.values()]
         settings.add_external_initializers(list(initializers), values)
-    providers = [(provider, request["provider_options"])]
     if device is not None:
         settings.add_provider_for_devices([device], request["provider_options"])
-        providers = None
-    return ort.InferenceSession(request["path"], settings, providers=providers)
+        return ort.InferenceSession(request["path"], settings)
+    return ort.InferenceSession(request["path"], settings, providers=[(provider, request["provider_options"])])
 
 
 def set_session_option(settings: Any, name: str, value: Any) -> None:
