@@ -31,8 +31,8 @@ class Notice:
 @dataclass(frozen=True)
 class System:
     """An entry of `systems`. type: the registered host name. config: the host's own fields. accelerators: what a
-    target of this system is optimized for. runtime, runtime_options: which runtime measures there, and how. measures_only: whether passes do
-    not run there."""
+    target of this system is optimized for. runtime, runtime_options: which runtime measures there, and how.
+    measures_only: whether passes do not run there."""
 
     name: str
     type: str
