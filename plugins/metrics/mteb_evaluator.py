@@ -155,7 +155,7 @@ def _require_library() -> None:
     from importlib.util import find_spec
 
     if find_spec("mteb") is None:
-        raise EvaluationError("MTEBEvaluator needs mteb>=2, which is not installed; pip install 'drupe[mteb]'")
+        raise EvaluationError("MTEBEvaluator needs mteb>=2.26, which is not installed; pip install 'drupe[mteb]'")
 
 
 def _note_settings(config: MTEBEvaluatorConfig, context: JobContext) -> None:

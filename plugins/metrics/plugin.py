@@ -82,7 +82,7 @@ def drupe_metrics() -> Sequence[MetricSpec]:
             target="drupe.plugins.metrics.mteb_evaluator:MTEBEvaluator",
             summary="Tasks of the Massive Text Embedding Benchmark, with its data and scores.",
             needs="forward",
-            requires=("mteb>=2",),
+            requires=("mteb>=2.26",),
             key_packages=("mteb",),
         ),
         MetricSpec(
