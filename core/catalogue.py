@@ -10,6 +10,9 @@ systems = "LocalSystem"
 [provides."vendor: Theirs"]
 passes = ["CompileProgram"]      # also systems, data, metrics, models, accelerators
 
+[evaluators]                     # types of evaluators that list metrics, and the model kinds that each measures
+TheirEvaluator = ["theirkind"]
+
 [renamed.passes]                 # older type → today's
 BuildProgram = "CompileProgram"
 
@@ -109,6 +112,14 @@ class Catalogue:
         for document in self.documents:
             if section in document.get("defaults", {}):
                 return str(document["defaults"][section])
+        return None
+
+    def evaluator(self, name: str) -> tuple[str, tuple[str, ...]] | None:
+        """Return the name of an evaluator type that lists metrics, and the model kinds that it measures; or None."""
+        for document in self.documents:
+            for known, kinds in document.get("evaluators", {}).items():
+                if known.lower() == name.lower():
+                    return known, tuple(kinds)
         return None
 
     def components(self, group: str) -> frozenset[str]:

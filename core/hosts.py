@@ -19,7 +19,11 @@ from drupe.core.errors import Fault
 if TYPE_CHECKING:
     from drupe.core.specs import HostSpec
 
-__all__ = ["Events", "Host", "HostConfig", "HostDescription", "JobOptions"]
+__all__ = ["OTHER_INTERPRETER", "Events", "Host", "HostConfig", "HostDescription", "JobOptions"]
+
+OTHER_INTERPRETER = "DRUPE_OTHER_INTERPRETER"
+"""The variable by which a host that measures through a runtime of its own (HostSpec.runtime) tells that runtime in
+which Python to open models, where it is not the worker's: JSON {"python": path, "environment": variables}."""
 
 Events = Callable[[Mapping[str, Any]], None]
 """Called with {"event": "progress" | "log" | "state", …} while a job runs, from any thread."""

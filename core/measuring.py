@@ -18,7 +18,7 @@ from drupe.core.keys import config_identity, step_key
 from drupe.core.metrics import Measurement, Metric
 from drupe.core.model import Model
 from drupe.core.registry import Registered
-from drupe.core.serving import find_runtime
+from drupe.core.serving import serving
 from drupe.core.specs import DataSpec, MetricSpec, RuntimeSpec
 from drupe.core.workflow.model import Evaluator, MetricEntry, System
 
@@ -224,14 +224,14 @@ class Measurer:
         keyed = cast(MetricSpec, registered.spec).key_packages
         packages: dict[str, str] = dict(self._engine.packages(system.name, keyed)) if keyed else {}
         if cast(MetricSpec, registered.spec).needs is not None:
-            runtime = find_runtime(self.registry, model.kind, accelerator, system.runtime)
+            runtime, options = self._served(model, system, accelerator)
             spec = cast(RuntimeSpec, runtime.spec)
             packages |= self._engine.packages(system.name, spec.key_packages)
             extra["runtime"] = [
                 spec.name,
                 runtime.plugin.distribution,
                 runtime.plugin.version,
-                dict(system.runtime_options),
+                dict(options),
             ]
         timed = self._timed(entry)
         if timed:
@@ -274,7 +274,10 @@ class Measurer:
         yield from metrics
         yield from self._engine.data_providers(names)
         if any(cast(MetricSpec, metric.spec).needs is not None for metric in metrics):
-            yield find_runtime(self.registry, model.kind, accelerator, system.runtime)
+            yield self._served(model, system, accelerator)[0]
+
+    def _served(self, model: Model, system: System, accelerator: Accelerator) -> tuple[Registered, Mapping[str, Any]]:
+        return serving(self.registry, model.kind, accelerator, system.runtime, system.runtime_options)
 
     def _measure_group(
         self,

@@ -16,10 +16,11 @@ __all__ = ["added_requirements", "host_of", "placed_passes", "requirement_needs"
 
 def host_of(workflow: Workflow, alternative: PassAlternative, entry: Registered | None, target: str) -> str:
     """Return the name of the system that a pass runs on for a target: its own host, else the target's system where the
-    pass is to run there, else the workflow's host. entry: the registered pass, where it is known."""
+    pass is to run there and can, else the workflow's host. entry: the registered pass, where it is known."""
     if alternative.host:
         return alternative.host
-    return target if entry is not None and getattr(entry.spec, "on_target", False) else workflow.host
+    there = entry is not None and getattr(entry.spec, "on_target", False) and not workflow.systems[target].measures_only
+    return target if there else workflow.host
 
 
 def placed_passes(

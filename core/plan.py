@@ -99,8 +99,18 @@ class Plan:
                 found = _on(str(error), target, self.workflow)
                 raise ConfigError(faults=[Fault(step.where, found, "", hint)]) from error
             before.append(planned)
+        self._check_evaluator(info, target)
         self._check_runtime(info, target, accelerator)
         return info
+
+    def _check_evaluator(self, info: ModelInfo, target: str) -> None:
+        evaluator = self.workflow.evaluators.get(self.workflow.evaluator or "")
+        if evaluator is None or not evaluator.kinds or info.kind in evaluator.kinds:
+            return
+        message = f"{evaluator.type} measures {' and '.join(evaluator.kinds)} models; the passes end with {info.kind}"
+        hint = "leave type out: then every model is measured by the runtime that opens it"
+        where = f"evaluators.{evaluator.name}.type"
+        raise ConfigError(faults=[Fault(where, _on(message, target, self.workflow), "", hint)])
 
     def _check_runtime(self, info: ModelInfo, target: str, accelerator: Accelerator) -> None:
         from drupe.core.serving import find_runtime

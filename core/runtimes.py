@@ -77,6 +77,14 @@ class Session:
         """
         raise NotImplementedError
 
+    def score_batch(self, sequences: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sequence[Result]:
+        """Score several sequences, (input_ids, labels) each, of any lengths: what `score` gives for each, in order.
+
+        Up to rounding the values do not depend on what stands beside them. The default takes one sequence after the
+        other; sessions that gain by a batch refine it.
+        """
+        return [self.score(ids, labels) for ids, labels in sequences]
+
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """Return the token ids (int64, (n,)) of a text by the model's own tokenizer."""
         raise NotImplementedError

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError
 from drupe.core.registry import Registered, Registry
 from drupe.core.specs import RuntimeSpec
 
-__all__ = ["find_runtime"]
+__all__ = ["find_runtime", "serving"]
+
+
+def serving(
+    registry: Registry, kind: str, accelerator: Accelerator, name: str | None, options: Mapping[str, Any]
+) -> tuple[Registered, Mapping[str, Any]]:
+    """Return the runtime that measures a model on a system, and its options.
+
+    name, options: the system's. A runtime that is named holds, with its options, for models of the kinds that it
+    serves; those of other kinds, which goals compare with, are opened by the only one that matches. Raises ConfigError.
+    """
+    if name is not None and kind not in cast(RuntimeSpec, registry.get("drupe_runtimes", name).spec).kinds:
+        return find_runtime(registry, kind, accelerator), {}
+    return find_runtime(registry, kind, accelerator, name), options
 
 
 def find_runtime(registry: Registry, kind: str, accelerator: Accelerator, name: str | None = None) -> Registered:
@@ -23,7 +37,8 @@ def find_runtime(registry: Registry, kind: str, accelerator: Accelerator, name: 
             raise ConfigError(f"the runtime {name!r} does not serve {kind} models on {_device(accelerator)}")
         return entry
     entries = registry.of("drupe_runtimes")
-    matching = [e for e in entries if _serves(cast(RuntimeSpec, e.spec), kind, accelerator)]
+    specs = {e: cast(RuntimeSpec, e.spec) for e in entries}
+    matching = [e for e, spec in specs.items() if _serves(spec, kind, accelerator) and not spec.only_named]
     if not matching:
         serving = [e.spec.name for e in entries if kind in cast(RuntimeSpec, e.spec).kinds]
         hint = f"; {', '.join(serving)} serves {kind} models elsewhere" if serving else ""

@@ -190,10 +190,12 @@ class HostSpec(Spec):
     """A host: a place where jobs run.
 
     environment_field: the field of its config that takes requirement strings, from which it makes a Python environment
-    for its jobs; None where it makes none.
+    for its jobs; None where it makes none. runtime: the one that models are measured by on such a system, which then
+    only measures: passes of a workflow that names it as their host run on this machine.
     """
 
     environment_field: str | None = None
+    runtime: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +209,11 @@ class AcceleratorSpec(Spec):
 class RuntimeSpec(Spec):
     """A runtime: opens models of `kinds` on `accelerators` through `providers` (empty: any) with `capabilities`.
 
-    capabilities is a subset of {"forward", "generate", "score"}.
+    capabilities is a subset of {"forward", "generate", "score"}. only_named: it serves only where a system, or the host
+    behind it, names it, and so stands beside others of its kinds.
     """
 
+    only_named: bool = False
     kinds: frozenset[str] = frozenset()
     accelerators: frozenset[str] = frozenset()
     providers: frozenset[str] = frozenset()

@@ -122,6 +122,11 @@ class TrialRunner:
         except (PassError, ConfigError) as error:
             outcome = Outcome("failed", error=str(error))
             return outcome, Candidate(trial.number, trial.point, "failed", error=str(error))
+        if raced.errors and not raced.found and raced.reason is None:
+            # Without any value there is nothing to call it good by.
+            told = "; ".join(f"{name}: {error}" for name, error in raced.errors.items())
+            outcome = Outcome("failed", error=f"nothing could be measured: {told}", candidate=chain.model.digest)
+            return outcome, self.describe(trial, outcome, chain, raced.errors)
         violations = self.violations(raced.found, raced.compared)
         if raced.reason is not None:
             # What was not measured before the cut is unknown, not broken.

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.digests import file_digest
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 
-__all__ = ["call_with_known", "script_function", "user_function"]
+__all__ = ["blamed", "call_with_known", "script_function", "user_function", "user_module"]
 
 
 def user_function(script: str | Path, name: str, context: JobContext, *, folder: str | None = None) -> Any:
@@ -23,18 +25,24 @@ def user_function(script: str | Path, name: str, context: JobContext, *, folder:
     script's own. Raises ConfigError without consent, when the file or the name does not exist, or when the script can't
     be imported.
     """
-    context.require_consent("user-scripts", f"running {name} of {script}")
+    module = user_module(script, context, what=name, folder=folder)
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is None:
+        raise ConfigError(f"user_script: {module.__file__} defines no {name}")
+    return found
+
+
+def user_module(script: str | Path, context: JobContext, *, what: str, folder: str | None = None) -> Any:
+    """Return a script as a module; see `user_function`. what: what it should define, for messages."""
+    context.require_consent("user-scripts", f"running {what} of {script}")
     base = context.workflow_dir or Path()
     path = (base / script).expanduser()
     if not path.is_file():
-        raise ConfigError(f"user_script: {path} does not exist; it should define {name}")
+        raise ConfigError(f"user_script: {path} does not exist; it should define {what}")
     search = [str(path.parent)]
     if folder is not None:
         search.insert(0, str((base / folder).expanduser()))
-    found: Callable[..., Any] | None = getattr(_load(path, search), name, None)
-    if found is None:
-        raise ConfigError(f"user_script: {path} defines no {name}")
-    return found
+    return _load(path, search)
 
 
 def script_function(config: Any, field: str, context: JobContext) -> Callable[..., Any] | None:
@@ -50,6 +58,23 @@ def script_function(config: Any, field: str, context: JobContext) -> Callable[..
     if not callable(function):
         raise ConfigError(f"{field}: {name} of {config.user_script} is no function")
     return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def blamed(name: str | None, script: str | None) -> Iterator[None]:
+    """Turn what a user's function raises into an EvaluationError that names the function, its script and its line."""
+    try:
+        yield
+    except DrupeError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_of(frame.filename, script)]
+        where = f"{script}, line {lines[-1]}" if lines else f"{script}"
+        raise EvaluationError(f"{name} ({where}) raised {type(error).__name__}: {error}") from error
+
+
+def _is_of(filename: str, script: str | None) -> bool:
+    return script is not None and Path(filename).name == Path(script).name
 
 
 def call_with_known(function: Callable[..., Any], offered: Mapping[str, Any], own: Mapping[str, Any]) -> Any:

@@ -5,6 +5,7 @@ Every function takes a job, its folder and its context, and returns the fields t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,13 @@ def _measure_one(
         rows = metric.measure(model, session, samples, config, context)
         seconds = time.perf_counter() - started
     if not rows:
-        raise EvaluationError(f"metric {request['name']} gave no rows; its data config may be empty")
+        raise EvaluationError(f"metric {request['name']} gave no rows; its data may be empty")
+    broken = next((key for key, row in rows.items() if not all(math.isfinite(x) for x in row)), None)
+    if broken is not None:
+        raise EvaluationError(
+            f"metric {request['name']} is not finite on {broken}: {', '.join(str(float(x)) for x in rows[broken])}; "
+            "the model may give NaN or infinite numbers there"
+        )
     measured: dict[str, Any] = {"rows": {key: [float(x) for x in row] for key, row in rows.items()}, "seconds": seconds}
     if piece is not None:
         places = {sample.id: position for position, sample in enumerate(context.population)}
@@ -179,13 +186,13 @@ class _Sessions:
         job = self._job
         accelerator = job.accelerator
         try:
-            entry = self._runtime(role, model, accelerator)
+            entry, given = self._runtime(model, accelerator)
         except ConfigError:
             if role != "reference":
                 raise
             # What the source model computes does not depend on the target's device, which may not take its kind.
             accelerator = Accelerator()
-            entry = self._runtime(role, model, accelerator)
+            entry, given = self._runtime(model, accelerator)
         runtime = self._registry.resolve(entry)(entry.spec)
         able = runtime.capabilities(model)
         if needs and not set(needs) & set(able):
@@ -195,19 +202,19 @@ class _Sessions:
             )
         options: dict[str, Any] = {"threads": job.resources.thread_count}
         if role == "model" or model.kind == job.inputs["model"].kind:
-            options |= job.options.get("runtime_options", {})
+            options |= given
         session: Session = runtime.open(model, accelerator, dict(runtime.options(accelerator, options)))
         session.capabilities = tuple(able)
         return session
 
-    def _runtime(self, role: str, model: Model, accelerator: Accelerator) -> Registered:
-        """Return what opens the model: the runtime that the system names holds for models of the measured kind."""
-        from drupe.core.serving import find_runtime
+    def _runtime(self, model: Model, accelerator: Accelerator) -> tuple[Registered, Mapping[str, Any]]:
+        """Return what opens the model, and the system's options for it."""
+        from drupe.core.serving import serving
 
-        named = self._job.options.get("runtime")
-        if role != "model" and model.kind != self._job.inputs["model"].kind:
-            named = self._job.options.get("baseline_runtime")
-        return find_runtime(self._registry, model.kind, accelerator, named)
+        options = self._job.options
+        return serving(
+            self._registry, model.kind, accelerator, options.get("runtime"), options.get("runtime_options", {})
+        )
 
     def close(self) -> None:
         for session in self._open.values():

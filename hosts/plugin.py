@@ -23,6 +23,12 @@ def drupe_hosts() -> list[HostSpec]:
             environment_field="requirements",
         ),
         HostSpec(
+            name="IsolatedORT",
+            target="drupe.hosts.isolated_ort:IsolatedORT",
+            summary="Measures with ONNX Runtime of another Python environment, which needs nothing else.",
+            runtime="IsolatedORT",
+        ),
+        HostSpec(
             name="SSH",
             target="drupe.hosts.ssh:SSH",
             summary="Another machine, reached with the OpenSSH client.",

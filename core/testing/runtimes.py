@@ -172,6 +172,19 @@ class RuntimeContract(Contract):
         part = session.score(ids[:4], ids[:4]).outputs["logprobs"]
         np.testing.assert_allclose(part[1:], whole[1:4], atol=max(self.tolerance, 1e-4))
 
+    def test_a_batch_is_scored_as_each_sequence_alone(self, subject: Runtime, model: Model, session: Session) -> None:
+        """Sequences of several lengths, side by side: each gets what it gets alone."""
+        self.needs(subject, model, "score")
+        tokens = [session.tokenize(text) for text in ("abcdef", "abc", "dcba")]
+        sequences = [(ids, np.where(np.arange(len(ids)) < first, -100, ids)) for first, ids in enumerate(tokens)]
+        together = session.score_batch(sequences)
+        assert len(together) == len(sequences)
+        for found, (ids, labels) in zip(together, sequences, strict=True):
+            alone = session.score(ids, labels).outputs
+            np.testing.assert_allclose(found.outputs["logprobs"], alone["logprobs"], atol=max(self.tolerance, 1e-4))
+            if "greedy" in alone:
+                assert found.outputs["greedy"].tolist() == alone["greedy"].tolist()
+
     def test_two_sessions_stand_side_by_side(
         self, subject: Runtime, model: Model, accelerator: Accelerator, session: Session
     ) -> None:

@@ -32,7 +32,8 @@ class Notice:
 @dataclass(frozen=True)
 class System:
     """An entry of `systems`. type: the registered host name. config: the host's own fields. accelerators: what a
-    target of this system is optimized for. runtime, runtime_options: which runtime measures there, and how."""
+    target of this system is optimized for. runtime, runtime_options: which runtime measures there, and how.
+    measures_only: whether passes do not run there."""
 
     name: str
     type: str
@@ -40,6 +41,7 @@ class System:
     accelerators: tuple[Accelerator, ...] = (Accelerator(),)
     runtime: str | None = None
     runtime_options: Mapping[str, Any] = field(default_factory=dict)
+    measures_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,17 @@ class MetricEntry:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """An entry of `evaluators`. Metric names in goals and objectives read "name-sub_type"."""
+    """An entry of `evaluators`. Metric names in goals and objectives read "name-sub_type".
+
+    type, kinds: that of an evaluator for the models of one framework, and the model kinds that it measures; none: any.
+    """
 
     name: str
     metrics: tuple[MetricEntry, ...]
     goals: tuple[Goal, ...] = ()
     objectives: tuple[Objective, ...] = ()
+    type: str | None = None
+    kinds: tuple[str, ...] = ()
 
     def entry_name(self, metric: str) -> str:
         """Return the name of the metric that "name-sub_type" is a value of; either may hold a hyphen itself."""

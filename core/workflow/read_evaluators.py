@@ -9,7 +9,7 @@ from drupe.core.metrics import Direction, SubType
 from drupe.core.statistics.goals import EXTREMES
 from drupe.core.study import Goal, Objective
 from drupe.core.workflow.configs import check_config
-from drupe.core.workflow.findings import join, listed, nearest, shown
+from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
 from drupe.core.workflow.model import Evaluator, MetricEntry
 from drupe.core.workflow.reading import Reading
 
@@ -22,7 +22,7 @@ GOAL_KINDS = (
     "max-degradation",
     "percent-max-degradation",
 )
-_METRIC_KEYS = ("name", "type", "sub_types", "data_config", "user_config", "backend")
+_METRIC_KEYS = ("name", "type", "sub_types", "data_config", "backend")
 _SUB_TYPE_KEYS = ("name", "priority", "goal", "higher_is_better", "metric_config")
 
 
@@ -38,14 +38,17 @@ def read_evaluators(document: Mapping[str, Any], reading: Reading) -> dict[str, 
 
 
 def _evaluator(name: str, entry: dict[str, Any], path: str, reading: Reading) -> Evaluator:
-    if "type" in entry:
+    type_ = entry.get("type")
+    bound = reading.catalogue.evaluator(type_) if isinstance(type_, str) else None
+    group = "user_config"
+    if type_ is not None and bound is None:
         # An evaluator with a type of its own (a benchmark harness) is one metric that goes by that type.
-        options = {key: value for key, value in entry.items() if key != "type"}
-        metrics: Any = [{"name": str(entry["type"]), "type": entry["type"], "user_config": options}]
+        metrics: Any = [{"name": str(type_), **entry}]
+        group = "type_args"
         places = [path]
     else:
         for key in entry:
-            if key != "metrics":
+            if key not in ("metrics", "type"):
                 reading.findings.unknown_key(path, key, ["metrics", "type"])
         metrics = entry.get("metrics") or []
         if metrics == []:
@@ -61,18 +64,38 @@ def _evaluator(name: str, entry: dict[str, Any], path: str, reading: Reading) ->
         if not isinstance(metric, dict):
             reading.findings.fault(place, shown(metric), "a mapping with name, type and sub_types")
             continue
-        entry_ = _metric(metric, place, reading, goals, objectives)
+        entry_ = _metric(metric, place, group, reading, goals, objectives)
         if entry_ is None:
             continue
         if entry_.name in (m.name for m in found):
             reading.findings.fault(join(place, "name"), f"{entry_.name!r} names two metrics", "each name once")
         found.append(entry_)
-    return Evaluator(name, tuple(found), tuple(goals), tuple(objectives))
+    _tell_equals(objectives, path, reading)
+    return Evaluator(name, tuple(found), tuple(goals), tuple(objectives), *(bound or (None, ())))
+
+
+def _tell_equals(objectives: list[Objective], path: str, reading: Reading) -> None:
+    """Of equal priorities what stands first in the file decides: Olive refuses them, so nobody says otherwise."""
+    for priority in dict.fromkeys(objective.priority for objective in objectives):
+        names = [objective.metric for objective in objectives if objective.priority == priority]
+        if len(names) > 1:
+            reading.findings.notice(
+                path,
+                f"priority {priority} of {' and '.join(names)}",
+                f"in the order of the file: {names[0]} decides first",
+                "give each its own number to say otherwise",
+            )
 
 
 def _metric(
-    metric: dict[str, Any], path: str, reading: Reading, goals: list[Goal], objectives: list[Objective]
+    metric: dict[str, Any],
+    path: str,
+    group: str,
+    reading: Reading,
+    goals: list[Goal],
+    objectives: list[Objective],
 ) -> MetricEntry | None:
+    """group: the key of the mapping that may hold the metric's own options; they may stand beside it as well."""
     findings = reading.findings
     type_name = metric.get("type")
     name = metric.get("name", type_name)
@@ -80,14 +103,18 @@ def _metric(
         findings.fault(join(path, "name"), shown(name), "a name")
         return None
     found = reading.look_up("metrics", type_name, join(path, "type"))
-    user = findings.mapping(metric.get("user_config"), join(path, "user_config")) or {}
+    user = findings.mapping(metric.get(group), join(path, group)) or {}
     sub_types = _sub_types(metric.get("sub_types"), join(path, "sub_types"), reading)
-    own = {key: value for key, value in metric.items() if key not in _METRIC_KEYS}
+    own = {key: value for key, value in metric.items() if key not in (*_METRIC_KEYS, group)}
+    for key in user:
+        if key in own and own[key] != user[key]:
+            found_ = f"{shown(user[key])}, and {shown(own[key])} beside {group}"
+            findings.fault(join(join(path, group), key), found_, "one of them")
     config = {**user, **own}
     if metric.get("backend") is not None:
         config["backend"] = metric["backend"]
     options = {s["name"]: s["metric_config"] for _, s in sub_types if s.get("metric_config")}
-    if options:
+    if options and isinstance(config.get("metric_config", {}), dict):
         config["metric_config"] = {**config.get("metric_config", {}), **options}
     data = metric.get("data_config")
     if data is not None:
@@ -103,8 +130,16 @@ def _metric(
     if directions and "higher_is_better" in factory.Config.model_fields:
         config.setdefault("higher_is_better", directions)
     metric_ = factory(registered.spec)
-    checked = check_config(factory.Config, config, path, findings)
-    reading.check_references(factory.Config, config, path)
+    told = Findings()
+    checked = check_config(factory.Config, config, "", told)
+    for fault in told.faults:
+        first = fault.path.partition(".")[0]
+        inside = bool(user) and (first not in metric if first else not own)
+        told_there = first == "metric_config" and _tell_options(factory.Config, config, sub_types, reading)
+        if not told_there:
+            findings.add([fault], join(path, group) if inside else path)
+    reading.check_references(factory.Config, user, join(path, group))
+    reading.check_references(factory.Config, own, path)
     names = []
     default = [] if factory.names_values else [(path, {"name": factory.default_sub_type})]
     for place, sub_type in sub_types or default:
@@ -117,6 +152,25 @@ def _metric(
             _goal(sub_type.get("goal"), full, direction, join(place, "goal"), reading, goals, share=share)
             _priority(sub_type.get("priority"), full, direction, join(place, "priority"), reading, objectives)
     return MetricEntry(name, reading.registry.reference(registered), tuple(names), config, data)
+
+
+def _tell_options(
+    factory: Any, config: Mapping[str, Any], sub_types: list[tuple[str, dict[str, Any]]], reading: Reading
+) -> bool:
+    """Record what is wrong in the metric_config of sub-types, each at its place; say whether anything is."""
+    found = False
+    for place, item in sub_types:
+        if item.get("metric_config"):
+            told = Findings()
+            alone = {item["name"]: item["metric_config"]}
+            check_config(factory, {**config, "metric_config": alone}, "", told)
+            faults = [fault for fault in told.faults if fault.path.partition(".")[0] == "metric_config"]
+            for fault in faults:
+                rest = fault.path.removeprefix("metric_config").removeprefix(f".{item['name']}").lstrip(".")
+                where = join(join(place, "metric_config"), rest) if rest else join(place, "metric_config")
+                reading.findings.fault(where, fault.found, fault.expected, fault.hint)
+            found = found or bool(faults)
+    return found
 
 
 def _sub_types(value: Any, path: str, reading: Reading) -> list[tuple[str, dict[str, Any]]]:
@@ -135,6 +189,10 @@ def _sub_types(value: Any, path: str, reading: Reading) -> list[tuple[str, dict[
         for key in item:
             if key not in _SUB_TYPE_KEYS:
                 reading.findings.unknown_key(place, key, _SUB_TYPE_KEYS)
+        options = item.get("metric_config")
+        if options is not None and not isinstance(options, dict):
+            reading.findings.fault(join(place, "metric_config"), shown(options), "a mapping of options")
+            item = {key: value for key, value in item.items() if key != "metric_config"}
         if item["name"] in (other["name"] for _, other in found):
             reading.findings.fault(join(place, "name"), f"{item['name']!r} is listed twice", "each sub-type once")
             continue
@@ -219,6 +277,8 @@ def _priority(
         return
     if isinstance(value, bool) or not isinstance(value, int):
         reading.findings.fault(path, shown(value), "a whole number, 1 for what matters most")
+    elif value < 1 and value != -1:
+        expected = "1 for what matters most, 2, …, or -1 for a value that is only looked at"
+        reading.findings.fault(path, shown(value), expected)
     elif value > 0:
-        # Olive writes -1 for a value that is only looked at.
         objectives.append(Objective(metric, direction, value))

@@ -42,13 +42,20 @@ def read_passes(document: Mapping[str, Any], evaluators: Mapping[str, Any], read
         if not listed:
             reading.findings.fault(path, "an empty list", "a pass, or a list of alternatives")
         alternatives: list[PassAlternative] = []
+        known: list[tuple[Any, str]] = []
         evaluator = None
         for index, item in enumerate(listed):
             where = join(path, index) if isinstance(value, list) else path
             if not isinstance(item, dict):
                 reading.findings.fault(where, shown(item), "a mapping with a type")
                 continue
-            alternatives.append(_alternative(name, item, where, reading, result))
+            alternative, config = _alternative(name, item, where, reading, result)
+            alternatives.append(alternative)
+            same = next((at for other, at in known if config is not None and other == config), None)
+            if same is not None:
+                hint = "leave one of them out, or change what was to differ"
+                reading.findings.fault(where, f"the same pass as {same}", "each alternative once", hint)
+            known.append((config, where))
             evaluator = evaluator or _evaluator(item, evaluators, where, reading)
         if len(alternatives) > 1:
             result.marked.append(name)
@@ -70,7 +77,10 @@ def _evaluator(item: Mapping[str, Any], evaluators: Mapping[str, Any], path: str
     return name
 
 
-def _alternative(name: str, item: dict[str, Any], path: str, reading: Reading, result: Passes) -> PassAlternative:
+def _alternative(
+    name: str, item: dict[str, Any], path: str, reading: Reading, result: Passes
+) -> tuple[PassAlternative, Any]:
+    """Return an alternative, and what makes it the same as another: type, host, values after defaults, searches."""
     config = {key: value for key, value in item.items() if key not in _OWN_KEYS}
     host = item.get("host")
     if host is not None and (not isinstance(host, str) or host not in reading.system_names):
@@ -79,10 +89,13 @@ def _alternative(name: str, item: dict[str, Any], path: str, reading: Reading, r
         where = join(path, "host")
         reading.findings.fault(where, f"no system is named {host!r}", expected, nearest(str(host), names))
         host = None
+    if host in reading.measuring:
+        reading.tell_measuring(str(host), join(path, "host"))
+        host = None
     found = reading.look_up("passes", item.get("type"), join(path, "type"))
     if found is None:
         result.marked.extend(join(name, ".".join(where)) for where, _ in find_markers(config))
-        return PassAlternative(str(item.get("type") or ""), config, path, host)
+        return PassAlternative(str(item.get("type") or ""), config, path, host), None
     registered, factory = found
     config = _with_named_data(name, factory.Config, config, path, reading, result)
     checked = check_config(factory.Config, config, path, reading.findings, search=True)
@@ -91,7 +104,13 @@ def _alternative(name: str, item: dict[str, Any], path: str, reading: Reading, r
     result.marked.extend(join(name, ".".join(where)) for where in marked)
     unmarked = [join(name, ".".join(where)) for where in searchable_fields(factory.Config) if where not in marked]
     result.unmarked.extend(entry for entry in unmarked if entry not in result.unmarked)
-    return PassAlternative(reading.registry.reference(registered), checked.values, path, host)
+    type_name = reading.registry.reference(registered)
+    same = (
+        (type_name, host, checked.instance, list(find_markers(checked.values)))
+        if checked.instance is not None
+        else None
+    )
+    return PassAlternative(type_name, checked.values, path, host), same
 
 
 def _with_named_data(

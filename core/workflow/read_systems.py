@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from drupe.core.accelerators import Accelerator
-from drupe.core.specs import AcceleratorSpec
+from drupe.core.specs import AcceleratorSpec, HostSpec
 from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.findings import join, listed, nearest, shown
 from drupe.core.workflow.model import System
@@ -46,12 +46,24 @@ def _system(name: str, entry: dict[str, Any], path: str, client: Any, reading: R
     if found is not None:
         entry_, factory = found
         type_name = reading.registry.reference(entry_)
+        runtime = _own_runtime(name, cast(HostSpec, entry_.spec), runtime, path, reading)
         if client is not None and "azureml_client" in factory.Config.model_fields:
             # An empty one is what a template leaves for the reader to fill in.
             rest["azureml_client"] = rest.get("azureml_client") or client
         check_config(factory.Config, rest, path, reading.findings)
         reading.check_references(factory.Config, rest, path)
-    return System(name, str(type_name), rest, accelerators, runtime, options)
+    return System(name, str(type_name), rest, accelerators, runtime, options, name in reading.measuring)
+
+
+def _own_runtime(name: str, spec: HostSpec, runtime: Any, path: str, reading: Reading) -> Any:
+    """Return the runtime that measures: the one that the host itself measures by, where it has one."""
+    if spec.runtime is None:
+        return runtime
+    reading.measuring.append(name)
+    if runtime is not None and str(runtime).lower() != spec.runtime.lower():
+        expected = f"none, as systems of type {spec.name} measure by {spec.runtime}"
+        reading.findings.fault(join(path, "runtime"), shown(runtime), expected, "leave the key out")
+    return spec.runtime
 
 
 def _check_runtime(name: Any, path: str, reading: Reading) -> None:
@@ -139,6 +151,9 @@ def read_roles(
     """Return host and targets; adds a local system where none is named, and splits a target of several accelerators."""
     host = document.get("host")
     if host is not None and not _known(host, "host", reading):
+        host = None
+    if host in reading.measuring:
+        reading.tell_measuring(host, "host")
         host = None
     if host is None:
         host = _own_machine(systems, reading)

@@ -40,6 +40,8 @@ class Reading:
     folder: Path
     allow: frozenset[str] = frozenset()
     system_names: list[str] = field(default_factory=list)
+    measuring: list[str] = field(default_factory=list)
+    """Names of systems that only measure."""
     data_names: list[str] = field(default_factory=list)
 
     def look_up(self, section: str, name: Any, path: str) -> tuple[Registered, Any] | None:
@@ -82,12 +84,21 @@ class Reading:
             return
         installed = [e.spec.name for e in self.registry.of(SECTIONS[section])]
         known = [*installed, *self.catalogue.names(section)]
+        bound = self.catalogue.evaluator(name) if section == "metrics" else None
+        if bound is not None:
+            hint = f"{bound[0]} is a type of evaluator, and stands beside its metrics"
+            self.findings.fault(path, f"no metric is named {name!r}", "a metric", hint)
+            return
         hint = nearest(name, known) or (f"installed: {', '.join(sorted(installed))}" if installed else "")
         # A plugin that can't be loaded may be the one that has it.
         hint = "; ".join(filter(None, [hint, self.registry.unusable()]))
         unusable = self.registry.unusable()
         hint = "; ".join(filter(None, [hint, unusable]))
         self.findings.fault(path, f"no {what} is named {name!r}", f"a {what} that is installed or known", hint)
+
+    def tell_measuring(self, name: str, path: str) -> None:
+        """Record that passes do not run on a system that only measures."""
+        self.findings.notice(path, repr(name), "this machine, for passes", f"{name} only measures")
 
     def check_references(self, config: Any, values: Mapping[str, Any], path: str) -> None:
         """Record what the reference fields of a Config name and isn't there: data configs, files, secrets."""

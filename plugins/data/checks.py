@@ -56,6 +56,14 @@ def _row_faults(config: GroupedConfig, folder: Path) -> Iterator[Fault]:
         yield from _column_faults(config, Path(first))
 
 
+def _has_no_rows(path: Path, kind: str | None) -> bool:
+    """Whether a small text file holds nothing, or a head and nothing below it."""
+    if kind not in ("json", "csv") or path.suffix not in (".json", ".jsonl", ".csv") or path.stat().st_size > 10_000:
+        return False
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return len(lines) <= (1 if kind == "csv" else 0)
+
+
 def _column_faults(config: GroupedConfig, path: Path) -> Iterator[Fault]:
     options, loading = config.pre_process_data_config, config.load_dataset_config
     named = (loading.data_name or "").lower()
@@ -64,6 +72,9 @@ def _column_faults(config: GroupedConfig, path: Path) -> Iterator[Fault]:
         columns = first_columns(path, kind, field=loading.field, delimiter=loading.delimiter) if kind else None
     except (ConfigError, OSError, UnicodeDecodeError) as error:
         yield Fault("load_dataset_config.data_files", str(error))
+        return
+    if _has_no_rows(path, kind):
+        yield Fault("load_dataset_config.data_files", f"{path.name} has no rows", "a row at least")
         return
     if columns is None:
         return

@@ -15,12 +15,15 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
+from drupe.core.scoring import Sequences, right_padded, scored
 from drupe.plugins.genai.providers import runtime_name
 from drupe.plugins.onnx.providers import library_of
 
 __all__ = ["GenAIRuntime", "GenAISession"]
 
 _OPTIONS = ("threads",)
+_MOST_TOGETHER = 32
+"""Sequences that the library takes at once."""
 
 
 class GenAIRuntime(Runtime):
@@ -87,6 +90,9 @@ class GenAISession(Session):
         decoder = settings["decoder"]
         # A pipeline of fixed lengths takes a prompt in chunks, the last of them filled up.
         self._chunk = int(decoder.get("sliding_window", {}).get("window_size") or 1) if decoder.get("pipeline") else 1
+        told = settings.get("pad_token_id")
+        # A pipeline's graphs take one sequence.
+        self._pad = told if isinstance(told, int) and not decoder.get("pipeline") else None
 
     def generate(self, prompt: str | np.ndarray, options: GenerateOptions) -> Result:
         """See Session.generate. Raises EvaluationError when the prompt leaves no room in the context."""
@@ -123,18 +129,27 @@ class GenAISession(Session):
 
     def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
         """See Session.score. The whole sequence is scored in one prefill, or in one for each of its chunks."""
-        ids = np.asarray(input_ids, dtype=np.int32)
-        wanted = np.asarray(labels, dtype=np.int64)
-        logits = self._logits(ids)
-        result = np.full(len(ids), np.nan)
-        places = np.flatnonzero(wanted != -100)
-        places = places[places > 0]
-        rows = logits[places - 1].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        result[places] = rows[np.arange(len(places)), wanted[places]] - np.log(np.exp(rows).sum(axis=1))
-        greedy = np.zeros(len(result), dtype=bool)
-        greedy[places] = rows.argmax(axis=1) == wanted[places]
-        return Result({"logprobs": result, "greedy": greedy})
+        return Result(scored(self._logits(np.asarray(input_ids, dtype=np.int32)), labels))
+
+    def score_batch(self, sequences: Sequences) -> Sequence[Result]:
+        """See Session.score_batch. The library masks by the padding token: a sequence that holds it goes alone."""
+        together = [at for at, (ids, _) in enumerate(sequences) if self._pad is not None and self._pad not in ids]
+        found: dict[int, Result] = {}
+        for start in range(0, len(together), _MOST_TOGETHER):
+            part = together[start : start + _MOST_TOGETHER]
+            found |= zip(part, self._together([sequences[at] for at in part]), strict=True)
+        return [found[at] if at in found else self.score(ids, labels) for at, (ids, labels) in enumerate(sequences)]
+
+    def _together(self, sequences: Sequences) -> list[Result]:
+        ids, _ = right_padded(sequences, self._pad or 0)
+        generator = self._generator(ids.shape[1] + 1, GenerateOptions(), batch=len(ids))
+        generator.append_tokens(ids.astype(np.int32))
+        logits = np.asarray(generator.get_output("logits"))
+        if logits.shape[1] != ids.shape[1]:
+            raise EvaluationError(
+                "the model gives logits of the last token only (prune_lm_head), so sequences can't be scored"
+            )
+        return [Result(scored(row, labels)) for row, (_, labels) in zip(logits, sequences, strict=True)]
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """See Session.tokenize."""
@@ -174,9 +189,9 @@ class GenAISession(Session):
             return str(self._encoder.decode(list(tokens), skip_special_tokens=True))
         return str(self._tokenizer.decode(np.asarray(tokens, dtype=np.int32)))
 
-    def _generator(self, max_length: int, options: GenerateOptions) -> Any:
+    def _generator(self, max_length: int, options: GenerateOptions, *, batch: int = 1) -> Any:
         parameters = self._og.GeneratorParams(self._model)
-        settings: dict[str, Any] = {"max_length": max_length, "do_sample": options.temperature > 0}
+        settings: dict[str, Any] = {"max_length": max_length, "do_sample": options.temperature > 0, "batch_size": batch}
         if options.temperature > 0:
             settings |= {
                 "temperature": options.temperature,

@@ -13,6 +13,7 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
+from drupe.core.scoring import Sequences, right_padded, scored_places
 from drupe.plugins.huggingface.loading import infer_task, load_model, load_tokenizer, torch_dtype
 
 __all__ = ["TransformersRuntime", "TransformersSession"]
@@ -127,26 +128,43 @@ class TransformersSession(Session):
 
     def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
         """See Session.score."""
+        return self.score_batch([(np.asarray(input_ids), labels)])[0]
+
+    def score_batch(self, sequences: Sequences) -> Sequence[Result]:
+        """See Session.score_batch."""
         import torch
 
-        logprobs = np.full(len(input_ids), np.nan)
-        greedy = np.zeros(len(input_ids), dtype=bool)
-        wanted = np.flatnonzero(labels != -100)
-        wanted = wanted[wanted > 0]
-        if len(wanted):
-            ids = torch.from_numpy(np.ascontiguousarray(input_ids, dtype=np.int64))[None].to(self._device)
-            # Logits of the positions that are scored only: the vocabulary makes the others costly.
-            keep = torch.from_numpy(wanted - 1).to(self._device)
-            targets = torch.from_numpy(np.asarray(labels, dtype=np.int64)[wanted]).to(self._device)
-            with torch.inference_mode():
-                if "logits_to_keep" in self._parameters:
-                    logits = self._loaded(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0]
-                else:
-                    logits = self._loaded(input_ids=ids, use_cache=False).logits[0, keep]
-                table = torch.log_softmax(logits.double(), dim=-1)
-                logprobs[wanted] = table.gather(1, targets[:, None])[:, 0].cpu().numpy()
-                greedy[wanted] = (table.argmax(dim=-1) == targets).cpu().numpy()
-        return Result({"logprobs": logprobs, "greedy": greedy})
+        ids, mask = right_padded(sequences)
+        places = [scored_places(labels) for _, labels in sequences]
+        # Logits of the positions that any of them scores: the vocabulary makes the others costly.
+        kept = np.unique(np.concatenate(places)) - 1
+        if not len(kept):
+            return [Result(_unscored(len(labels))) for _, labels in sequences]
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self._device)}
+        if not mask.all():
+            inputs["attention_mask"] = torch.from_numpy(mask).to(self._device)
+        keep = torch.from_numpy(kept).to(self._device)
+        with torch.inference_mode():
+            if "logits_to_keep" in self._parameters:
+                logits = self._loaded(**inputs, use_cache=False, logits_to_keep=keep).logits
+            else:
+                logits = self._loaded(**inputs, use_cache=False).logits[:, keep]
+            return [
+                Result(self._judged(row, np.searchsorted(kept, at - 1), at, labels))
+                for row, at, (_, labels) in zip(logits, places, sequences, strict=True)
+            ]
+
+    def _judged(self, logits: Any, rows: np.ndarray, places: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what `score` gives of one sequence. rows: which of `logits` tell of the positions in `places`."""
+        import torch
+
+        found = _unscored(len(labels))
+        if len(places):
+            targets = torch.from_numpy(np.asarray(labels, dtype=np.int64)[places]).to(self._device)
+            table = torch.log_softmax(logits[torch.from_numpy(rows).to(self._device)].double(), dim=-1)
+            found["logprobs"][places] = table.gather(1, targets[:, None])[:, 0].cpu().numpy()
+            found["greedy"][places] = (table.argmax(dim=-1) == targets).cpu().numpy()
+        return found
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """See Session.tokenize. A text that begins with the begin-of-text token, as chats do, gets no other."""
@@ -187,6 +205,10 @@ class TransformersSession(Session):
         if self._tokenizer is None:
             return ""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _unscored(length: int) -> dict[str, np.ndarray]:
+    return {"logprobs": np.full(length, np.nan), "greedy": np.zeros(length, dtype=bool)}
 
 
 def _has_tokenizer(model: Model) -> bool:

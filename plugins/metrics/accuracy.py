@@ -229,7 +229,7 @@ class Accuracy(Metric):
         rows: dict[str, tuple[float, ...]] = {}
         for batch in batches(session, samples, config, context):
             result = session.forward(batch.inputs)
-            scores = post_processed(result.outputs, config, context, output=config.output)
+            scores = post_processed(result.outputs, config, context, count=len(batch.ids), output=config.output)
             for position, (key, target) in enumerate(zip(batch.ids, batch.targets, strict=True)):
                 if target is None:
                     raise EvaluationError(f"sample {key} has no target; its data config must name the label")
@@ -245,6 +245,10 @@ def _add_rows(
     import numpy as np
 
     target = np.squeeze(target)
+    if target.dtype.kind not in "iub" and not np.array_equal(target, np.trunc(target)):
+        raise EvaluationError(
+            f"the target {target.tolist()} of sample {key} is no class; expected whole numbers or names"
+        )
     if target.ndim == 0:
         if int(target) != options.get("ignore_index"):
             rows[key] = _classified_row(np.asarray(output), int(target), options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import Session
-from drupe.core.user_scripts import call_with_known, script_function
-from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.core.user_scripts import blamed, call_with_known, script_function
+from drupe.plugins.metrics.config import DataMetricConfig, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +22,7 @@ __all__ = ["Batch", "array", "batches", "call_arguments", "made_up_batch"]
 
 Shapes = Mapping[str, tuple[tuple[int | str, ...], str]]
 
+_END = object()
 _DEFAULT_LENGTH = 32
 """Length of made-up sequences where shape_kwargs does not say."""
 
@@ -57,7 +59,7 @@ def batches(
         yield _collate(part, shapes)
 
 
-def made_up_batch(session: Session, config: DataMetricConfig, seed: int) -> Batch:
+def made_up_batch(session: Session, config: DataMetricConfig, context: JobContext, seed: int) -> Batch:
     """Return one batch of made-up input by the session's own shapes; named axes take sizes from shape_kwargs.
 
     An axis that shape_kwargs does not name is the batch where it comes first, else a sequence of 32; one that is named
@@ -68,6 +70,7 @@ def made_up_batch(session: Session, config: DataMetricConfig, seed: int) -> Batc
     shapes = _shapes(session)
     if not shapes:
         raise EvaluationError("the metric has no data and the model tells no input shapes; name a data_config")
+    _note_axes(shapes, config, context)
     random = np.random.default_rng(seed)
     inputs: dict[str, np.ndarray] = {}
     for name, (shape, dtype) in shapes.items():
@@ -81,6 +84,16 @@ def made_up_batch(session: Session, config: DataMetricConfig, seed: int) -> Batc
     first = next(iter(inputs.values()))
     count = first.shape[0] if first.ndim else 1
     return Batch(tuple(f"made-up-{i}" for i in range(count)), inputs, (None,) * count)
+
+
+def _note_axes(shapes: Shapes, config: DataMetricConfig, context: JobContext) -> None:
+    """Tell of sizes for axes that the model does not have: another model of the same run may have them."""
+    axes = {part for shape, _ in shapes.values() for axis in shape for part in str(axis).split(" + ")}
+    unknown = [axis for axis in config.shape_kwargs if axis not in axes or axis.isdigit()]
+    if unknown:
+        named = ", ".join(sorted(axis for axis in axes if not axis.lstrip("-").isdigit()))
+        what = f"no axis of this {'model' if named else 'model, which has no named axes'}"
+        note(f"shape_kwargs: {', '.join(unknown)} is {what}" + (f"; it has {named}" if named else ""), context)
 
 
 def call_arguments(config: DataMetricConfig, context: JobContext) -> dict[str, Any]:
@@ -104,10 +117,22 @@ def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
 
     function = script_function(config, "dataloader_func", context)
     assert function is not None
-    loader: Iterable[Any] = call_with_known(
-        function, call_arguments(config, context), config.func_kwargs.get("dataloader_func", {})
-    )
-    for index, item in enumerate(loader):
+    name, script = config.dataloader_func, config.user_script
+    with blamed(name, script):
+        loader: Any = call_with_known(
+            function, call_arguments(config, context), config.func_kwargs.get("dataloader_func", {})
+        )
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise EvaluationError(
+            f"{name} ({script}) returned {loader!r}; expected batches of (inputs, targets) one by one"
+        )
+    with blamed(name, script):
+        items = iter(loader)
+    for index in itertools.count():
+        with blamed(name, script):
+            item = next(items, _END)
+        if item is _END:
+            break
         context.raise_if_cancelled()
         inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         if not isinstance(inputs, Mapping):

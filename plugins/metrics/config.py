@@ -11,7 +11,7 @@ from drupe.core.config import FileRef
 from drupe.core.context import JobContext
 from drupe.core.metrics import MetricConfig
 
-__all__ = ["DataMetricConfig", "flattened", "note_settings"]
+__all__ = ["DataMetricConfig", "flattened", "note", "note_settings"]
 
 
 def flattened(values: Any) -> Any:
@@ -80,8 +80,13 @@ def note_settings(config: DataMetricConfig, context: JobContext) -> None:
         notes.append("io_bind: the runtime decides by itself where inputs and outputs lie")
     if config.inference_settings:
         notes.append("inference_settings: the session was opened with the system's runtime_options")
-    for note in notes:
-        told: list[str] = context.report.setdefault("notes", [])
-        if note not in told:
-            told.append(note)
-            context.log.warning("%s", note)
+    for text in notes:
+        note(text, context)
+
+
+def note(text: str, context: JobContext) -> None:
+    """Tell something once, in the log and the report."""
+    told: list[str] = context.report.setdefault("notes", [])
+    if text not in told:
+        told.append(text)
+        context.log.warning("%s", text)

@@ -15,7 +15,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.core.user_scripts import call_with_known, script_function
+from drupe.core.user_scripts import blamed, call_with_known, script_function
 from drupe.plugins.metrics.batches import array, batches, call_arguments
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
 from drupe.plugins.metrics.every_name import EveryName
@@ -90,12 +90,13 @@ class Custom(Metric):
         assert judge is not None
         predictions, targets, ids = [], [], []
         for batch in batches(session, samples, config, context):
-            scores = post_processed(session.forward(batch.inputs).outputs, config, context)
+            scores = post_processed(session.forward(batch.inputs).outputs, config, context, count=len(batch.ids))
             predictions += list(scores[: len(batch.ids)])
             targets += list(batch.targets)
             ids += list(batch.ids)
         given = tensors({"predictions": np.asarray(predictions), "targets": np.asarray(targets)})
-        value = judge(given["predictions"], given["targets"], **config.func_kwargs.get("metric_func", {}))
+        with blamed(config.metric_func, config.user_script):
+            value = judge(given["predictions"], given["targets"], **config.func_kwargs.get("metric_func", {}))
         return _rows(value, str(config.metric_func), ids)
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: CustomConfig) -> float:
@@ -127,7 +128,8 @@ class Custom(Metric):
             "samples": samples,
         }
         bound = functools.partial(evaluate, ScriptModel(model, session))
-        return call_with_known(bound, offered, config.func_kwargs.get("evaluate_func", {}))
+        with blamed(config.evaluate_func, config.user_script):
+            return call_with_known(bound, offered, config.func_kwargs.get("evaluate_func", {}))
 
 
 class ScriptModel:
@@ -158,7 +160,10 @@ def _rows(value: Any, function: str, ids: Sequence[str] = ()) -> Rows:
     import numpy as np
 
     by_name = value if isinstance(value, Mapping) else {"": value}
-    columns = {str(name): np.asarray(array(v), dtype=float) for name, v in by_name.items()}
+    try:
+        columns = {str(name): np.asarray(array(v), dtype=float) for name, v in by_name.items()}
+    except (TypeError, ValueError):
+        columns = {}
     sizes = {column.shape for column in columns.values()}
     if not columns or len(sizes) != 1 or any(len(size) > 1 for size in sizes):
         raise EvaluationError(

@@ -15,6 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import GenerateOptions, Session
+from drupe.plugins.metrics.batched_scores import BatchedScores, BatchSize, Scored
 
 __all__ = ["SessionLM"]
 
@@ -27,7 +28,8 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
 
     folder: the model's; its tokenizer_config.json, config.json or genai_config.json tell context length and the tokens
     that begin and end a text. max_length: tokens that the model sees at most; longer prompts lose their beginning, and
-    `truncated` counts them. progress: called with the requests done, and their number.
+    `truncated` counts them. batch_size, device: see BatchedScores. progress: called with the requests done, and their
+    number. note: called with a sentence that the user should read.
     """
 
     def __init__(
@@ -36,14 +38,24 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         folder: Path,
         *,
         max_length: int | None = None,
+        batch_size: BatchSize = 1,
+        device: str = "cpu",
         seed: int = 0,
         progress: Callable[[int, int, str], None] | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         self._session = session
         self._folder = folder
         self._seed = seed
         self._progress = progress or (lambda done, total, message: None)
+        self._scores = BatchedScores(
+            session,
+            batch_size,
+            lambda done, total: self._progress(done, total, "scoring"),
+            note or (lambda text: None),
+            device=device,
+        )
         self._configs = {name: _read(folder / name) for name in ("tokenizer_config.json", "config.json")}
         self._genai = _read(folder / "genai_config.json").get("model", {})
         context = self._context()
@@ -108,39 +120,34 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation and whether each of its tokens is the likeliest one."""
-        answers: dict[tuple[tuple[int, ...], int], tuple[float, bool]] = {}
-        found = []
-        for done, (_, context, continuation) in enumerate(requests):
-            self._progress(done, len(requests), "scoring")
+        sequences = []
+        for _, context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise EvaluationError(
                     f"a continuation of {len(continuation)} tokens does not fit into max_length {self.max_length}"
                 )
             if len(context) + len(continuation) > self._room:
                 self.truncated += 1
-            tokens = tuple((context + continuation)[-self._room :])
-            key = (tokens, len(continuation))
-            if key not in answers:
-                answers[key] = self._score(tokens, len(continuation))
-            found.append(answers[key])
-        return found
+            sequences.append((tuple((context + continuation)[-self._room :]), len(continuation)))
+        return self._scores.of(sequences)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each whole text, in windows that each give as much context as there is."""
-        found = []
-        for done, request in enumerate(requests):
-            self._progress(done, len(requests), "scoring texts")
+        sequences: list[Scored] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
             windows = get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            total = 0.0
             for context, continuation in map(make_disjoint_window, windows):
-                tokens = tuple(context) + tuple(continuation)
-                total += self._score(tokens, len(continuation))[0]
-            found.append(total)
+                sequences.append((tuple(context) + tuple(continuation), len(continuation)))
+                owners.append(owner)
+        found = [0.0] * len(requests)
+        for owner, (logprob, _) in zip(owners, self._scores.of(sequences), strict=True):
+            found[owner] += logprob
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -181,18 +188,6 @@ class SessionLM(TemplateLM):  # type: ignore[misc]
                 text = text.split(stop)[0]
             found.append(text)
         return found
-
-    def _score(self, tokens: tuple[int, ...], scored: int) -> tuple[float, bool]:
-        ids = np.asarray(tokens, dtype=np.int64)
-        labels = np.where(np.arange(len(ids)) < len(ids) - scored, -100, ids)
-        outputs = self._session.score(ids, labels).outputs
-        if "greedy" not in outputs:
-            raise EvaluationError(
-                "the runtime's sessions do not tell which of the scored tokens are the likeliest ones (the output "
-                "'greedy' of score), which tasks count"
-            )
-        start = len(ids) - scored
-        return float(np.asarray(outputs["logprobs"])[start:].sum()), bool(np.asarray(outputs["greedy"])[start:].all())
 
     def _context(self) -> int | None:
         config = self._configs["config.json"]

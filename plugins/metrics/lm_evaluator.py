@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -19,6 +20,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, MetricConfig, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
+from drupe.plugins.metrics.config import note
 from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.harness_tasks import load_tasks, require_harness, sandboxed_templates
 from drupe.plugins.metrics.harness_values import aggregated, found_in, named_sub_type, part_of
@@ -37,8 +39,10 @@ class LMEvaluatorConfig(MetricConfig):
     limit: float | None = Field(
         None, gt=0, description="Documents per task: so many, or below 1 that share; an estimate only."
     )
-    batch_size: int | Literal["auto"] = Field(
-        1, description="Read from Olive files; sessions score one sequence at a time, which changes no value."
+    batch_size: int | str = Field(
+        1,
+        description='Sequences that are scored at once, or "auto": up to 64 that hold 512 tokens (on a CPU) together. '
+        "Values differ by rounding at most. Texts are generated one at a time.",
     )
     max_length: int | None = Field(
         None,
@@ -73,6 +77,14 @@ class LMEvaluatorConfig(MetricConfig):
                 raise ValueError(f"{name} is listed twice; list each task once")
         return value
 
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not number and not re.fullmatch(r"auto(:[0-9.]+)?", str(value)):
+            raise ValueError(f'{value!r} is no size of a batch; expected a whole number of at least 1, or "auto"')
+        return value
+
     @field_validator("limit")
     @classmethod
     def _whole_above_one(cls, value: float | None) -> float | None:
@@ -89,7 +101,7 @@ class LMEvaluator(Metric):
     """
 
     Config = LMEvaluatorConfig
-    version = 1
+    version = 2
     sub_types = EveryName(named_sub_type)
     names_values: ClassVar[bool] = True
     own_data: ClassVar[bool] = True
@@ -143,7 +155,7 @@ class LMEvaluator(Metric):
             _check_session(loaded["tasks"], session)
             results, truncated, limit = _evaluated(loaded, model, session, config, context)
         if truncated:
-            _note(context, f"{truncated} prompts were longer than {limit} tokens and lost their beginning")
+            note(f"{truncated} prompts were longer than {limit} tokens and lost their beginning", context)
         found = found_in(results, loaded["tasks"], loaded["groups"])
         self._found = found.sub_types
         context.report["lm_eval"] = {name: dict(values) for name, values in found.summary.items()}
@@ -211,7 +223,17 @@ def _evaluated(
 
     from drupe.plugins.metrics.harness_model import SessionLM
 
-    asked = SessionLM(session, model.folder, max_length=config.max_length, seed=context.seed, progress=context.progress)
+    asked = SessionLM(
+        session,
+        model.folder,
+        max_length=config.max_length,
+        # "auto:4" asks the harness to look for the largest batch four times over; here each batch is fitted anew.
+        batch_size=config.batch_size if isinstance(config.batch_size, int) else "auto",
+        device=context.accelerator.device,
+        seed=context.seed,
+        progress=context.progress,
+        note=lambda text: note(text, context),
+    )
     chosen = _half(loaded["tasks"], config, context)
     try:
         # What it prints is no result; and its standard errors need no processes of their own beside a loaded model.
@@ -252,13 +274,4 @@ def _note_settings(config: LMEvaluatorConfig, context: JobContext) -> None:
     told = {name: getattr(config, name) for name in ("model_class", "ep", "ep_options", "provider_options", "device")}
     given = [name for name, value in told.items() if value]
     if given:
-        _note(context, f"{', '.join(given)}: the target's accelerator and its options decide where the model runs")
-    if config.batch_size != 1:
-        _note(context, f"batch_size {config.batch_size}: sequences are scored one at a time, which changes no value")
-
-
-def _note(context: JobContext, text: str) -> None:
-    notes: list[str] = context.report.setdefault("notes", [])
-    if text not in notes:
-        notes.append(text)
-        context.log.warning("%s", text)
+        note(f"{', '.join(given)}: the target's accelerator and its options decide where the model runs", context)

@@ -80,9 +80,10 @@ class PeakMemory(Metric):
 
 
 class _Watch:
-    """Watches the process's resident memory; peak: the largest growth since it began, in bytes.
+    """Watches the resident memory of the process, and of those that it starts (a session may live in one of its own);
+    peak: the largest growth since it began, in bytes.
 
-    Linux keeps a high-water mark, which misses nothing; elsewhere a thread looks every few milliseconds.
+    Linux keeps high-water marks, which miss nothing; elsewhere a thread looks every few milliseconds.
     """
 
     def __init__(self, interval: float) -> None:
@@ -93,14 +94,32 @@ class _Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drupe-memory", daemon=True)
         self._base: int = self._process.memory_info().rss
+        self._others_base = self._others()
+        self._others_peak = 0
         self._marked = _reset_high_water()
         self.peak = 0
 
     def look(self) -> int:
         """Return the growth now."""
-        growth: int = max(self._process.memory_info().rss - self._base, 0)
+        others, most = (now - before for now, before in zip(self._others(), self._others_base, strict=True))
+        self._others_peak = max(self._others_peak, most)
+        growth = max(int(self._process.memory_info().rss) - self._base + others, 0)
         self.peak = max(self.peak, growth)
         return growth
+
+    def _others(self) -> tuple[int, int]:
+        """Return what the processes that this one started hold, and the most that they held, in bytes."""
+        import psutil
+
+        held = most = 0
+        for child in self._process.children(recursive=True):
+            try:
+                rss = int(child.memory_info().rss)
+            except psutil.Error:
+                continue  # It has ended since.
+            held += rss
+            most += max(rss, _high_water(child.pid))
+        return held, most
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
@@ -117,7 +136,7 @@ class _Watch:
         self._stop.set()
         self._thread.join()
         if self._marked:
-            self.peak = max(self.peak, _high_water() - self._base)
+            self.peak = max(self.peak, _high_water() - self._base + max(self._others_peak, 0))
 
 
 def _reset_high_water() -> bool:
@@ -129,10 +148,10 @@ def _reset_high_water() -> bool:
     return _high_water() > 0
 
 
-def _high_water() -> int:
+def _high_water(process: int | str = "self") -> int:
     """Return the most that was resident since the mark was reset, in bytes; 0 where the system does not tell."""
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return 0
     for line in status.splitlines():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import EvaluationError
-from drupe.core.user_scripts import script_function
+from drupe.core.user_scripts import blamed, script_function
 from drupe.plugins.metrics.batches import array
 from drupe.plugins.metrics.config import DataMetricConfig
 
@@ -39,16 +39,32 @@ def main_output(outputs: Mapping[str, Any], name: str | None = None) -> np.ndarr
 
 
 def post_processed(
-    outputs: Mapping[str, Any], config: DataMetricConfig, context: JobContext, *, output: str | None = None
+    outputs: Mapping[str, Any], config: DataMetricConfig, context: JobContext, *, count: int, output: str | None = None
 ) -> np.ndarray:
-    """Return predictions or scores of shape (batch, …): through the user's function where there is one."""
+    """Return predictions or scores of shape (batch, …): through the user's function where there is one.
+
+    count: how many samples are asked about. Raises EvaluationError where the function gives fewer.
+    """
     function = script_function(config, "post_processing_func", context)
     if function is None:
         return main_output(outputs, output)
     given = tensors(outputs)
     own = config.func_kwargs.get("post_processing_func", {})
     first = next(iter(given.values())) if len(given) == 1 else given
-    return array(function(first, **own))
+    name, script = config.post_processing_func, config.user_script
+    with blamed(name, script):
+        made = function(first, **own)
+        found = array(made)
+    if not found.ndim or len(found) < count:
+        raise EvaluationError(
+            f"{name} ({script}) returned {_told(made)}; expected a prediction, or scores, for each of {count} samples"
+        )
+    return found
+
+
+def _told(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return repr(value)[:80] if shape is None else f"an array of shape {tuple(shape)}"
 
 
 def tensors(outputs: Mapping[str, Any]) -> Outputs:

@@ -78,6 +78,14 @@ def drupe_metrics() -> Sequence[MetricSpec]:
             key_packages=("lm-eval",),
         ),
         MetricSpec(
+            name="MTEBEvaluator",
+            target="drupe.plugins.metrics.mteb_evaluator:MTEBEvaluator",
+            summary="Tasks of the Massive Text Embedding Benchmark, with its data and scores.",
+            needs="forward",
+            requires=("mteb>=2.26",),
+            key_packages=("mteb",),
+        ),
+        MetricSpec(
             name="custom",
             target="drupe.plugins.metrics.custom:Custom",
             summary="A function of the user's own script.",

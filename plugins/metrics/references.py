@@ -24,7 +24,7 @@ def compared_batches(
         yield from batches(session, samples, config, context)
         return
     for number in range(made_up):
-        batch = made_up_batch(session, config, context.seed + number)
+        batch = made_up_batch(session, config, context, context.seed + number)
         yield replace(batch, ids=tuple(f"{key}-{number}" for key in batch.ids))
 
 

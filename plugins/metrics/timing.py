@@ -99,7 +99,7 @@ def _caller(
     if samples or config.dataloader_func:
         prepared = list(batches(session, samples, config, context))
     else:
-        prepared = [made_up_batch(session, config, context.seed)]
+        prepared = [made_up_batch(session, config, context, context.seed)]
     return lambda index: _forward(session, prepared[index % len(prepared)])
 
 

@@ -14,7 +14,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
-from drupe.core.user_scripts import script_function
+from drupe.core.user_scripts import blamed, script_function
 from drupe.plugins.metrics import answers
 from drupe.plugins.metrics.batches import batches
 from drupe.plugins.metrics.config import DataMetricConfig, note_settings
@@ -116,7 +116,8 @@ class WordErrors(Metric):
         for batch in batches(session, samples, config, context):
             outputs = tensors(session.forward(batch.inputs).outputs)
             first: Any = next(iter(outputs.values())) if len(outputs) == 1 else outputs
-            texts = list(function(first, **own))
+            with blamed(config.post_processing_func, config.user_script):
+                texts = list(function(first, **own))
             if len(texts) < len(batch.ids) or not all(isinstance(text, str) for text in texts):
                 raise EvaluationError(
                     f"{config.post_processing_func} must return a text for each of the {len(batch.ids)} samples of a "

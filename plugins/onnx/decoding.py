@@ -24,12 +24,12 @@ PRESENT = re.compile(r"present\D*(\d+)\D*(key|value)")
 Shapes = Mapping[str, tuple[tuple[int | str, ...], str]]
 
 
-def past_inputs(shapes: Shapes) -> dict[str, np.ndarray]:
-    """Return keys and values of no token by input name, batch 1; {} where the graph takes none, or of fixed length."""
+def past_inputs(shapes: Shapes, batch: int = 1) -> dict[str, np.ndarray]:
+    """Return keys and values of no token by input name; {} where the graph takes none, or of fixed length."""
     found = {}
     for name, (shape, dtype) in shapes.items():
         if PAST.search(name) and len(shape) == 4 and isinstance(shape[2], str):
-            sizes = [1 if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
+            sizes = [batch if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
             sizes[2] = 0
             if all(isinstance(size, int) for size in sizes):
                 found[name] = np.zeros([int(size) for size in sizes], dtype)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, EvaluationError, PassError
+from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.graphs import external_files, graph_paths
@@ -137,7 +137,7 @@ class EPContextBinaryGenerator(Pass):
         """Return session options with the provider, or raise PassError where it is not here."""
         import onnxruntime as ort
 
-        from drupe.plugins.onnx.runtime import set_session_option
+        from drupe.plugins.onnx.ort_session import set_session_option
 
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
@@ -147,7 +147,7 @@ class EPContextBinaryGenerator(Pass):
                 continue
             try:
                 set_session_option(settings, name, value)
-            except EvaluationError as error:
+            except ValueError as error:
                 raise ConfigError(
                     f"{self.spec.name}: session_options.{name}: ONNX Runtime has no such session option"
                 ) from error

@@ -321,6 +321,16 @@ def drupe_runtimes() -> list[RuntimeSpec]:
             key_packages=("onnxruntime", "onnxruntime-gpu"),
         ),
         RuntimeSpec(
+            name="IsolatedORT",
+            target="drupe.plugins.onnx.isolated:IsolatedOnnxRuntime",
+            summary="ONNX Runtime of another Python environment",
+            only_named=True,
+            kinds=frozenset({"onnx"}),
+            accelerators=frozenset({"cpu", "gpu", "npu"}),
+            capabilities=frozenset({"forward", "generate", "score"}),
+            key_packages=("onnxruntime", "onnxruntime-gpu"),
+        ),
+        RuntimeSpec(
             name="composite",
             target="drupe.plugins.onnx.composite:CompositeRuntime",
             summary="ONNX Runtime, graph after graph",

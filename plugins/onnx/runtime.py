@@ -12,16 +12,16 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
+from drupe.core.scoring import Sequences, right_padded, scored
 from drupe.plugins.onnx.adapter_weights import read_weights
 from drupe.plugins.onnx.decoding import decode_steps, end_tokens, past_inputs, past_outputs, step_inputs
 from drupe.plugins.onnx.extensions import register_extensions
 from drupe.plugins.onnx.graphs import graph_path, unknown_operators
+from drupe.plugins.onnx.ort_session import LEVELS, MODES, make_session, run_session
 from drupe.plugins.onnx.providers import ProviderAbsent, make_available, with_defaults
 
-__all__ = ["OnnxRuntime", "OnnxSession", "run_bound", "set_session_option"]
+__all__ = ["OnnxRuntime", "OnnxSession", "cant_load"]
 
-_LEVELS = {"disable": 0, "basic": 1, "extended": 2, "layout": 3, "all": 99}
-_MODES = ("sequential", "parallel")
 _TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(int64)": "int64",
     "tensor(int32)": "int32", "tensor(int8)": "int8", "tensor(uint8)": "uint8", "tensor(bool)": "bool",
@@ -39,7 +39,7 @@ class OnnxRuntime(Runtime):
 
     version = 1
 
-    def options(self, accelerator: Accelerator, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    def options(self, accelerator: Accelerator, options: Mapping[str, Any]) -> dict[str, Any]:
         """See Runtime.options."""
         known: dict[str, Any] = {
             "threads": None,
@@ -53,10 +53,10 @@ class OnnxRuntime(Runtime):
         if unknown:
             raise ConfigError(f"onnx: unknown runtime option {', '.join(unknown)}; known: {', '.join(known)}")
         full = {**known, **options}
-        if full["execution_mode"] not in (None, *_MODES):
-            raise ConfigError(f"onnx: execution_mode {full['execution_mode']!r}; expected {' or '.join(_MODES)}")
-        if full["graph_optimization"] not in (None, *_LEVELS):
-            raise ConfigError(f"onnx: graph_optimization {full['graph_optimization']!r}; expected {', '.join(_LEVELS)}")
+        if full["execution_mode"] not in (None, *MODES):
+            raise ConfigError(f"onnx: execution_mode {full['execution_mode']!r}; expected {' or '.join(MODES)}")
+        if full["graph_optimization"] not in (None, *LEVELS):
+            raise ConfigError(f"onnx: graph_optimization {full['graph_optimization']!r}; expected {', '.join(LEVELS)}")
         return full
 
     def capabilities(self, model: Model) -> Sequence[str]:
@@ -72,55 +72,59 @@ class OnnxRuntime(Runtime):
 
     def open_graph(self, path: Path, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> OnnxSession:
         """Return a session of the graph at path; what belongs to it besides is the model's."""
+        inference_settings = model.attributes.get("inference_settings") or {}
+        full = self.options(accelerator, options)
+        bound = full.pop("io_bind")
+        if bound is None:
+            bound = bool(inference_settings.get("io_bind"))
+        provider = accelerator.execution_provider or "CPUExecutionProvider"
+        request = {
+            **full,
+            "path": str(path),
+            "provider": provider,
+            "provider_options": dict(with_defaults(provider, accelerator.provider_options, accelerator.device)),
+            "device": accelerator.device,
+            "stored": dict(inference_settings.get("session_options") or {}),
+            "extensions": bool(model.attributes.get("use_ort_extensions")),
+        }
+        session = self.inference(model, request, _weights_beside(model, "external_initializers"))
+        constants = _weights_beside(model, "constant_inputs")
+        return self.session_class(session, model.folder, bound=bound, constants=constants)
+
+    @property
+    def session_class(self) -> type[OnnxSession]:
+        """What the runtime's sessions are."""
+        return OnnxSession
+
+    def inference(self, model: Model, request: dict[str, Any], initializers: dict[str, np.ndarray]) -> Any:
+        """Return what runs the graph as an InferenceSession does; see `make_session`. Raises EvaluationError."""
         import onnxruntime as ort
 
-        full = self.options(accelerator, options)
-        provider = accelerator.execution_provider or "CPUExecutionProvider"
         try:
-            device = make_available(provider, accelerator.device)
+            device = make_available(request["provider"], request["device"])
         except ProviderAbsent as error:
             raise EvaluationError(str(error)) from error
         settings = ort.SessionOptions()
-        settings.log_severity_level = 3
         register_extensions(model.attributes, settings)
-        stored: Mapping[str, Any] = (model.attributes.get("inference_settings") or {}).get("session_options") or {}
-        for name, value in stored.items():
-            set_session_option(settings, name, value)
-        if full["threads"] and "intra_op_num_threads" not in stored:
-            settings.intra_op_num_threads = int(full["threads"])
-        if full["inter_op_threads"]:
-            settings.inter_op_num_threads = int(full["inter_op_threads"])
-        if full["execution_mode"]:
-            settings.execution_mode = ort.ExecutionMode(_MODES.index(full["execution_mode"]))
-        if full["graph_optimization"]:
-            settings.graph_optimization_level = ort.GraphOptimizationLevel(_LEVELS[full["graph_optimization"]])
-        for name, value in full["session_config"].items():
-            settings.add_session_config_entry(str(name), str(value))
-        constants = _weights_beside(model, "constant_inputs")
-        outside = _weights_beside(model, "external_initializers")
-        if outside:
-            values = [ort.OrtValue.ortvalue_from_numpy(value) for value in outside.values()]
-            settings.add_external_initializers(list(outside), values)
         try:
-            provider_options = with_defaults(provider, accelerator.provider_options, accelerator.device)
-            if device is not None:
-                settings.add_provider_for_devices([device], provider_options)
-            providers = [(provider, provider_options)] if device is None else None
-            session = ort.InferenceSession(str(path), settings, providers=providers)
+            return make_session(request, initializers, settings, device)
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
         except Exception as error:
-            import onnx
-            from google.protobuf.message import DecodeError
+            raise cant_load(Path(request["path"]), error) from error
 
-            try:
-                unknown = unknown_operators(onnx.load(str(path), load_external_data=False))
-            except (OSError, DecodeError):
-                unknown = []
-            which = "".join(f"; node {node!r} has the operator {operator}" for operator, node in unknown[:1])
-            raise EvaluationError(f"ONNX Runtime can't load {path.name}: {error}{which}") from error
-        bound = full["io_bind"]
-        if bound is None:
-            bound = bool((model.attributes.get("inference_settings") or {}).get("io_bind"))
-        return OnnxSession(session, model.folder, bound=bound, constants=constants)
+
+def cant_load(path: Path, error: Exception | str) -> EvaluationError:
+    """Return the error for a graph that ONNX Runtime does not load, with an operator that nobody knows."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        unknown = unknown_operators(onnx.load(str(path), load_external_data=False))
+    except (OSError, DecodeError):
+        unknown = []
+    which = "".join(f"; node {node!r} has the operator {operator}" for operator, node in unknown[:1])
+    return EvaluationError(f"ONNX Runtime can't load {path.name}: {error}{which}")
 
 
 def _weights_beside(model: Model, attribute: str) -> dict[str, np.ndarray]:
@@ -132,50 +136,6 @@ def _weights_beside(model: Model, attribute: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise EvaluationError(f"the model's {attribute} are in {name}, which is not in its folder")
     return read_weights(path)
-
-
-def set_session_option(settings: Any, name: str, value: Any) -> None:
-    """Set a session option by the name that ONNX Runtime or Olive gives it."""
-    import onnxruntime as ort
-
-    if name == "execution_mode":
-        value = ort.ExecutionMode(int(value))
-    elif name == "graph_optimization_level":
-        value = ort.GraphOptimizationLevel(int(value))
-    elif name == "extra_session_config":
-        for key, entry in dict(value).items():
-            settings.add_session_config_entry(str(key), str(entry))
-        return
-    if not hasattr(settings, name):
-        raise EvaluationError(f"the model's inference_settings name {name}, which ONNX Runtime does not have")
-    setattr(settings, name, value)
-
-
-def run_bound(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Run a session with inputs and outputs bound to memory, and return the outputs."""
-    binding = session.io_binding()
-    for name, value in feeds.items():
-        binding.bind_cpu_input(name, value)
-    for output in session.get_outputs():
-        binding.bind_output(output.name)
-    session.run_with_iobinding(binding)
-    values: list[np.ndarray] = binding.copy_outputs_to_cpu()
-    return values
-
-
-def _run_with_broken_text(session: Any, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Run a session and return the outputs; texts that are no UTF-8, such as one that ends within a character, are each
-    the replacement character."""
-    import onnxruntime as ort
-
-    given = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
-    values = []
-    for output in session.run_with_ort_values(None, given):
-        try:
-            values.append(output.numpy())
-        except UnicodeDecodeError:
-            values.append(np.full(output.shape(), "\ufffd", dtype=object))
-    return values
 
 
 class OnnxSession(Session):
@@ -209,14 +169,15 @@ class OnnxSession(Session):
         }
         feeds |= self._constants
         try:
-            try:
-                values = run_bound(self._session, feeds) if self._bound else self._session.run(None, feeds)
-            except UnicodeDecodeError:
-                values = _run_with_broken_text(self._session, feeds)
+            values = self.run(feeds)
         except Exception as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise EvaluationError(f"ONNX Runtime failed on inputs of shapes {shapes}: {error}") from error
         return Result(dict(zip(self._outputs, values, strict=True)))
+
+    def run(self, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs of the graph, in order."""
+        return run_session(self._session, feeds, bound=self._bound)
 
     def generate(self, prompt: str | np.ndarray, options: GenerateOptions) -> Result:
         """See Session.generate. For graphs that take keys and values and give them."""
@@ -253,22 +214,21 @@ class OnnxSession(Session):
 
     def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
         """See Session.score. The whole sequence goes in at once, with no keys and values before it."""
-        ids = np.asarray(input_ids, dtype=np.int64)[None]
-        given = {**step_inputs(ids[0], 0), **past_inputs(self.input_shapes())}
+        return self.score_batch([(np.asarray(input_ids), labels)])[0]
+
+    def score_batch(self, sequences: Sequences) -> Sequence[Result]:
+        """See Session.score_batch. A graph of a fixed batch takes them one by one."""
+        shapes = self.input_shapes()
+        if len(sequences) > 1 and isinstance(shapes.get("input_ids", ((1,), ""))[0][0], int):
+            return [self.score(ids, labels) for ids, labels in sequences]
+        ids, mask = right_padded(sequences)
+        given = {**step_inputs(ids[0], 0), **past_inputs(shapes, len(ids)), "input_ids": ids, "attention_mask": mask}
+        given["position_ids"] = np.broadcast_to(given["position_ids"], ids.shape)
         extra = [name for name in self._inputs if name not in given]
         if extra or "logits" not in self._outputs:
             raise EvaluationError(f"the graph can't score whole sequences: it takes {', '.join(self._inputs)}")
-        logits = self.forward({name: given[name] for name in self._inputs}).outputs["logits"][0]
-        wanted = np.asarray(labels, dtype=np.int64)
-        result = np.full(ids.shape[1], np.nan)
-        places = np.flatnonzero(wanted != -100)
-        places = places[places > 0]
-        rows = logits[places - 1].astype(np.float64)
-        rows -= rows.max(axis=1, keepdims=True)
-        result[places] = rows[np.arange(len(places)), wanted[places]] - np.log(np.exp(rows).sum(axis=1))
-        greedy = np.zeros(len(result), dtype=bool)
-        greedy[places] = rows.argmax(axis=1) == wanted[places]
-        return Result({"logprobs": result, "greedy": greedy})
+        logits = self.forward({name: given[name] for name in self._inputs}).outputs["logits"]
+        return [Result(scored(row, labels)) for row, (_, labels) in zip(logits, sequences, strict=True)]
 
     def tokenize(self, text: str, *, special_tokens: bool = True) -> np.ndarray:
         """See Session.tokenize. Raises EvaluationError where no tokenizer.json lies beside the graph."""

@@ -171,7 +171,7 @@ class OrtSessionParamsTuning(Pass):
         import onnxruntime as ort
 
         from drupe.plugins.onnx.extensions import register_extensions
-        from drupe.plugins.onnx.runtime import set_session_option
+        from drupe.plugins.onnx.ort_session import set_session_option
 
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
@@ -219,12 +219,12 @@ def _interleaved(
     context: PassContext,
 ) -> tuple[list[float], list[float]]:
     """Return the seconds of calls of two sessions in turn, after three calls of each to warm up."""
-    from drupe.plugins.onnx.runtime import run_bound
+    from drupe.plugins.onnx.ort_session import run_session
 
     def call(session: Any) -> float:
         started = time.perf_counter()
         if config.io_bind:
-            run_bound(session, batch)
+            run_session(session, batch, bound=True)
         else:
             session.run(None, dict(batch))
         return time.perf_counter() - started

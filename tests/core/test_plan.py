@@ -290,3 +290,17 @@ def spaces(draw: st.DrawFn) -> Space:
 @settings(deadline=None)
 def test_the_size_of_a_space_is_the_number_of_its_points(space: Space) -> None:
     assert space_size(space) == len(list(points(space)))
+
+
+@pytest.mark.parametrize(("type_", "fits"), [("OnnxEvaluator", True), ("pytorchevaluator", False)])
+def test_an_evaluator_of_one_framework_measures_its_models_only(plan: Make, type_: str, fits: bool) -> None:
+    judge = {"type": type_, "metrics": [{"name": "size", "type": "size_on_disk"}]}
+    if fits:
+        assert plan(evaluators={"judge": judge}, passes={"b": build()}).chain({}, "here")
+        return
+    with pytest.raises(ConfigError) as raised:
+        plan(evaluators={"judge": judge}, passes={"b": build()})
+    (fault,) = raised.value.faults
+    assert fault.path == "evaluators.judge.type"
+    assert fault.found == "PyTorchEvaluator measures hf and pytorch models; the passes end with genai"
+    assert fault.hint.startswith("leave type out")

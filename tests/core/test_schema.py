@@ -82,7 +82,10 @@ RIGHT = [
     ("as it stands", lambda document: None),
     ("a type in another case", change("passes.tune.type", "LORA")),
     ("with its distribution", change("passes.tune.type", "drupe:LoRA")),
-    ("a list of alternatives", change("passes.tune", [{"type": "QLoRA", "train_data_config": "d"}] * 2)),
+    (
+        "a list of alternatives",
+        change("passes.tune", [{"type": t, "train_data_config": "d"} for t in ("QLoRA", "LoRA")]),
+    ),
     ("a bare list as a search", change("passes.tune.r", [4, 8])),
     ("SEARCHABLE_VALUES", change("passes.tune.r", "SEARCHABLE_VALUES")),
     ("no system type", change("systems.here", {})),

@@ -256,6 +256,10 @@ DEFECTS = {
         ("    class session(GoodSession):\n        def score(self, input_ids, labels):\n"
          "            out = np.where(labels == -100, np.nan, -1.0 * len(labels))\n            out[0] = np.nan\n"
          "            return Result({'logprobs': out})\n", "scores_are_of_the_tokens_before"),
+        ("    class session(GoodSession):\n        def score_batch(self, sequences):\n"
+         "            longest = max(len(ids) for ids, _ in sequences)\n"
+         "            return [Result({'logprobs': np.full(longest, -1.0)}) for _ in sequences]\n",
+         "a_batch_is_scored_as_each_sequence_alone"),
     ],
     "Host": [
         ("    def run(self, job, options, events, cancelled):\n"

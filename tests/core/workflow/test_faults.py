@@ -165,6 +165,56 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("metric type", {"evaluators": metric(type="acuracy")}, "did you mean 'accuracy'?"),
     ("metric data", {"evaluators": metric(data_config="tonne")}, "evaluators.judge.metrics.0.data_config"),
     ("metric config", {"evaluators": metric(user_config={"batchsize": 1})}, "did you mean 'batch_size'?"),
+    (
+        "metric config by its place",
+        {"evaluators": metric(user_config={"batchsize": 1})},
+        "evaluators.judge.metrics.0.user_config.batchsize: unknown key 'batchsize'",
+    ),
+    (
+        "metric config beside user_config",
+        {"evaluators": metric(batch_size="x", user_config={"method": "score"})},
+        'evaluators.judge.metrics.0.batch_size: "x"; expected a whole number',
+    ),
+    (
+        "metric config twice",
+        {"evaluators": metric(batch_size=2, user_config={"batch_size": 4})},
+        "evaluators.judge.metrics.0.user_config.batch_size: 4, and 2 beside user_config; expected one of them",
+    ),
+    (
+        "options of an evaluator twice",
+        {"evaluators": {"judge": {"type": "accuracy", "type_args": {"batch_size": 4}, "batch_size": 2}}},
+        "evaluators.judge.type_args.batch_size: 4, and 2 beside type_args; expected one of them",
+    ),
+    (
+        "options of a sub-type",
+        {"evaluators": sub_type(metric_config=3)},
+        "evaluators.judge.metrics.0.sub_types.0.metric_config: 3; expected a mapping of options",
+    ),
+    (
+        "options that are none, beside those of a sub-type",
+        {
+            "evaluators": metric(
+                user_config={"metric_config": 3}, sub_types=[{"name": "f1_score", "metric_config": {"a": 1}}]
+            )
+        },
+        "evaluators.judge.metrics.0.user_config.metric_config: 3; expected a mapping",
+    ),
+    ("priority 0", {"evaluators": sub_type(priority=0)}, "priority: 0; expected 1 for what matters most, 2, …, or -1"),
+    (
+        "an evaluator's type as a metric's",
+        {"evaluators": metric(type="OnnxEvaluator")},
+        "OnnxEvaluator is a type of evaluator, and stands beside its metrics",
+    ),
+    (
+        "options of an evaluator that lists metrics",
+        {"evaluators": {"judge": {"type": "onnxevaluator", "batch_size": 1}}},
+        "evaluators.judge.batch_size: unknown key 'batch_size'; expected one of: metrics, type",
+    ),
+    (
+        "the same pass twice",
+        {"passes": {"b": [{"type": "ModelBuilder"}, {"type": "modelbuilder", "precision": "int4"}]}},
+        "passes.b.1: the same pass as passes.b.0; expected each alternative once",
+    ),
     ("metric key", {"evaluators": metric(usr_config={})}, "evaluators.judge.metrics.0.usr_config: unknown key"),
     ("sub-type", {"evaluators": metric(sub_types=[{"name": "f1_scor"}])}, "did you mean 'f1_score'?"),
     ("sub-type key", {"evaluators": sub_type(gaol={})}, "did you mean 'goal'?"),
@@ -247,8 +297,7 @@ def test_read_workflow_raises_with_all_of_them(read: Callable[..., Workflow]) ->
     [
         ({"passes": {"q": {"type": "QuarkQuantization"}}}, "passes.q.type", "AMD's Quark"),
         ({"passes": {"q": {"type": "pytorchtensorparallel"}}}, "passes.q.type", "not yet"),
-        ({"systems": {"here": {"type": "IsolatedORT"}}}, "systems.here.type", "not yet"),
-        ({"evaluators": {"judge": {"type": "MTEBEvaluator", "tasks": ["a"]}}}, "evaluators.judge.type", "not yet"),
+        ({"evaluators": {"judge": {"type": "LMEvaluator", "tasks": ["a"]}}}, "evaluators.judge.type", "built-in"),
         ({"input_model": {"type": "OpenVINOModel", "model_path": "x"}}, "input_model.type", "contrib: drupe-openvino"),
     ],
 )
@@ -408,3 +457,29 @@ def test_a_plugin_that_cannot_be_loaded_is_told_where_it_is_asked_for(tmp_path: 
     assert "no_such_module" in text
     path.write_text(json.dumps(base_document()))
     assert examine(path, registry).faults == ()
+
+
+def test_of_equal_priorities_the_order_of_the_file_decides_and_that_is_told(look: Look) -> None:
+    two = [{"name": name, "priority": 2} for name in ("f1_score", "accuracy_score")]
+    result = look(base_document(evaluators=metric(sub_types=two)))
+    assert faults(result) == []
+    assert [str(notice) for notice in result.notices] == [
+        "evaluators.judge: priority 2 of accuracy-f1_score and accuracy-accuracy_score is now in the order of the "
+        "file: accuracy-f1_score decides first (give each its own number to say otherwise)"
+    ]
+    assert result.workflow is not None
+    objectives = result.workflow.evaluators["judge"].objectives
+    assert [objective.metric for objective in objectives] == ["accuracy-f1_score", "accuracy-accuracy_score"]
+
+
+def test_alternatives_that_differ_in_what_is_searched_are_two(look: Look) -> None:
+    ways = [{"type": "ModelBuilder", "precision": {"search": [*values]}} for values in (["int4", "int8"], ["int4"])]
+    assert faults(look(base_document(passes={"b": ways}))) == []
+
+
+def test_options_of_an_evaluator_with_a_type_may_stand_in_type_args(look: Look) -> None:
+    judge = {"type": "accuracy", "type_args": {"batch_size": 4}, "sub_types": [{"name": "f1_score", "priority": 1}]}
+    result = look(base_document(evaluators={"judge": judge}))
+    assert faults(result) == [] and result.workflow is not None
+    (entry,) = result.workflow.evaluators["judge"].metrics
+    assert (entry.name, dict(entry.config), entry.sub_types) == ("accuracy", {"batch_size": 4}, ("f1_score",))

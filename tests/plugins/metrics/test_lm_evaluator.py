@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError, EvaluationError
@@ -260,11 +261,59 @@ def test_what_the_session_can_not_do_is_told_before_it_is_asked(model: Model, tm
 
 def test_settings_of_olive_files_are_told(model: Model, tmp_path: Path) -> None:
     write_tasks(tmp_path / "tasks")
-    options = {"provider_options": {"enable_skip_layer_norm_strict_mode": "1"}, "batch_size": 32, "limit": 2}
+    options = {"provider_options": {"enable_skip_layer_norm_strict_mode": "1"}, "limit": 2}
     found, *_, surroundings = measured(model, Knowing(), tmp_path, ["tone_choice"], **options)
     assert found["tone_choice-acc"] == 1.0
     assert any("provider_options" in note for note in surroundings.report["notes"])
-    assert any("batch_size 32" in note for note in surroundings.report["notes"])
+
+
+class Together(Knowing):
+    """Takes so many sequences at once, and no more."""
+
+    def __init__(self, most: int = 1000) -> None:
+        super().__init__()
+        self.most = most
+        self.batches: list[list[int]] = []
+
+    def score_batch(self, sequences: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sequence[Result]:
+        if len(sequences) > self.most:
+            raise EvaluationError("out of memory\nand more")
+        self.batches.append([len(ids) for ids, _ in sequences])
+        return super().score_batch(sequences)
+
+
+@pytest.mark.parametrize(("size", "most"), [(4, 4), ("auto", 6), ("auto:4", 6), (1, 1)])
+def test_sequences_are_scored_in_batches_of_like_length(
+    model: Model, tmp_path: Path, size: int | str, most: int
+) -> None:
+    write_tasks(tmp_path / "tasks")
+    session = Together()
+    found, *_, surroundings = measured(model, session, tmp_path, ["tone_choice", "tone_text"], batch_size=size)
+    assert found["tone_choice-acc"] == 1.0
+    assert max(map(len, session.batches)) == most
+    assert max(map(max, session.batches)) == 87
+    choice = [length for batch in session.batches for length in batch][: 4 * len(PHRASES)]
+    assert choice == sorted(choice, reverse=True)
+    assert "notes" not in surroundings.report
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_that_is_told(model: Model, tmp_path: Path) -> None:
+    write_tasks(tmp_path / "tasks")
+    session = Together(most=3)
+    found, *_, surroundings = measured(model, session, tmp_path, ["tone_choice"], batch_size=12)
+    assert found["tone_choice-acc"] == 1.0
+    assert sum(map(len, session.batches)) == 4 * len(PHRASES)
+    assert max(map(len, session.batches)) == 3
+    assert surroundings.report["notes"] == [
+        "12 sequences can't be scored at once, 6 are tried: out of memory",
+        "6 sequences can't be scored at once, 3 are tried: out of memory",
+    ]
+
+
+@pytest.mark.parametrize("size", [0, -1, "car", "auto:x"])
+def test_a_batch_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(ValidationError):
+        configured(metric("LMEvaluator"), tasks=["a"], batch_size=size)
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +326,7 @@ def talker(tiny_llama_dir: Path) -> Iterator[tuple[Model, Session]]:
 def test_the_hf_runtime_gives_what_the_harness_gives_with_its_own_class(
     talker: tuple[Model, Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where it scores in batches."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -297,3 +347,5 @@ def test_the_hf_runtime_gives_what_the_harness_gives_with_its_own_class(
         if "," in key and "stderr" not in key
     }
     assert found == pytest.approx(results, rel=1e-4)
+    batched, *_ = measured(model, session, tmp_path, tasks, max_length=64, batch_size="auto")
+    assert batched == pytest.approx(found, rel=1e-5)
