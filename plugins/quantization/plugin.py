@@ -66,6 +66,13 @@ def drupe_passes() -> list[PassSpec]:
             "spinning.spinquant",
             "Rotate a decoder's states by what was learned to make rounding cost least",
         ),
+        _pass(
+            "TorchAO",
+            "ao.torch_ao",
+            "Quantize any Hugging Face model with torchao, for PyTorch",
+            requires=("safetensors>=0.5", "torch>=2.7", "torchao>=0.18", "transformers>=5.15"),
+            key_packages=("safetensors", "torch", "torchao", "transformers"),
+        ),
     ]
 
 
