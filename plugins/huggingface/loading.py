@@ -251,6 +251,11 @@ def _common(model: Model) -> dict[str, Any]:
 
 
 def _quiet() -> None:
+    import logging as standard
+
+    # transformers imports torchao where it is installed, which tells each time which GPU kernels are of no use here.
+    for name in ("torchao", "torch.utils._pytree"):
+        standard.getLogger(name).setLevel(standard.ERROR)
     from transformers.utils import logging
 
     logging.disable_progress_bar()

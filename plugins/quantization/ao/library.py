@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from drupe.plugins.quantization.ao.config import Grid, TorchAOConfig
 
-__all__ = ["library_config", "quiet"]
-
-
-def quiet() -> None:
-    """Keep the library from telling, at each import, which GPU kernels it found no use for."""
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+__all__ = ["library_config"]
 
 
 def library_config(config: TorchAOConfig, grid: Grid) -> Any:

@@ -14,7 +14,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.ao.config import FLOAT8, INTX, ON_GPUS, Grid, TorchAOConfig
 from drupe.plugins.quantization.ao.layers import chosen_layers
-from drupe.plugins.quantization.ao.library import library_config, quiet
+from drupe.plugins.quantization.ao.library import library_config
 from drupe.plugins.quantization.config import device_of
 
 __all__ = ["METHOD", "TorchAO"]
@@ -83,7 +83,6 @@ class TorchAO(Pass):
         from drupe.plugins.huggingface.loading import load_model
         from drupe.plugins.huggingface.scrub import scrub_folder
 
-        quiet()
         torch.set_num_threads(context.resources.thread_count)
         device = "cuda" if config.scheme in ON_GPUS else device_of(config.device, context)
         network = load_model(model, dtype=_dtype(config), device=device)
