@@ -13,6 +13,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.ao.config import FLOAT8, INTX, ON_GPUS, Grid, TorchAOConfig
+from drupe.plugins.quantization.ao.header import settle_header
 from drupe.plugins.quantization.ao.layers import chosen_layers
 from drupe.plugins.quantization.ao.library import library_config
 from drupe.plugins.quantization.config import device_of
@@ -92,6 +93,8 @@ class TorchAO(Pass):
         configs = self._quantize(network, layers, config, context)
         self._describe(network, layers, configs)
         network.save_pretrained(context.output_dir)
+        for path in context.output_dir.glob("*.safetensors"):
+            settle_header(path)
         scrub_folder(context.output_dir)
         written = {path.name for path in context.output_dir.iterdir()}
         weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
