@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from drupe.core.config import Choice, Ordered, PassConfig, searchable
 
-__all__ = ["FLOAT8", "INTX", "INT4", "ON_GPUS", "SCHEMES", "Grid", "TorchAOConfig"]
+__all__ = ["FLOAT8", "INT4", "INTX", "ON_GPUS", "SCHEMES", "Grid", "TorchAOConfig"]
 
 SCHEMES = (
     "int8_weight_only",
@@ -89,7 +89,10 @@ class TorchAOConfig(PassConfig):
         when={"scheme": ["int8_weight_only", *INTX, INT4]},
     )
     sym: bool = searchable(
-        True, Choice(True, False), doc="Weights without a zero point. false: of the intx schemes.", when={"scheme": INTX}
+        True,
+        Choice(True, False),
+        doc="Weights without a zero point. false: of the intx schemes.",
+        when={"scheme": INTX},
     )
     activation_sym: bool = searchable(
         True,
@@ -109,9 +112,7 @@ class TorchAOConfig(PassConfig):
     include: list[str] = Field(
         ["*"], min_length=1, description="Patterns of the linear layers that are quantized (* and ?)."
     )
-    exclude: list[str] = Field(
-        default_factory=list, description="Patterns of those of them that are not."
-    )
+    exclude: list[str] = Field(default_factory=list, description="Patterns of those of them that are not.")
     lm_head: bool = Field(False, description="Quantize the head of a language model as well.")
     embeddings: bool = Field(
         False, description="Quantize the table of input embeddings as well, of int8_weight_only and intx_weight_only."
@@ -126,9 +127,7 @@ class TorchAOConfig(PassConfig):
         description="Of what is not quantized and of what layers calculate. Not given: as the model is stored; "
         "bfloat16 for the schemes that are for GPUs.",
     )
-    device: str | None = Field(
-        None, description="Where the model is quantized: cpu, cuda; default: as the target has."
-    )
+    device: str | None = Field(None, description="Where the model is quantized: cpu, cuda; default: as the target has.")
 
     @model_validator(mode="after")
     def _together(self) -> TorchAOConfig:
@@ -140,9 +139,11 @@ class TorchAOConfig(PassConfig):
         scheme, found = self.scheme, []
         if self.group_size is not None and self.group_size not in _GROUPS.get(scheme, ()):
             sizes = ", ".join(map(str, _GROUPS.get(scheme, ())))
-            found.append(f"group_size is {self.group_size}; {scheme} has " + (f"groups of {sizes}" if sizes else "none"))
-        for asked in self._of_intx() if scheme not in INTX else ():
-            found.append(f"{asked} is for {' and '.join(INTX)}; the scheme is {scheme}")
+            found.append(
+                f"group_size is {self.group_size}; {scheme} has " + (f"groups of {sizes}" if sizes else "none")
+            )
+        elsewhere = self._of_intx() if scheme not in INTX else []
+        found += [f"{asked} is for {' and '.join(INTX)}; the scheme is {scheme}" for asked in elsewhere]
         if not self.activation_sym and scheme != "int8_dynamic_activation_int8_weight":
             found.append(f"activation_sym: false is for int8_dynamic_activation_int8_weight; the scheme is {scheme}")
         if self.granularity == "tensor" and (scheme in INTX or scheme == INT4):

@@ -1,4 +1,4 @@
-"""Headers of safetensors files in a fixed order: the library writes their descriptions as they fall from a hash table."""
+"""Headers of safetensors files in a fixed order: descriptions are written as they fall from a hash table."""
 
 from __future__ import annotations
 

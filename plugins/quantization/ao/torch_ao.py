@@ -58,7 +58,9 @@ class TorchAO(Pass):
                 "are int8_weight_only, int8_dynamic_activation_int8_weight, intx_weight_only, "
                 "int8_dynamic_activation_intx_weight and float8_weight_only"
             )
-        return planned.with_(quantization=METHOD, mixed_precision=None, dtype=_dtype(config) or info.attributes.get("dtype"))
+        return planned.with_(
+            quantization=METHOD, mixed_precision=None, dtype=_dtype(config) or info.attributes.get("dtype")
+        )
 
     def check(self, config: Any, accelerator: Accelerator) -> None:
         """Schemes for GPUs pack their weights with a GPU's kernels, where the job runs."""
@@ -67,7 +69,9 @@ class TorchAO(Pass):
         import torch
 
         if not torch.cuda.is_available():
-            raise ConfigError(f"{self.spec.name}: {config.scheme} needs a GPU where the pass runs, and PyTorch sees none")
+            raise ConfigError(
+                f"{self.spec.name}: {config.scheme} needs a GPU where the pass runs, and PyTorch sees none"
+            )
         needed = (8, 9) if config.scheme == FLOAT8 else (8, 0)
         there = torch.cuda.get_device_capability()
         if there < needed:

@@ -119,7 +119,9 @@ class LLMCompressorConfig(PassConfig):
         if self.has_recipe and changed:
             found.append(f"{', '.join(changed)} and a recipe contradict each other; say it in the recipe")
         if self.scheme is None and self.sparsity is None and not self.has_recipe:
-            found.append("scheme is null and there is no sparsity: nothing is left to do; give one of them, or a recipe")
+            found.append(
+                "scheme is null and there is no sparsity: nothing is left to do; give one of them, or a recipe"
+            )
         if self.scheme is None and "algorithm" in self.model_fields_set and self.sparsity is not None:
             found.append(f"algorithm: {self.algorithm} rounds weights, and scheme is null; leave one of them out")
         if self.scheme is None and self.smoothing_strength is not None:
@@ -140,7 +142,9 @@ class LLMCompressorConfig(PassConfig):
             found.append(f"smoothing_strength moves outliers of activations, and {self.scheme} leaves them in float; "
                          "take W8A8 or another scheme that rounds activations")  # fmt: skip
         if self.pipeline == "datafree" and self.calibrates and not self.has_recipe:
-            found.append("pipeline: datafree has no calibration, which the scheme, algorithm or sparsity asked for needs")
+            found.append(
+                "pipeline: datafree has no calibration, which the scheme, algorithm or sparsity asked for needs"
+            )
         return found
 
     def _faults_of_sparsity(self) -> list[str]:

@@ -65,7 +65,9 @@ class LLMCompressor(Pass):
         quantizes = config.scheme is not None
         if config.has_recipe:
             quantizes = recipe is None or _quantizes(recipe)
-        return planned.with_(quantization=METHOD if quantizes else None, dtype=_dtype(config) or info.attributes.get("dtype"))
+        return planned.with_(
+            quantization=METHOD if quantizes else None, dtype=_dtype(config) or info.attributes.get("dtype")
+        )
 
     def check(self, config: Any, accelerator: Accelerator) -> None:
         """AWQ needs an accelerator where the job runs."""
@@ -150,7 +152,9 @@ class LLMCompressor(Pass):
         if any(modifier.requires_calibration_data for modifier in given):
             if config.pipeline == "datafree":
                 raise ConfigError(f"{name}: pipeline: datafree has no calibration, which the recipe's modifiers need")
-            texts = calibration_tokens(name, network, model, config.data_config, config.nsamples, config.seqlen, context)
+            texts = calibration_tokens(
+                name, network, model, config.data_config, config.nsamples, config.seqlen, context
+            )
         elif config.data_config is not None:
             context.report["calibration"] = "not needed: nothing that was asked for looks at activations before it runs"
         context.progress(0, 1, "compressing")

@@ -10,7 +10,13 @@ from typing import Any
 __all__ = ["DATA_FREE", "QUANTIZERS", "modifiers", "read_recipe", "staged"]
 
 QUANTIZERS = ("AutoRoundModifier", "GPTQModifier", "QuantizationModifier")
-_TRANSFORMS = ("AWQModifier", "LogarithmicEqualizationModifier", "QuIPModifier", "SmoothQuantModifier", "SpinQuantModifier")
+_TRANSFORMS = (
+    "AWQModifier",
+    "LogarithmicEqualizationModifier",
+    "QuIPModifier",
+    "SmoothQuantModifier",
+    "SpinQuantModifier",
+)
 _PRUNERS = (
     "ConstantPruningModifier", "MagnitudePruningModifier", "REAPPruningModifier", "SparseGPTModifier",
     "WandaPruningModifier",

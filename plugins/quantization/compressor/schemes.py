@@ -10,8 +10,8 @@ __all__ = ["SCHEMES", "CompressionScheme"]
 
 @dataclass(frozen=True)
 class CompressionScheme:
-    """weights: their type. group_size: columns that share a scale as the library has it, None where a row does; grouped
-    schemes alone let it be changed. float4_or_mx: transformers calculates its layers in bfloat16 only. static: ranges of
+    """weights: their type. group_size: columns that share a scale as the library has it, None where a row does.
+    changeable: group_size may be another. bfloat16: transformers calculates its layers in it only. static: ranges of
     activations are found by calibration. asymmetric: weights have zero points."""
 
     weights: str

@@ -1,4 +1,4 @@
-"""TorchAO: what it quantizes is in the file and stays near the source, opened by transformers alone and by the runtime."""
+"""TorchAO: what it quantizes is in the file, and stays near the source in transformers and in the runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.quantization.ao.config import TorchAOConfig
 from drupe.testing import PassContract, tiny_causal_lm, tiny_encoder
 from tests.plugins.onnx.graphs import CPU, run_pass
-from tests.support.workflows import drupe, write_workflow
+from tests.plugins.quantization.measuring import measured_workflow
+from tests.support.workflows import drupe
 
 pytest.importorskip("torchao")
 
@@ -105,7 +106,9 @@ def test_half_quadratic_ranges_lose_less(source: Model, tmp_path: Path) -> None:
 
 def test_patterns_say_which_layers(source: Model, tmp_path: Path) -> None:
     result = run_pass("TorchAO", source, tmp_path, include=["*mlp*", "*q_proj"], exclude=["model.layers.0.*"])
-    expected = {f"model.layers.1.{name}" for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.q_proj")}
+    expected = {
+        f"model.layers.1.{name}" for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.q_proj")
+    }
     assert set(quantized(load_model(result))) == expected
 
 
@@ -125,7 +128,9 @@ def test_layers_have_grids_of_their_own(source: Model, tmp_path: Path) -> None:
         network = load_model(result)
         return {name: len(network.get_submodule(name).weight.qdata.unique()) for name in quantized(network)}
 
-    mixed = Model(source.kind, source.files, {**source.attributes, "mixed_precision": {"model.layers.0.mlp.up_proj": 8}})
+    mixed = Model(
+        source.kind, source.files, {**source.attributes, "mixed_precision": {"model.layers.0.mlp.up_proj": 8}}
+    )
     own = {"*.down_proj": {"bits": 2, "group_size": 64}}
     found = sizes(run_pass("TorchAO", mixed.at(source.folder), tmp_path, scheme="intx_weight_only", overrides=own))
     assert found["model.layers.0.mlp.up_proj"] > 16
@@ -197,7 +202,10 @@ def planned(attributes: dict[str, Any], accelerator: Accelerator = CPU, **config
 def test_schemes_for_gpus_are_refused_elsewhere(scheme: str) -> None:
     with pytest.raises(ConfigError, match=f"{scheme} runs on GPUs only, and the target's device is cpu"):
         planned({}, scheme=scheme)
-    assert planned({"dtype": "float32"}, GPU, scheme=scheme).attributes == {"dtype": "bfloat16", "quantization": "torchao"}
+    assert planned({"dtype": "float32"}, GPU, scheme=scheme).attributes == {
+        "dtype": "bfloat16",
+        "quantization": "torchao",
+    }
     if not torch.cuda.is_available():
         subject = get_registry().create("drupe_passes", "TorchAO")
         with pytest.raises(ConfigError, match="needs a GPU where the pass runs"):
@@ -217,28 +225,6 @@ def test_inputs_that_it_cannot_take_are_refused(attributes: dict[str, Any], mess
         planned(attributes)
 
 
-def workflow(folder: Path, model: Path, **passes: Any) -> Path:
-    document = {
-        "input_model": {"type": "HfModel", "model_path": str(model)},
-        "systems": {"here": {"type": "LocalSystem", "in_process": True}},
-        "data_configs": [{"name": "words", "type": "HuggingfaceContainer", "load_dataset_config": {
-            "data_name": "json", "data_files": str(folder / "words.jsonl"), "split": "train"},
-            "pre_process_data_config": {"type": "text_generation_huggingface_pre_process", "text_cols": ["text"],
-                                        "max_seq_len": 32}}],
-        "evaluators": {"quality": {"metrics": [{"name": "ppl", "type": "perplexity", "data_config": "words",
-                                                "sub_types": [{"name": "perplexity"}]}]}},
-        "evaluator": "quality",
-        "passes": passes,
-        "host": "here",
-        "target": "here",
-        "cache_dir": str(folder / "cache"),
-        "output_dir": str(folder / "out"),
-    }  # fmt: skip
-    rows = [{"text": f"the quick brown fox number {n} jumps over the lazy dog"} for n in range(12)]
-    (folder / "words.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return write_workflow(folder, document)
-
-
 def test_model_builder_is_refused_after_it_before_any_work() -> None:
     builder = get_registry().create("drupe_passes", "ModelBuilder")
     with pytest.raises(ConfigError, match="this one is torchao"):
@@ -246,7 +232,7 @@ def test_model_builder_is_refused_after_it_before_any_work() -> None:
 
 
 def test_a_workflow_measures_the_result(source: Model, tmp_path: Path) -> None:
-    done = drupe("run", workflow(tmp_path, source.folder, ao={"type": "TorchAO"}), folder=tmp_path)
+    done = drupe("run", measured_workflow(tmp_path, source.folder, ao={"type": "TorchAO"}), folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "torchao" in (next((tmp_path / "out").rglob("config.json"))).read_text()
     assert "ppl" in (tmp_path / "out" / "drupe.json").read_text()
@@ -254,7 +240,7 @@ def test_a_workflow_measures_the_result(source: Model, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smollm2s_blocks_keep_what_they_say(smollm2_cut_dir: Path, tmp_path: Path) -> None:
-    """Eight bits change next to nothing of what real blocks answer, four by groups some, and four by whole rows more."""
+    """Eight bits change next to nothing of what real blocks answer, four by groups some, by whole rows more."""
     from drupe.plugins.huggingface.loading import load_tokenizer
 
     source = Model.from_dir("hf", smollm2_cut_dir, {"task": "text-generation"})
