@@ -76,7 +76,7 @@ class TorchAO(Pass):
         there = torch.cuda.get_device_capability()
         if there < needed:
             raise ConfigError(
-                f"{self.spec.name}: {config.scheme} needs a GPU of compute capability {needed[0]}.{needed[1]} or newer; "
+                f"{self.spec.name}: {config.scheme} needs a GPU of capability {needed[0]}.{needed[1]} or newer; "
                 f"{torch.cuda.get_device_name()} has {there[0]}.{there[1]}"
             )
 
@@ -139,8 +139,8 @@ class TorchAO(Pass):
                     raise PassError(f"{self.spec.name}: torchao can't quantize {name}: {told[0]}") from error
                 if not isinstance(module.weight, TorchAOBaseTensor):
                     raise PassError(
-                        f"{self.spec.name}: torchao left {name} ({tuple(module.weight.shape)}) as it was; leave it out by "
-                        "exclude, or take another scheme"
+                        f"{self.spec.name}: torchao left {name} ({tuple(module.weight.shape)}) as it was; leave it out "
+                        "by exclude, or take another scheme"
                     )
         context.progress(len(layers), len(layers), "quantized")
         return configs

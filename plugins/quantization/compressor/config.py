@@ -74,8 +74,8 @@ class LLMCompressorConfig(PassConfig):
     block_size: int = Field(128, ge=1, description="Columns that GPTQ and SparseGPT mend together.")
     recipe: Mapping[str, Any] | None = Field(
         None,
-        description="A recipe of the library instead of all of the above: modifiers by name with their arguments, alone "
-        "or in stages.",
+        description="A recipe of the library instead of all of the above: modifiers by name with their arguments, "
+        "alone or in stages.",
     )
     recipe_file: FileRef | None = Field(None, description="A recipe as a file, in YAML or JSON.")
     data_config: DataRef | None = Field(

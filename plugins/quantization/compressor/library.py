@@ -37,7 +37,7 @@ def recipe_of(config: LLMCompressorConfig) -> Mapping[str, Any]:
             "sparsity": config.sparsity, "mask_structure": config.mask_structure, **layers, **solver
         }  # fmt: skip
     if config.scheme is not None:
-        grid = {"scheme": config.scheme, "targets": layers["targets"]}
+        grid: dict[str, Any] = {"scheme": config.scheme, "targets": layers["targets"]}
         if config.group_size is not None:
             grid = {"config_groups": {"group_0": _with_groups(config.scheme, layers["targets"], config.group_size)}}
         own = {**grid, "ignore": layers["ignore"]}
@@ -58,7 +58,7 @@ def _with_groups(scheme: str, targets: Sequence[str], size: int) -> dict[str, An
 
 
 def library_modifiers(name: str, recipe: Mapping[str, Any]) -> list[Any]:
-    """Return a recipe's modifiers as the library's objects. Raises ConfigError for what it would not take, or ignore."""
+    """Return a recipe's modifiers as the library's objects. Raises ConfigError for what it would refuse or ignore."""
     from llmcompressor.modifiers.factory import ModifierFactory
     from pydantic import ValidationError
 
@@ -121,7 +121,8 @@ def check_layers(name: str, network: Any, config: LLMCompressorConfig) -> None:
             changeable = scheme is not None and scheme.changeable
             way = f"; the largest group_size that does is {fitting[0]}" if fitting and changeable else ""
             raise ConfigError(
-                f"{name}: groups of {size} do not divide the {columns} columns of {path}{way}; or put the layer in ignore"
+                f"{name}: groups of {size} do not divide the {columns} columns of {path}{way}; or put the layer "
+                "in ignore"
             )
 
 

@@ -57,8 +57,10 @@ class LLMCompressor(Pass):
         if quantization := info.attributes.get("quantization"):
             raise ConfigError(f"{name}: the model is quantized already ({quantization})")
         if info.attributes.get("mixed_precision"):
-            raise ConfigError(f"{name}: an earlier pass chose bits for layers, which it can't follow; leave that pass out, "
-                              "or give the layers their schemes in a recipe")  # fmt: skip
+            raise ConfigError(
+                f"{name}: an earlier pass chose bits for layers, which it can't follow; leave that pass out, or give the "
+                "layers their schemes in a recipe"
+            )
         recipe = config.recipe
         if config.recipe_file is not None and (path := Path(config.recipe_file).expanduser()).is_absolute():
             recipe = self._read(path) if path.is_file() else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DATA_FREE", "QUANTIZERS", "modifiers", "read_recipe", "staged"]
+__all__ = ["QUANTIZERS", "modifiers", "read_recipe", "staged"]
 
 QUANTIZERS = ("AutoRoundModifier", "GPTQModifier", "QuantizationModifier")
 _TRANSFORMS = (
@@ -22,7 +22,6 @@ _PRUNERS = (
     "WandaPruningModifier",
 )  # fmt: skip
 _KNOWN = (*QUANTIZERS, *_TRANSFORMS, *_PRUNERS)
-DATA_FREE = ("ConstantPruningModifier", "MagnitudePruningModifier", "QuIPModifier", "SpinQuantModifier")
 
 
 def read_recipe(path: Path) -> Mapping[str, Any]:
@@ -50,9 +49,10 @@ def staged(recipe: Any) -> Mapping[str, Any]:
         raise ValueError(f"a recipe is a mapping of stages or modifiers; found {_shown(recipe)}")
     if all(str(name).endswith("Modifier") for name in recipe):
         recipe = {"default_stage": {"default_modifiers": recipe}}
-    if not list(modifiers(recipe)):
+    found: Mapping[str, Any] = recipe
+    if not list(modifiers(found)):
         raise ValueError("the recipe has no modifier; name at least one, such as GPTQModifier")
-    return recipe
+    return found
 
 
 def modifiers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

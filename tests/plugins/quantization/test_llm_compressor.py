@@ -244,7 +244,7 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
         "bad_argument": "GPTQModifier has no argument 'targts'; did you mean targets?",
         "bad_scheme": "GPTQModifier: scheme is 'W9A16'",
         "bad_target": "unable to find any modules to quantize",
-        "bad_ignore": "ignore: no layer of the model matches 'model.layers.0.mlp.up_prj'; did you mean model.layers.0.mlp",
+        "bad_ignore": "ignore: no layer of the model matches 'model.layers.0.mlp.up_prj'; did you mean model",
         "bad_group": "targets and ignore leave no layer",
     }
     if not torch.accelerator.is_available():
