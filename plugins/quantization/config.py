@@ -18,6 +18,7 @@ from drupe.plugins.quantization.decoders import check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
 __all__ = ["GridConfig", "QuantizerConfig", "WeightQuantizer", "device_of"]
+__all__ = ["QuantizerConfig", "WeightQuantizer", "check_device", "device_of"]
 
 
 class GridConfig(PassConfig):
@@ -120,6 +121,17 @@ class WeightQuantizer(Pass):
 
     def finish(self, state: dict[str, Any], config: Any, context: PassContext) -> None:
         """Change the tensors that stay in float, before they are written."""
+
+
+def check_device(name: str, wanted: str | None) -> None:
+    """Raise ConfigError where a parameter `device` names what PyTorch does not have here."""
+    import torch
+
+    kind = str(wanted or "cpu").partition(":")[0]
+    if kind not in ("cpu", "cuda", "gpu"):
+        raise ConfigError(f"{name}: device is {wanted}; expected cpu, cuda or cuda:N")
+    if kind != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"{name}: device is {wanted}, and PyTorch sees no GPU where the pass runs")
 
 
 def device_of(wanted: str | None, context: PassContext) -> str:

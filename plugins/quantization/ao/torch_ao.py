@@ -16,7 +16,7 @@ from drupe.plugins.quantization.ao.config import FLOAT8, INTX, ON_GPUS, Grid, To
 from drupe.plugins.quantization.ao.header import settle_header
 from drupe.plugins.quantization.ao.layers import chosen_layers
 from drupe.plugins.quantization.ao.library import library_config
-from drupe.plugins.quantization.config import device_of
+from drupe.plugins.quantization.config import check_device, device_of
 
 __all__ = ["METHOD", "TorchAO"]
 
@@ -27,8 +27,8 @@ class TorchAO(Pass):
     """Quantizes any Hugging Face model, decoders and encoders, without calibration.
 
     The result is a checkpoint that transformers opens where torchao is installed, with the versioned configuration in
-    config.json (`TorchAoConfig`) and the weights as safetensors; PyTorch runs it, and `torch.compile` makes it fast.
-    The quantizers that write graphs and ModelBuilder can't read it.
+    config.json (`TorchAoConfig`) and the weights as safetensors. ModelBuilder and the ONNX exporters can't read it.
+    docs/quantized-checkpoints.md says which quantizer is for what.
 
     Rules: 1. A layer that was asked for is quantized, or the pass fails: the library alone leaves some as they are
     without a word. 2. A head or table that is quantized has weights of its own, also where the two were one. 3. Weights
@@ -64,6 +64,7 @@ class TorchAO(Pass):
 
     def check(self, config: Any, accelerator: Accelerator) -> None:
         """Schemes for GPUs pack their weights with a GPU's kernels, where the job runs."""
+        check_device(self.spec.name, config.device)
         if config.scheme not in ON_GPUS:
             return
         import torch

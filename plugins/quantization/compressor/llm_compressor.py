@@ -23,7 +23,7 @@ from drupe.plugins.quantization.compressor.library import (
 )
 from drupe.plugins.quantization.compressor.recipes import QUANTIZERS, modifiers, read_recipe
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
-from drupe.plugins.quantization.config import device_of
+from drupe.plugins.quantization.config import check_device, device_of
 
 __all__ = ["METHOD", "LLMCompressor"]
 
@@ -36,8 +36,8 @@ class LLMCompressor(Pass):
     The result is a compressed-tensors checkpoint, with the recipe that made it (recipe.yaml). vLLM runs it with the
     scheme's kernels; transformers opens it where compressed-tensors is installed and calculates what the scheme would
     give, activations rounded as well, so that it can be measured anywhere. ModelBuilder and the ONNX exporters can't
-    read it. The library's transformers is older than the one that other passes need: give the pass a `host` that is a
-    PythonEnvironment with its requirements.
+    read it; docs/quantized-checkpoints.md says which quantizer is for what. The library's transformers is older than
+    the one that other passes need: give the pass a `host` that is a PythonEnvironment with its requirements.
 
     Rules: 1. What the library would pass over in a recipe is an error: unknown stages, modifiers and arguments, targets
     that match nothing. 2. Sparsity alone gives a float model that other passes read. 3. AWQModifier needs an
@@ -58,8 +58,8 @@ class LLMCompressor(Pass):
             raise ConfigError(f"{name}: the model is quantized already ({quantization})")
         if info.attributes.get("mixed_precision"):
             raise ConfigError(
-                f"{name}: an earlier pass chose bits for layers, which it can't follow; leave that pass out, or give the "
-                "layers their schemes in a recipe"
+                f"{name}: an earlier pass chose bits for layers, which it can't follow; leave that pass out, or give "
+                "the layers their schemes in a recipe"
             )
         recipe = config.recipe
         if config.recipe_file is not None and (path := Path(config.recipe_file).expanduser()).is_absolute():
@@ -73,6 +73,7 @@ class LLMCompressor(Pass):
 
     def check(self, config: Any, accelerator: Accelerator) -> None:
         """AWQ needs an accelerator where the job runs."""
+        check_device(self.spec.name, config.device)
         if config.recipe is not None and "AWQModifier" in dict(modifiers(config.recipe)):
             self._check_awq()
 

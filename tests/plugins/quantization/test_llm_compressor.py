@@ -253,8 +253,8 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
     assert [name for name, message in expected.items() if message not in errors[name]] == []
 
     ids = torch.arange(20, 60)[None]
-    limits = {"groups": 0.2, "offset": 0.2, "smooth": 0.01, "float8": 0.05, "float4": 0.3, "recipe": 0.005, "ignored": 0.005,
-              "own_text": 0.005}  # fmt: skip
+    limits = {"groups": 0.2, "offset": 0.2, "smooth": 0.01, "float8": 0.05, "float4": 0.3, "recipe": 0.005,
+              "ignored": 0.005, "own_text": 0.005}  # fmt: skip
     for name, limit in limits.items():
         assert 0 < divergence(source, made(name), ids) < limit, name
         quantization = json.loads((made(name).folder / "config.json").read_text())["quantization_config"]

@@ -210,6 +210,8 @@ def test_schemes_for_gpus_are_refused_elsewhere(scheme: str) -> None:
         subject = get_registry().create("drupe_passes", "TorchAO")
         with pytest.raises(ConfigError, match="needs a GPU where the pass runs"):
             subject.check(TorchAOConfig(scheme=scheme), GPU)
+        with pytest.raises(ConfigError, match="device is cuda, and PyTorch sees no GPU"):
+            subject.check(TorchAOConfig(device="cuda"), CPU)
 
 
 @pytest.mark.parametrize(
