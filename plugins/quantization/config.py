@@ -19,6 +19,7 @@ from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
 __all__ = ["GridConfig", "QuantizerConfig", "WeightQuantizer", "device_of"]
 __all__ = ["QuantizerConfig", "WeightQuantizer", "check_device", "device_of"]
+__all__ = ["QuantizerConfig", "WeightQuantizer", "check_device", "device_of", "stored_attributes"]
 
 
 class GridConfig(PassConfig):
@@ -141,6 +142,17 @@ def device_of(wanted: str | None, context: PassContext) -> str:
     import torch
 
     return "cuda" if context.resources.gpus and torch.cuda.is_available() else "cpu"
+
+
+def stored_attributes(attributes: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Return an input's attributes for a result whose layers are stored, and read again, in a dtype of its own."""
+    kept = {key: value for key, value in attributes.items() if key not in ("mixed_precision", "load_kwargs")}
+    options = {
+        key: value
+        for key, value in (attributes.get("load_kwargs") or {}).items()
+        if key not in ("dtype", "torch_dtype", "quantization_config")
+    }
+    return {**kept, **({"load_kwargs": options} if options else {}), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> Any:

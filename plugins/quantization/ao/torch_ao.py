@@ -16,7 +16,7 @@ from drupe.plugins.quantization.ao.config import FLOAT8, INTX, ON_GPUS, Grid, To
 from drupe.plugins.quantization.ao.header import settle_header
 from drupe.plugins.quantization.ao.layers import chosen_layers
 from drupe.plugins.quantization.ao.library import library_config
-from drupe.plugins.quantization.config import check_device, device_of
+from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
 
 __all__ = ["METHOD", "TorchAO"]
 
@@ -116,9 +116,8 @@ class TorchAO(Pass):
             for grid in layers.values():
                 bits[str(grid.bits)] = bits.get(str(grid.bits), 0) + 1
             context.report["layers_by_bits"] = dict(sorted(bits.items()))
-        kept = {key: value for key, value in model.attributes.items() if key not in ("mixed_precision", "load_kwargs")}
-        dtype = str(network.dtype).removeprefix("torch.")
-        return Model.from_dir("hf", context.output_dir, {**kept, "quantization": METHOD, "dtype": dtype})
+        kept = stored_attributes(model.attributes, network.dtype)
+        return Model.from_dir("hf", context.output_dir, {**kept, "quantization": METHOD})
 
     def _quantize(
         self, network: Any, layers: Mapping[str, Grid], config: TorchAOConfig, context: PassContext

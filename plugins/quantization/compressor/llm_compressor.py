@@ -23,7 +23,7 @@ from drupe.plugins.quantization.compressor.library import (
 )
 from drupe.plugins.quantization.compressor.recipes import QUANTIZERS, modifiers, read_recipe
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
-from drupe.plugins.quantization.config import check_device, device_of
+from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
 
 __all__ = ["METHOD", "LLMCompressor"]
 
@@ -61,6 +61,8 @@ class LLMCompressor(Pass):
                 f"{name}: an earlier pass chose bits for layers, which it can't follow; leave that pass out, or give "
                 "the layers their schemes in a recipe"
             )
+        if config.calibrates and not config.has_recipe:
+            self._check_writes(info, config)
         recipe = config.recipe
         if config.recipe_file is not None and (path := Path(config.recipe_file).expanduser()).is_absolute():
             recipe = self._read(path) if path.is_file() else None
@@ -116,8 +118,7 @@ class LLMCompressor(Pass):
         )
         context.report.pop("left_out", None)
         context.progress(1, 1, "written")
-        attributes = {key: value for key, value in model.attributes.items() if key != "load_kwargs"}
-        attributes["dtype"] = str(network.dtype).removeprefix("torch.")
+        attributes = stored_attributes(model.attributes, network.dtype)
         if quantized:
             attributes["quantization"] = METHOD
         return Model.from_dir("hf", context.output_dir, attributes)
@@ -135,6 +136,15 @@ class LLMCompressor(Pass):
             return read_recipe(path)
         except ValueError as error:
             raise ConfigError(f"{self.spec.name}: recipe_file: {error}") from error
+
+    def _check_writes(self, info: ModelInfo, config: LLMCompressorConfig) -> None:
+        """A model that calibrates with its own text must be one that writes."""
+        task = str(info.attributes.get("task") or "text-generation")
+        if config.data_config is None and task.removesuffix("-with-past") not in ("text-generation", "causal-lm"):
+            raise ConfigError(
+                f"{self.spec.name}: calibration needs text, and a model for {task} writes none itself; give a "
+                "data_config"
+            )
 
     def _check_awq(self) -> None:
         import torch
@@ -155,6 +165,7 @@ class LLMCompressor(Pass):
         if any(modifier.requires_calibration_data for modifier in given):
             if config.pipeline == "datafree":
                 raise ConfigError(f"{name}: pipeline: datafree has no calibration, which the recipe's modifiers need")
+            self._check_writes(model.info, config)
             texts = calibration_tokens(
                 name, network, model, config.data_config, config.nsamples, config.seqlen, context
             )

@@ -114,6 +114,7 @@ def test_whether_the_result_is_quantized_is_known_before(config: dict[str, Any],
         ({"adapter": "adapter"}, "MergeAdapterWeights"),
         ({"quantization": "gptq"}, r"quantized already \(gptq\)"),
         ({"mixed_precision": {"a": 8}}, "an earlier pass chose bits"),
+        ({"task": "text-classification"}, "a model for text-classification writes none itself; give a data_config"),
     ],
 )
 def test_inputs_that_it_cannot_take_are_refused(attributes: dict[str, Any], message: str) -> None:
