@@ -40,7 +40,7 @@ class LLMCompressorConfig(PassConfig):
     group_size: Literal[-1, 32, 64, 128] | None = searchable(
         None,
         Ordered(32, 64, 128),
-        doc="Columns that share a scale, of the int4 schemes; it must divide the layers' widths. -1: the whole row. "
+        doc="Columns that share a scale, of W8A16 and the W4 schemes; it must divide the layers' widths. -1: the whole row. "
         "Not given: 128.",
         when={"scheme": [name for name, scheme in SCHEMES.items() if scheme.changeable]},
     )

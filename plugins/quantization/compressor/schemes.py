@@ -25,7 +25,7 @@ class CompressionScheme:
 SCHEMES: Mapping[str, CompressionScheme] = {
     "W4A16": CompressionScheme("int4", 128, changeable=True),
     "W4A16_ASYM": CompressionScheme("int4", 128, changeable=True, asymmetric=True),
-    "W8A16": CompressionScheme("int8"),
+    "W8A16": CompressionScheme("int8", 128, changeable=True),
     "W8A8": CompressionScheme("int8"),
     "W4A8": CompressionScheme("int4", 128, changeable=True),
     "W4AFP8": CompressionScheme("int4", 128, changeable=True),

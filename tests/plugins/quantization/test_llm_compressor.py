@@ -42,7 +42,10 @@ def planned(attributes: dict[str, Any], **config: Any) -> ModelInfo:
     ("config", "message"),
     [
         ({"scheme": "W4A17"}, "Input should be 'W4A16'"),
-        ({"scheme": "W8A8", "group_size": 64}, "group_size is for W4A16, W4A16_ASYM, W4A8, W4AFP8; W8A8 has its own"),
+        (
+            {"scheme": "W8A8", "group_size": 64},
+            "group_size is for W4A16, W4A16_ASYM, W8A16, W4A8, W4AFP8; W8A8 has its own",
+        ),
         ({"scheme": "NVFP4", "dtype": "float32"}, "transformers runs NVFP4 in bfloat16 only"),
         ({"smoothing_strength": 0.5}, "W4A16 leaves them in float; take W8A8"),
         ({"scheme": "W8A8", "smoothing_strength": 1.5}, "less than or equal to 1"),
