@@ -40,8 +40,8 @@ class LLMCompressorConfig(PassConfig):
     group_size: Literal[-1, 32, 64, 128] | None = searchable(
         None,
         Ordered(32, 64, 128),
-        doc="Columns that share a scale, of W8A16 and the W4 schemes; it must divide the layers' widths. -1: the whole row. "
-        "Not given: 128.",
+        doc="Columns that share a scale, of W8A16 and the W4 schemes; it must divide the layers' widths. -1: the whole "
+        "row. Not given: 128.",
         when={"scheme": [name for name, scheme in SCHEMES.items() if scheme.changeable]},
     )
     smoothing_strength: float | None = searchable(
