@@ -34,6 +34,11 @@ def chosen_layers(name: str, network: Any, config: TorchAOConfig, mixed: Mapping
     }
     if not found:
         raise ConfigError(f"{name}: include and exclude leave no layer to quantize; the model has {_some(layers)}")
+    ends = {"lm_head": network.get_output_embeddings(), "embeddings": network.get_input_embeddings()}
+    for field, module in ends.items():
+        path = next((layer for layer, other in layers.items() if other is module), None)
+        if getattr(config, field) and path not in found:
+            raise ConfigError(f"{name}: {field}: true, and include and exclude leave {path} out; make them one")
     for layer, grid in found.items():
         _check(name, layer, layers[layer].weight.shape, grid, config)
     return found

@@ -179,10 +179,13 @@ def _untie(network: Any, layers: Mapping[str, Grid]) -> None:
     """Give embedding and head weights of their own where they share one and either is quantized."""
     import torch
 
-    if not getattr(network.config, "tie_word_embeddings", False):
+    told = {id(config): config for config in (network.config, network.config.get_text_config(decoder=True))}
+    ties = [config for config in told.values() if getattr(config, "tie_word_embeddings", False)]
+    if not ties:
         return
     head, table = network.get_output_embeddings(), network.get_input_embeddings()
     if head is None or not any(network.get_submodule(name) in (head, table) for name in layers):
         return
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    network.config.tie_word_embeddings = False
+    for config in ties:
+        config.tie_word_embeddings = False

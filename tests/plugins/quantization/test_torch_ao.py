@@ -177,6 +177,7 @@ def test_what_does_not_go_together_is_told(config: dict[str, Any], message: str)
         ({"exclude": ["*.q_prj"]}, r"exclude: no layer of the model matches '\*.q_prj'; it has model.layers.0"),
         ({"include": ["model.layers.0.mlp.up_prj"]}, "did you mean 'model.layers.0.mlp.up_proj'"),
         ({"include": ["*mlp*"], "exclude": ["*"]}, "leave no layer to quantize"),
+        ({"include": ["*mlp*"], "lm_head": True}, "lm_head: true, and include and exclude leave lm_head out"),
         ({"group_size": 256}, "groups of 256 do not divide the 128 columns of model.layers.0.self_attn.q_proj; the"),
     ],
 )
