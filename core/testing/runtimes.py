@@ -87,8 +87,10 @@ class RuntimeContract(Contract):
         """Requirements are PEP 508, and told of what is known of a model before it is made."""
         from packaging.requirements import Requirement
 
+        from drupe.core.requirements import alternatives
+
         for text in subject.requirements(model.info):
-            assert Requirement(text).name
+            assert all(Requirement(part).name for part in alternatives(text))
 
     def test_options_are_json_and_complete(
         self, subject: Runtime, accelerator: Accelerator, options: dict[str, Any]
