@@ -17,9 +17,14 @@ from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quanti
 from drupe.plugins.quantization.decoders import check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
-__all__ = ["GridConfig", "QuantizerConfig", "WeightQuantizer", "device_of"]
-__all__ = ["QuantizerConfig", "WeightQuantizer", "check_device", "device_of"]
-__all__ = ["QuantizerConfig", "WeightQuantizer", "check_device", "device_of", "stored_attributes"]
+__all__ = [
+    "GridConfig",
+    "QuantizerConfig",
+    "WeightQuantizer",
+    "check_device",
+    "device_of",
+    "stored_attributes",
+]
 
 
 class GridConfig(PassConfig):
