@@ -52,7 +52,7 @@ class LLMCompressorConfig(PassConfig):
         le=1,
     )
     sparsity: float | None = Field(
-        None, gt=0, lt=1, description="Share of the weights that SparseGPT sets to zero, before rounding."
+        None, gt=0, lt=1, description="Share of the weights that SparseGPT sets to zero, before rounding to nearest."
     )
     mask_structure: str = Field(
         "2:4",
@@ -124,6 +124,8 @@ class LLMCompressorConfig(PassConfig):
             )
         if self.scheme is None and "algorithm" in self.model_fields_set and self.sparsity is not None:
             found.append(f"algorithm: {self.algorithm} rounds weights, and scheme is null; leave one of them out")
+        if self.scheme is not None and self.sparsity is not None and self.algorithm == "gptq" and not self.has_recipe:
+            found.append("algorithm: gptq fills the zeros that sparsity asks for; take algorithm: rtn, or scheme: null")
         if self.scheme is None and self.smoothing_strength is not None:
             found.append("smoothing_strength is for a scheme, and scheme is null")
         return [*found, *self._faults_of_scheme(), *self._faults_of_sparsity()]

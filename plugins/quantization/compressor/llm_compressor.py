@@ -24,6 +24,7 @@ from drupe.plugins.quantization.compressor.library import (
 from drupe.plugins.quantization.compressor.recipes import QUANTIZERS, modifiers, read_recipe
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
 from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
+from drupe.plugins.quantization.decoders import check_zeros_stay
 
 __all__ = ["METHOD", "LLMCompressor"]
 
@@ -66,12 +67,14 @@ class LLMCompressor(Pass):
         recipe = config.recipe
         if config.recipe_file is not None and (path := Path(config.recipe_file).expanduser()).is_absolute():
             recipe = self._read(path) if path.is_file() else None
+        if _fills_zeros(config, recipe):
+            check_zeros_stay(name, "use algorithm: rtn, whose grids keep them", info)
         quantizes = config.scheme is not None
         if config.has_recipe:
             quantizes = recipe is None or _quantizes(recipe)
-        return planned.with_(
-            quantization=METHOD if quantizes else None, dtype=_dtype(config) or info.attributes.get("dtype")
-        )
+        told = {} if config.sparsity is None else {"sparsity": _sparsity(config)}
+        dtype = _dtype(config) or info.attributes.get("dtype")
+        return planned.with_(quantization=METHOD if quantizes else None, dtype=dtype, **told)
 
     def check(self, config: Any, accelerator: Accelerator) -> None:
         """AWQ needs an accelerator where the job runs."""
@@ -119,6 +122,7 @@ class LLMCompressor(Pass):
         context.report.pop("left_out", None)
         context.progress(1, 1, "written")
         attributes = stored_attributes(model.attributes, network.dtype)
+        attributes |= {} if config.sparsity is None else {"sparsity": _sparsity(config)}
         if quantized:
             attributes["quantization"] = METHOD
         return Model.from_dir("hf", context.output_dir, attributes)
@@ -193,6 +197,19 @@ class LLMCompressor(Pass):
 def _dtype(config: LLMCompressorConfig) -> str | None:
     scheme = SCHEMES.get(config.scheme or "") if not config.has_recipe else None
     return config.dtype or ("bfloat16" if scheme is not None and scheme.bfloat16 else None)
+
+
+def _fills_zeros(config: LLMCompressorConfig, recipe: Mapping[str, Any] | None) -> bool:
+    """Whether weights that were zero are not afterwards."""
+    if recipe is not None:
+        return any(name in ("GPTQModifier", "QuIPModifier", "SpinQuantModifier") for name, _ in modifiers(recipe))
+    return not config.has_recipe and config.scheme is not None and config.algorithm == "gptq"
+
+
+def _sparsity(config: LLMCompressorConfig) -> float | list[int]:
+    """Return what the weights are made to be, as SparseGPT tells it: a share, or how many of how many."""
+    zeros, of = (int(part) for part in config.mask_structure.split(":"))
+    return [zeros, of] if of else float(config.sparsity or 0)
 
 
 def _quantizes(recipe: Mapping[str, Any]) -> bool:

@@ -50,9 +50,13 @@ def planned(attributes: dict[str, Any], **config: Any) -> ModelInfo:
         ({"smoothing_strength": 0.5}, "W4A16 leaves them in float; take W8A8"),
         ({"scheme": "W8A8", "smoothing_strength": 1.5}, "less than or equal to 1"),
         ({"scheme": None}, "nothing is left to do"),
+        ({"sparsity": 0.5}, "gptq fills the zeros that sparsity asks for; take algorithm: rtn"),
         ({"scheme": None, "sparsity": 0.5, "algorithm": "gptq"}, "algorithm: gptq rounds weights, and scheme is null"),
-        ({"sparsity": 0.3}, "mask_structure 2:4 sets 0.5 of the weights to zero, sparsity says 0.3"),
-        ({"sparsity": 0.5, "mask_structure": "4:2"}, "expected n:m with n below m"),
+        (
+            {"sparsity": 0.3, "algorithm": "rtn"},
+            "mask_structure 2:4 sets 0.5 of the weights to zero, sparsity says 0.3",
+        ),
+        ({"sparsity": 0.5, "algorithm": "rtn", "mask_structure": "4:2"}, "expected n:m with n below m"),
         ({"mask_structure": "0:0"}, "mask_structure is for sparsity"),
         ({"pipeline": "datafree"}, "datafree has no calibration"),
         ({"algorithm": "awq"}, "Input should be 'gptq' or 'rtn'"),
@@ -117,6 +121,7 @@ def test_whether_the_result_is_quantized_is_known_before(config: dict[str, Any],
         ({"adapter": "adapter"}, "MergeAdapterWeights"),
         ({"quantization": "gptq"}, r"quantized already \(gptq\)"),
         ({"mixed_precision": {"a": 8}}, "an earlier pass chose bits"),
+        ({"sparsity": [2, 4]}, "would fill the zeros of a model that was pruned"),
         ({"task": "text-classification"}, "a model for text-classification writes none itself; give a data_config"),
     ],
 )
@@ -231,6 +236,7 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
         "float8": {"scheme": "FP8_DYNAMIC", "algorithm": "rtn"},
         "float4": {**quick, "scheme": "NVFP4"},
         "sparse": {**quick, "scheme": None, "sparsity": 0.5},
+        "thin": {**quick, "scheme": "W8A8", "algorithm": "rtn", "sparsity": 0.5},
         "ignored": {"scheme": "W8A16", "algorithm": "rtn", "ignore": ["lm_head", "re:.*mlp.*"]},
         "recipe": {**quick, "recipe_file": "recipe.yaml"},
         "own_text": {**quick, "recipe": {"GPTQModifier": eight}, "data_config": None, "nsamples": 2},
@@ -272,9 +278,13 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
     assert told["own_text"]["report"]["calibration"]["from"] == "the model's own text"
 
     assert "quantization" not in told["sparse"]["attributes"]
-    weights = [module.weight for name, module in load_model(made("sparse")).named_modules()
-               if isinstance(module, torch.nn.Linear) and name != "lm_head"]  # fmt: skip
-    assert all(int((weight == 0).reshape(-1, 4).sum(1).min()) >= 2 for weight in weights)
+    for name in ("sparse", "thin"):
+        network = load_model(made(name))
+        network(input_ids=ids)  # packed layers have their weights from then on
+        weights = [layer.weight for path, layer in network.named_modules()
+                   if isinstance(layer, torch.nn.Linear) and path != "lm_head"]  # fmt: skip
+        assert all(int((weight == 0).reshape(-1, 4).sum(1).min()) >= 2 for weight in weights), name
+        assert told[name]["attributes"]["sparsity"] == [2, 4]
 
     presets = told["presets"]
     for name, scheme in SCHEMES.items():
