@@ -72,7 +72,7 @@ class LLMCompressor(Pass):
         quantizes = config.scheme is not None
         if config.has_recipe:
             quantizes = recipe is None or _quantizes(recipe)
-        told = {} if config.sparsity is None else {"sparsity": _sparsity(config)}
+        told: dict[str, Any] = {} if config.sparsity is None else {"sparsity": _sparsity(config)}
         dtype = _dtype(config) or info.attributes.get("dtype")
         return planned.with_(quantization=METHOD if quantizes else None, dtype=dtype, **told)
 
