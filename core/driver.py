@@ -97,7 +97,7 @@ class Driver:
         check_search(plan)
         with self._output_lock():
             try:
-                check_systems(self.engine)
+                check_systems(self.engine, plan)
                 source = self.engine.import_model()
                 assert source.model is not None
                 for target in self.workflow.targets:

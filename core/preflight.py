@@ -6,6 +6,7 @@ passes and metrics need is installed there.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
@@ -15,8 +16,10 @@ from drupe.core.engine import Engine
 from drupe.core.errors import DrupeError, Fault, HostError
 from drupe.core.hosts import HostDescription
 from drupe.core.placing import added_requirements, placed_passes
+from drupe.core.plan import MOST_CHECKS, Plan, check_points
 from drupe.core.registry import Registered
 from drupe.core.requirements import alternatives, unmet
+from drupe.core.serving import find_runtime
 from drupe.core.specs import HostSpec, MetricSpec, PassSpec
 from drupe.core.workflow.findings import join
 from drupe.core.workflow.model import PassAlternative
@@ -29,11 +32,11 @@ _LAUNCHERS = {"torchrun": ("torch",), "accelerate": ("accelerate", "torch")}
 """What a pass's launcher is part of."""
 
 
-def check_systems(engine: Engine) -> None:
+def check_systems(engine: Engine, plan: Plan) -> None:
     """Check every system that the workflow uses. Raises HostError with all that was found."""
     names = _used(engine)
     # One after the other, in this thread: what a library starts (a Ray cluster) may end with the thread that did.
-    faults = [fault for name in names for fault in system_faults(engine, name)]
+    faults = [fault for name in names for fault in system_faults(engine, name, plan)]
     if len(faults) == 1:
         raise HostError(str(faults[0]), retry=False)
     if faults:
@@ -41,8 +44,11 @@ def check_systems(engine: Engine) -> None:
         raise HostError(f"{len(faults)} things keep the systems from their work\n{lines}", retry=False)
 
 
-def system_faults(engine: Engine, name: str) -> list[Fault]:
-    """Return what keeps a system from its part in the workflow, each with its path in the file."""
+def system_faults(engine: Engine, name: str, plan: Plan | None = None) -> list[Fault]:
+    """Return what keeps a system from its part in the workflow, each with its path in the file.
+
+    plan: what is to be made; without it nothing is said of what opening the results needs.
+    """
     where = join("systems", name)
     try:
         host = engine.host(name)
@@ -59,7 +65,10 @@ def system_faults(engine: Engine, name: str) -> list[Fault]:
     version_of = dict(description.versions).get
     apart = [] if _makes_environments(engine, name) else [e for e in _passes(engine, name) if _stays_apart(e)]
     faults += [fault for entry in apart for fault in _own_environment_faults(engine, name, version_of, entry)]
-    return faults + [Fault(where, *told, kind="needs") for told in _unmet(engine, name, version_of, apart)]
+    lacking = _unmet(engine, name, version_of, apart)
+    if plan is not None and name in engine.workflow.targets and _measuring(engine):
+        lacking += _unmet_by_results(engine, name, version_of, plan)
+    return faults + [Fault(where, *told, kind="needs") for told in lacking]
 
 
 def _used(engine: Engine) -> list[str]:
@@ -177,4 +186,22 @@ def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Reg
     for _, alternative, entry in _alternatives(engine, name):
         added = added_requirements(engine.workflow, engine.registry, alternative, entry)
         look(f"{entry.spec.name}, as {alternative.where} sets it,", added)
+    return list(found.values())
+
+
+def _unmet_by_results(engine: Engine, name: str, version_of: VersionOf, plan: Plan) -> list[tuple[str, str, str]]:
+    """Return (found, expected, hint) of each distribution that opening what a chain ends in needs on its target."""
+    found: dict[str, tuple[str, str, str]] = {}
+    system = engine.workflow.systems[name]
+    for point in itertools.islice(check_points(plan.space), MOST_CHECKS):
+        try:
+            info = plan.result(plan.steps(point), name)
+            entry = find_runtime(engine.registry, info.kind, system.accelerators[0], system.runtime)
+            texts = engine.registry.resolve(entry)(entry.spec).requirements(info)
+        except DrupeError:
+            # It fits nowhere, which is told where points are checked.
+            continue
+        for text, there in unmet(texts, version_of).items():
+            who = f"measuring what the passes make, by the runtime {entry.spec.name},"
+            found[text] = (f"{who} needs {text}; there is {there}", "", f"pip install '{text}' there")
     return list(found.values())

@@ -100,7 +100,7 @@ def rehearse(
         engine = Engine(workflow, registry, store, allow=allow, events=events, cancelled=cancelled, rehearsal=True)
         measurer = Measurer(engine)
         try:
-            check_systems(engine)
+            check_systems(engine, plan)
             source = engine.import_model().model
             assert source is not None
             for target in workflow.targets:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from drupe.core.accelerators import Accelerator
-from drupe.core.model import Model
+from drupe.core.model import Model, ModelInfo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,6 +120,13 @@ class Runtime:
     def capabilities(self, model: Model) -> Sequence[str]:
         """What a session of this very model can do; a subset of the spec's capabilities."""
         return tuple(sorted(self.spec.capabilities))
+
+    def requirements(self, info: ModelInfo) -> Sequence[str]:
+        """Return PEP 508 requirements that opening a model like `info` adds to those of the spec. Light.
+
+        A target that lacks one is told before work starts, when a chain is to end in such a model.
+        """
+        return ()
 
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
         """Load `model.folder` and return a session. options["threads"] is honoured. Raises EvaluationError."""

@@ -83,6 +83,15 @@ class RuntimeContract(Contract):
         assert set(subject.capabilities(model)) <= set(subject.spec.capabilities)
         assert subject.capabilities(model), "it can do nothing with the model under test"
 
+    def test_what_opening_a_model_needs_can_be_read(self, subject: Runtime, model: Model) -> None:
+        """Requirements are PEP 508, and told of what is known of a model before it is made."""
+        from packaging.requirements import Requirement
+
+        from drupe.core.requirements import alternatives
+
+        for text in subject.requirements(model.info):
+            assert all(Requirement(part).name for part in alternatives(text))
+
     def test_options_are_json_and_complete(
         self, subject: Runtime, accelerator: Accelerator, options: dict[str, Any]
     ) -> None:

@@ -120,6 +120,9 @@ def _full_markers(config: type[BaseModel], values: Mapping[str, Any], path: str,
         else:
             full[where] = found
     result: dict[str, Any] = replaced(values, full)
+    # A mapping that only a faulty marker inside it kept from being one is no marker: its fault is told.
+    while any(where not in full for where, _ in find_markers(result)):
+        result = replaced(result, full)
     return result
 
 

@@ -203,8 +203,11 @@ def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:
     return [(k, v) for k, v in value.items() if isinstance(v, dict)] if isinstance(value, dict) else []
 
 
-def _name_evaluator(document: dict[str, Any], value: dict[str, Any], path: str, findings: Findings) -> str:
+def _name_evaluator(document: dict[str, Any], value: dict[str, Any], path: str, findings: Findings) -> Any:
+    """Give an evaluator that is written in place an entry of `evaluators`."""
     evaluators = document.setdefault("evaluators", {})
+    if not isinstance(evaluators, dict):
+        return value
     name, number = "evaluator", 2
     while name in evaluators:
         name, number = f"evaluator_{number}", number + 1

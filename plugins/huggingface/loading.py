@@ -183,6 +183,9 @@ def load_model(
         # Quantized weights are laid out for their device while loading; .to() would refuse them afterwards.
         options.setdefault("device_map", {"": device})
     config = read_config(model.folder)
+    if _packs_zero_points(config):
+        # transformers 5.18 and newer give zero points that are packed another shape than they have in the file.
+        options.setdefault("quantization_config", transformers.CompressedTensorsConfig(dequantize=True))
     architecture = (config.get("architectures") or [None])[0]
     task = model.attributes.get("task") or infer_task(architecture)
     auto = getattr(transformers, auto_class_name(task))
@@ -205,6 +208,20 @@ def load_model(
         loaded.to(device)
     loaded.train(trainable)
     return loaded
+
+
+def _packs_zero_points(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json tells of compressed-tensors that round weights alone, with zero points, and pack them."""
+    told = config.get("quantization_config")
+    if not isinstance(told, Mapping) or told.get("quant_method") != "compressed-tensors":
+        return False
+    groups = [group for group in (told.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    weights = [group.get("weights") or {} for group in groups]
+    return (
+        told.get("format") == "pack-quantized"
+        and any(entry.get("symmetric") is False for entry in weights)
+        and not any(group.get("input_activations") for group in groups)
+    )
 
 
 def _unpacked(auto: Any, model: Model, options: Mapping[str, Any]) -> Any:
@@ -258,6 +275,11 @@ def _common(model: Model) -> dict[str, Any]:
 
 
 def _quiet() -> None:
+    import logging as standard
+
+    # transformers imports torchao where it is installed, which tells each time which GPU kernels are of no use here.
+    for name in ("torchao", "torch.utils._pytree"):
+        standard.getLogger(name).setLevel(standard.ERROR)
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -90,6 +90,6 @@ def drupe_runtimes() -> Sequence[RuntimeSpec]:
             kinds=frozenset({"hf", "sliced"}),
             accelerators=frozenset({"cpu", "gpu"}),
             capabilities=frozenset({"forward", "generate", "score"}),
-            key_packages=("torch", "transformers"),
+            key_packages=("compressed-tensors", "torch", "torchao", "transformers"),
         ),
     ]

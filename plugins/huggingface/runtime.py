@@ -11,13 +11,15 @@ import numpy as np
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError
-from drupe.core.model import Model
+from drupe.core.model import Model, ModelInfo
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
 from drupe.core.scoring import Sequences, right_padded, scored_places
 from drupe.plugins.huggingface.loading import infer_task, load_model, load_tokenizer, torch_dtype
 
 __all__ = ["TransformersRuntime", "TransformersSession"]
 
+_READERS: Mapping[str, str] = {"compressed-tensors": "compressed-tensors>=0.19", "torchao": "torchao>=0.18"}
+"""Quantization method → what transformers opens such models with, of those that Drupe's passes make."""
 _OPTIONS = ("threads", "dtype", "attn_implementation")
 
 
@@ -39,6 +41,11 @@ class TransformersRuntime(Runtime):
         if task in ("text-generation", "text-generation-with-past", "causal-lm"):
             return ("forward", "generate", "score")
         return ("forward",)
+
+    def requirements(self, info: ModelInfo) -> Sequence[str]:
+        """See Runtime.requirements: quantized checkpoints are read by their own libraries."""
+        reader = _READERS.get(str(info.attributes.get("quantization")))
+        return () if reader is None else (reader,)
 
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
         """See Runtime.open."""

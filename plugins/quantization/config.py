@@ -17,7 +17,14 @@ from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quanti
 from drupe.plugins.quantization.decoders import check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
 
-__all__ = ["GridConfig", "QuantizerConfig", "WeightQuantizer", "device_of"]
+__all__ = [
+    "GridConfig",
+    "QuantizerConfig",
+    "WeightQuantizer",
+    "check_device",
+    "device_of",
+    "stored_attributes",
+]
 
 
 class GridConfig(PassConfig):
@@ -122,6 +129,17 @@ class WeightQuantizer(Pass):
         """Change the tensors that stay in float, before they are written."""
 
 
+def check_device(name: str, wanted: str | None) -> None:
+    """Raise ConfigError where a parameter `device` names what PyTorch does not have here."""
+    import torch
+
+    kind = str(wanted or "cpu").partition(":")[0]
+    if kind not in ("cpu", "cuda", "gpu"):
+        raise ConfigError(f"{name}: device is {wanted}; expected cpu, cuda or cuda:N")
+    if kind != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"{name}: device is {wanted}, and PyTorch sees no GPU where the pass runs")
+
+
 def device_of(wanted: str | None, context: PassContext) -> str:
     """Return the torch device that a parameter `device` names, or that the job has."""
     if wanted is not None:
@@ -129,6 +147,17 @@ def device_of(wanted: str | None, context: PassContext) -> str:
     import torch
 
     return "cuda" if context.resources.gpus and torch.cuda.is_available() else "cpu"
+
+
+def stored_attributes(attributes: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Return an input's attributes for a result whose layers are stored, and read again, in a dtype of its own."""
+    kept = {key: value for key, value in attributes.items() if key not in ("mixed_precision", "load_kwargs")}
+    options = {
+        key: value
+        for key, value in (attributes.get("load_kwargs") or {}).items()
+        if key not in ("dtype", "torch_dtype", "quantization_config")
+    }
+    return {**kept, **({"load_kwargs": options} if options else {}), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _stored_dtype(config: Mapping[str, Any]) -> Any:

@@ -37,6 +37,20 @@ def drupe_passes() -> list[PassSpec]:
         ),
         _pass("Gptq", "gptq", "Quantize a decoder's weights so that its layers' outputs change least"),
         _pass("KQuant", "kquant", "Quantize a decoder's weights on the grids of the least squared error, without data"),
+        _pass(
+            "LLMCompressor",
+            "compressor.llm_compressor",
+            "Quantize or thin out a model with llmcompressor, for vLLM",
+            requires=(
+                "accelerate>=1.15",
+                "llmcompressor>=0.14",
+                "safetensors>=0.5",
+                "torch>=2.10",
+                "transformers>=5.15",
+            ),
+            key_packages=("compressed-tensors", "llmcompressor", "safetensors", "torch", "transformers"),
+            own_environment=True,
+        ),
         _pass("QuaRot", "quarot", "Rotate a decoder's states so that no channel has outliers"),
         _pass(
             "QuantizationAwareTraining",
@@ -65,6 +79,13 @@ def drupe_passes() -> list[PassSpec]:
             "SpinQuant",
             "spinning.spinquant",
             "Rotate a decoder's states by what was learned to make rounding cost least",
+        ),
+        _pass(
+            "TorchAO",
+            "ao.torch_ao",
+            "Quantize any Hugging Face model with torchao, for PyTorch",
+            requires=("safetensors>=0.5", "torch>=2.7", "torchao>=0.18", "transformers>=5.15"),
+            key_packages=("safetensors", "torch", "torchao", "transformers"),
         ),
     ]
 

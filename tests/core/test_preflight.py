@@ -22,7 +22,7 @@ from drupe.core.requirements import installed_version, unmet
 from drupe.core.specs import PassSpec
 from drupe.core.workflow.read import examine
 from drupe.testing import make_context, tiny_onnx_mlp
-from tests.support.workflows import drupe, write_workflow
+from tests.support.workflows import drupe, toy_document, write_workflow
 
 
 def read(folder: Path, provider: Any) -> Accelerator:
@@ -86,6 +86,18 @@ def test_what_a_searched_config_needs_is_told_when_its_job_starts(tmp_path: Path
     needy = Needy(PassSpec(name="Needy", target="here:Needy", summary="Needs what is not there."))
     with pytest.raises(ConfigError, match="Needy needs not-there-at-all>=2 as it is set; there is none"):
         needy(tiny_onnx_mlp(tmp_path / "model"), PassConfig(), make_context(tmp_path / "job"))
+
+
+def test_what_opening_a_result_needs_is_told_before_it_is_made(tmp_path: Path) -> None:
+    document = toy_document(tmp_path)
+    document["passes"]["append"]["needs"] = "not-there-at-all>=2"
+    done = drupe("run", write_workflow(tmp_path, document), folder=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "systems.here: measuring what the passes make, by the runtime" in done.stderr
+    assert "needs not-there-at-all>=2; there is none; pip install 'not-there-at-all>=2' there" in done.stderr
+    assert not list((tmp_path / "cache").rglob("*.json"))
+    document.pop("evaluator")
+    assert drupe("run", write_workflow(tmp_path, document), folder=tmp_path).returncode == 0
 
 
 def test_requirements_are_compared_with_what_is_there() -> None:

@@ -75,7 +75,7 @@ def damaged(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(damaged())
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_is_told_and_never_crashes(tmp_path_factory: pytest.TempPathFactory, document: Any) -> None:
     path: Path = tmp_path_factory.getbasetemp() / "damaged.json"
     path.write_text(json.dumps(document))
@@ -106,3 +106,12 @@ def test_a_pass_that_is_left_open_is_told_when_chains_are_planned(tmp_path: Path
     assert found.workflow is not None
     with pytest.raises(ConfigError, match=r"passes\.c\.type: a place holder"):
         build_plan(found.workflow, REGISTRY)
+
+
+@pytest.mark.parametrize("inner", [True, {"low": 1}])
+def test_a_faulty_range_inside_what_is_nearly_one_is_told(tmp_path: Path, inner: Any) -> None:
+    document = base_document()
+    document["passes"]["build"]["precision"] = {"search": inner, "extra": {"search": {"low": 1}}}
+    path = tmp_path / "nearly.json"
+    path.write_text(json.dumps(document))
+    assert any(fault.path.startswith("passes.build.precision") for fault in examine(path, REGISTRY).faults)

@@ -9,7 +9,7 @@ import pytest
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError
-from drupe.core.model import Model
+from drupe.core.model import Model, ModelInfo
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.huggingface.plugin import drupe_runtimes
@@ -30,6 +30,18 @@ def test_capabilities_follow_the_architecture() -> None:
         "score",
     )
     assert RUNTIME.capabilities(Model("hf", {}, {"task": "text-classification"})) == ("forward",)
+
+
+def test_quantized_checkpoints_need_their_own_libraries() -> None:
+    needed = [
+        RUNTIME.requirements(ModelInfo("hf", {"quantization": kind})) for kind in ("torchao", "compressed-tensors")
+    ]
+    assert needed == [("torchao>=0.18",), ("compressed-tensors>=0.19",)]
+    assert (
+        RUNTIME.requirements(ModelInfo("hf", {}))
+        == RUNTIME.requirements(ModelInfo("hf", {"quantization": "olive"}))
+        == ()
+    )
 
 
 def test_generate_is_what_transformers_generates(tiny_llama_dir: Path) -> None:

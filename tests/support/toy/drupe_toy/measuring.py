@@ -49,6 +49,9 @@ class ToySession(Session):
 
 
 class ToyRuntime(Runtime):
+    def requirements(self, info):
+        return (info.attributes["needs"],) if "needs" in info.attributes else ()
+
     def open(self, model, accelerator, options):
         if options.get("gone") and not os.path.exists(os.environ.get("DRUPE_TOY_SPACE", "")):  # noqa: PTH110
             raise HostError("the rack is dark", retry=False)

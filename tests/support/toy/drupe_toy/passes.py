@@ -19,10 +19,15 @@ def note(line):
 class AppendConfig(PassConfig):
     text: str = searchable("!", Choice("!", "?"), doc="What to append.")
     times: int = Field(1, ge=1)
+    needs: str = Field("", description="What opening the result needs.")
 
 
 class Append(Pass):
     Config = AppendConfig
+
+    def plan(self, info, config, accelerator):
+        planned = super().plan(info, config, accelerator)
+        return planned.with_(needs=config.needs) if config.needs else planned
 
     def run(self, model, config, context):
         note(f"Append {config.text} {config.times}")

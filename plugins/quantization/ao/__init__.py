@@ -1,0 +1,1 @@
+"""TorchAO: what the library torchao quantizes, and how the result is kept."""

@@ -1,0 +1,1 @@
+"""LLMCompressor: what the library llmcompressor does, in an environment of its own."""
