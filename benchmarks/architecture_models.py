@@ -251,7 +251,9 @@ def batches(architecture: Architecture, names: set[str] | None = None) -> list[d
     if kind == "vision":
         return [{"pixel_values": random.random((n, 3, 32, 32), np.float32) * 2 - 1} for n in (1, 3)]
     if kind == "audio":
-        return [{"input_values": random.normal(size=(n, length)).astype(np.float32)} for n, length in ((1, 800), (3, 1203))]
+        return [
+            {"input_values": random.normal(size=(n, length)).astype(np.float32)} for n, length in ((1, 800), (3, 1203))
+        ]
     found = []
     for rows, length in ((1, 6), (3, 13), (2, 40)):
         batch = _texts(random, rows, length, architecture)

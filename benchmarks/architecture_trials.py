@@ -113,7 +113,9 @@ class Trial:
 
     @property
     def past(self) -> Model:
-        return Model("hf", self.source.files, {**self.source.attributes, "task": "text-generation-with-past"}, self.source.folder)
+        return Model(
+            "hf", self.source.files, {**self.source.attributes, "task": "text-generation-with-past"}, self.source.folder
+        )
 
 
 def exporter(traced: bool) -> dict[str, Any]:
@@ -259,5 +261,7 @@ def compare_genai(trial: Trial, model: Model, limit: float) -> float:
             found.append(np.asarray(generator.get_output("logits")))
         with torch.inference_mode():
             wanted = trial.network(input_ids=torch.from_numpy(ids)).logits.numpy()
-        worst = max(worst, distance({"logits": np.concatenate(found, 1)[..., : wanted.shape[-1]]}, {"logits": wanted}, None))
+        worst = max(
+            worst, distance({"logits": np.concatenate(found, 1)[..., : wanted.shape[-1]]}, {"logits": wanted}, None)
+        )
     return near(worst, limit)

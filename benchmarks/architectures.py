@@ -183,9 +183,7 @@ _GRAPH: Mapping[str, Case] = {
     "OnnxConversion, traced": _export(True),
     "OrtTransformersOptimization": _graph_pass("OrtTransformersOptimization", EXACT),
     "OrtTransformersOptimization, traced": _graph_pass("OrtTransformersOptimization", EXACT, traced=True),
-    "OrtTransformersOptimization, float16": _graph_pass(
-        "OrtTransformersOptimization", HALF, traced=True, float16=True
-    ),
+    "OrtTransformersOptimization, float16": _graph_pass("OrtTransformersOptimization", HALF, traced=True, float16=True),
     "OnnxPeepholeOptimizer": _graph_pass("OnnxPeepholeOptimizer", EXACT),
     "OnnxPeepholeOptimizer, traced": _graph_pass("OnnxPeepholeOptimizer", EXACT, traced=True, onnxslim=True),
     "OnnxDynamicQuantization": _graph_pass("OnnxDynamicQuantization", EIGHT),
@@ -257,7 +255,11 @@ def tried(name: str, passes: set[str], done: set[str], out: Path) -> None:
             # A case that ends the process is found here when the run goes on.
             (out / f"{name}.at").write_text(label)
             try:
-                with (out / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                with (
+                    (out / "log.txt").open("a") as log,
+                    contextlib.redirect_stdout(log),
+                    contextlib.redirect_stderr(log),
+                ):
                     trial = trial or Trial(architecture, Path(scratch))
                     row |= {"outcome": "works", "error": case(trial)}
             except Wrong as error:

@@ -125,8 +125,9 @@ class OnnxConversion(Pass):
         """Export below context.output_dir, tokenizer and config beside the graph."""
         if model.attributes.get("components"):
             return self._components(model, config, context)
+        own: dict[str, Any] = {}
         if model.kind == "pytorch":
-            proto = export_module(model, context, **config.exporter)
+            proto, own = export_module(model, context, **config.exporter)
         else:
             proto = self._hugging_face(model, config, context)
         if model.attributes.get("quantization") == _TRAINED:
@@ -138,7 +139,7 @@ class OnnxConversion(Pass):
         loader = {"sliced_decoder.py"} if model.kind == "sliced" else set()
         companions(model.folder, context.output_dir, without=loader)
         context.progress(1, 1, "exported")
-        attributes = {**_attributes(model.info, config), "onnx_file": path.name}
+        attributes = {**own, **_attributes(model.info, config), "onnx_file": path.name}
         return Model.from_dir("onnx", context.output_dir, attributes)
 
     def _components(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:

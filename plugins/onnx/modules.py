@@ -38,18 +38,31 @@ def export_module(
     optimize: bool,
     dtype: str | None,
     device: str,
-) -> Any:
-    """Return the onnx.ModelProto of a `pytorch` model. Raises ConfigError (inputs that are not told, consent) and
-    PassError (the exporter failed)."""
+) -> tuple[Any, dict[str, Any]]:
+    """Return the onnx.ModelProto of a `pytorch` model, and the attributes that its module tells.
+
+    Raises ConfigError (inputs that are not told, consent) and PassError (the exporter failed)."""
     from drupe.plugins.huggingface.pytorch_model import dummy_inputs, io_config, load_pytorch
 
     module = load_pytorch(model, context)
     told = io_config(model, context)
     inputs = dummy_inputs(model, module, context)
-    return export_call(
+    proto = export_call(
         module, inputs, told, context, opset=opset, dynamo=dynamo, dynamic=dynamic, optimize=optimize, dtype=dtype,
         device=device,
     )  # fmt: skip
+    return proto, _described(module)
+
+
+def _described(module: Any) -> dict[str, Any]:
+    """Return what the transformers model that a module is, or holds, is: fusions need its type, heads and width."""
+    configs = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+    found = [config for config in configs.values() if getattr(config, "model_type", None)]
+    if not found or len({config.model_type for config in found}) > 1:
+        return {}
+    sizes = {name: getattr(found[0], name, None) for name in ("num_attention_heads", "hidden_size")}
+    known = {name: size for name, size in sizes.items() if isinstance(size, int)}
+    return {"model_type": str(found[0].model_type), **({"model_attributes": known} if known else {})}
 
 
 def export_call(
