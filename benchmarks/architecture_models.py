@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,9 +44,8 @@ class Architecture:
     def family(self) -> str:
         """The class's name without what it is for."""
         for ending in ("LMHeadModel", "MTModel", "Model", "For"):
-            self_name = self.model.split(ending)[0]
-            if self_name != self.model:
-                return self_name
+            if (name := self.model.split(ending)[0]) != self.model:
+                return name
         return self.model
 
 
@@ -122,8 +122,8 @@ _LIST = [
     _decoder("Qwen3ForCausalLM", head_dim=16),
     _decoder("Gemma2ForCausalLM", head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
     _decoder("Gemma3ForCausalLM", head_dim=16, sliding_window=8, query_pre_attn_scalar=16),
-    _decoder("PhiForCausalLM", num_key_value_heads=4),
-    _decoder("Phi3ForCausalLM"),
+    _decoder("PhiForCausalLM", hidden_size=128, num_key_value_heads=4),
+    _decoder("Phi3ForCausalLM", sliding_window=8, original_max_position_embeddings=256),
     _gpt2(),
     _decoder("GPTNeoXForCausalLM"),
     Architecture(
@@ -136,7 +136,7 @@ _LIST = [
         {"vocab_size": VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4, **_IDS},
     ),
     _decoder("FalconForCausalLM", multi_query=True, parallel_attn=True, bias=False, alibi=False),
-    _decoder("StableLmForCausalLM", use_qkv_bias=True),
+    _decoder("StableLmForCausalLM", use_qkv_bias=True, hidden_size=128),
     _decoder("OlmoForCausalLM"),
     _decoder("Olmo2ForCausalLM"),
     _decoder(
@@ -150,7 +150,7 @@ _LIST = [
     _encoder("BertForSequenceClassification"),
     _encoder("BertModel"),
     _encoder("BertForMaskedLM"),
-    _encoder("BertForQuestionAnswering"),
+    _encoder("BertForQuestionAnswering", num_labels=2),
     _encoder("RobertaForSequenceClassification", pad_token_id=1),
     _encoder("RobertaForTokenClassification", pad_token_id=1),
     _encoder("XLMRobertaModel", pad_token_id=1),
@@ -195,7 +195,9 @@ _LIST = [
         "ResNetForImageClassification", "vision",
         {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_labels": 3},
     ),
-    Architecture("MobileNetV2ForImageClassification", "vision", {"image_size": 32, "num_labels": 3, "depth_multiplier": 0.35}),
+    Architecture(
+        "MobileNetV2ForImageClassification", "vision", {"image_size": 32, "num_labels": 3, "depth_multiplier": 0.35}
+    ),
     Architecture("Dinov2Model", "vision", _VIT),
     Architecture("DetrForObjectDetection", "vision", make_config=_detr),
     Architecture(
@@ -227,6 +229,8 @@ def write(architecture: Architecture, folder: Path) -> Any:
     config.architectures = [architecture.model]
     network = kind(config).eval()
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.dim() < 2:
             parameter.data += 0.1 * torch.randn_like(parameter)
         elif "embed" in name.lower() or "wte" in name:
@@ -241,6 +245,10 @@ def write(architecture: Architecture, folder: Path) -> Any:
     network.save_pretrained(folder)
     if architecture.kind in ("decoder", "encoder", "seq2seq"):
         byte_tokenizer().save_pretrained(folder)
+    if architecture.kind == "vision":
+        size = {"height": 32, "width": 32}
+        told = {"image_processor_type": "ViTImageProcessor", "size": size, "do_resize": True}
+        (folder / "preprocessor_config.json").write_text(json.dumps(told))
     return network
 
 

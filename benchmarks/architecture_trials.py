@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from architecture_models import Architecture, batches, write
-
+from benchmarks.architecture_models import Architecture, batches, write
 from drupe.core.accelerators import Accelerator
 from drupe.core.context import Resources
 from drupe.core.data import Sample

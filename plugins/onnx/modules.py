@@ -13,7 +13,11 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graphs import name_axes, name_nodes
 
-__all__ = ["by_export", "by_tracing", "export_call", "export_module", "exporter_failed"]
+__all__ = ["ExporterFailed", "by_export", "by_tracing", "export_call", "export_module", "exporter_failed"]
+
+
+class ExporterFailed(PassError):
+    """An exporter can't write a model; the other one may."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def _numbered(proto: Any, numbers: Collection[str]) -> Any:
     return proto
 
 
-def exporter_failed(error: BaseException, *, dynamo: bool) -> PassError:
+def exporter_failed(error: BaseException, *, dynamo: bool) -> ExporterFailed:
     """Return what an exporter's error means: the operator that it has no ONNX for and the place in the module.
 
     torch.export tells both in the errors that its own stems from; the older exporter in its text and its graph.
@@ -131,12 +135,16 @@ def exporter_failed(error: BaseException, *, dynamo: bool) -> PassError:
     other = "use_dynamo_exporter: false" if dynamo else "use_dynamo_exporter: true"
     if operator is not None:
         where = f" (node {node})" if node else ""
-        return PassError(
+        return ExporterFailed(
             f"the operator {operator}{where} has no counterpart in ONNX; replace it in the model, or try {other}, or "
             "another target_opset"
         )
-    first = texts[0].splitlines()[0] if texts[0] else type(error).__name__
-    return PassError(f"the exporter failed: {first}; try {other}, or another target_opset")
+    # The deepest cause says what it was; what stands above it tells of the exporter's own steps, in colours.
+    said = next((text for text in reversed(texts) if text), type(error).__name__)
+    return ExporterFailed(
+        f"the exporter failed: {re.sub(chr(27) + r'\[[0-9;]*m', '', said.splitlines()[0])}; try {other}, or another "
+        "target_opset"
+    )
 
 
 def _first(pattern: str, texts: Sequence[str]) -> str | None:

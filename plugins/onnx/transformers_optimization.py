@@ -158,6 +158,16 @@ class OrtTransformersOptimization(GraphPass):
         heads = config.num_heads or _first(described, _HEADS)
 
         def fused(options: Any) -> Any:
+            try:
+                return optimized(options)
+            except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                # Faults of the library on graphs that it does not foresee.
+                raise PassError(
+                    f"{self.spec.name}: onnxruntime's fusions for {family} fail on this graph "
+                    f"({type(error).__name__}: {error}); give another model_type, or only_onnxruntime: true"
+                ) from error
+
+        def optimized(options: Any) -> Any:
             return optimize_model(
                 # The file: ONNX Runtime fails on some graphs when it gets them as bytes.
                 str(path),
@@ -220,7 +230,7 @@ class OrtTransformersOptimization(GraphPass):
             return None
         if own := described.get("model_type"):
             return self._mapped(str(own))
-        if _SEGMENTED <= {value.name for value in proto.graph.input}:
+        if {value.name for value in proto.graph.input} >= _SEGMENTED:
             # Texts of two segments are what BERT and its kin read.
             return "bert"
         raise ConfigError(
@@ -280,7 +290,8 @@ def _lost(before: Any, after: Any) -> list[str]:
 
 
 def _first(described: Mapping[str, Any], names: Sequence[str]) -> int:
-    return next((int(described[name]) for name in names if described.get(name)), 0)
+    # Models of stages have a list, a number for each; the graph tells those.
+    return next((described[name] for name in names if isinstance(described.get(name), int)), 0)
 
 
 def _fused(proto: Any) -> dict[str, int]:
