@@ -141,10 +141,8 @@ def exporter_failed(error: BaseException, *, dynamo: bool) -> ExporterFailed:
         )
     # The deepest cause says what it was; what stands above it tells of the exporter's own steps, in colours.
     said = next((text for text in reversed(texts) if text), type(error).__name__)
-    return ExporterFailed(
-        f"the exporter failed: {re.sub(chr(27) + r'\[[0-9;]*m', '', said.splitlines()[0])}; try {other}, or another "
-        "target_opset"
-    )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()[0]
+    return ExporterFailed(f"the exporter failed: {plain}; try {other}, or another target_opset")
 
 
 def _first(pattern: str, texts: Sequence[str]) -> str | None:
