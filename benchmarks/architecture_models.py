@@ -32,13 +32,15 @@ _SMALL_CONVOLUTIONS = {
 @dataclass(frozen=True)
 class Architecture:
     """model: a class of transformers; config: its config's fields; kind: decoder, encoder, seq2seq, speech, vision,
-    audio or pair; task: what a user has to say in the workflow, None where the architecture should tell."""
+    audio or pair; task: what a user has to say in the workflow, None where the architecture should tell;
+    outputs: those of io_config."""
 
     model: str
     kind: str
     config: Mapping[str, Any] = field(default_factory=dict)
     task: str | None = None
     make_config: Callable[[], Any] | None = None
+    outputs: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -114,6 +116,8 @@ _VIT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
     "patch_size": 8, "num_labels": 3,
 }  # fmt: skip
+
+_EMBEDDED = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
 _LIST = [
     _decoder("LlamaForCausalLM"),
@@ -205,8 +209,8 @@ _LIST = [
         {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2],
          "decoder_hidden_size": 16, "num_labels": 3},
     ),
-    Architecture("CLIPModel", "pair", make_config=_clip),
-    Architecture("SiglipModel", "pair", make_config=_siglip),
+    Architecture("CLIPModel", "pair", make_config=_clip, outputs=_EMBEDDED),
+    Architecture("SiglipModel", "pair", make_config=_siglip, outputs=_EMBEDDED),
     Architecture("Wav2Vec2ForCTC", "audio", _SMALL_CONVOLUTIONS),
     Architecture("Wav2Vec2ForSequenceClassification", "audio", {**_SMALL_CONVOLUTIONS, "num_labels": 3}),
     Architecture("HubertForCTC", "audio", _SMALL_CONVOLUTIONS),

@@ -46,7 +46,12 @@ class Trial:
             self.expected.append({k: v.numpy() for k, v in out.items() if isinstance(v, torch.Tensor)})
         kinds = get_registry()
         kind = kinds.create("drupe_model_kinds", "hf")
-        values = {"model_path": str(folder / "source"), **({"task": architecture.task} if architecture.task else {})}
+        values: dict[str, Any] = {
+            "model_path": str(folder / "source"),
+            **({"task": architecture.task} if architecture.task else {}),
+        }
+        if architecture.outputs:
+            values["io_config"] = {"output_names": list(architecture.outputs)}
         config = type(kind).Config.model_validate(values)
         context = make_context(folder / "import", resources=Resources(cpus=1, threads=1))
         loaded = kind.load(config, {"model": folder / "source"}, context)

@@ -22,14 +22,21 @@ from drupe.plugins.onnx.io_types import retype
 __all__ = ["OrtTransformersOptimization", "OrtTransformersOptimizationConfig"]
 
 _FAMILIES = {
-    "albert": "bert", "bart": "bart", "bert": "bert", "bloom": "gpt2", "camembert": "bert", "clip": "clip",
-    "codegen": "gpt2", "deberta": "bert", "deberta-v2": "bert", "distilbert": "bert", "electra": "bert",
-    "gpt2": "gpt2", "gpt_bigcode": "gpt2", "gpt_neo": "gpt2", "gpt_neox": "gpt_neox", "gptj": "gpt2",
-    "llama": "gpt2", "longt5": "t5", "marian": "bart", "mbart": "bart", "mistral": "gpt2", "mpnet": "bert",
-    "mt5": "t5", "nystromformer": "bert", "pegasus": "bart", "phi": "phi", "qwen3": "qwen3", "roberta": "bert",
-    "segformer": "vit", "swin": "swin", "t5": "t5", "vit": "vit", "whisper": "bart", "xlm-roberta": "bert",
+    "albert": "bert", "bart": "bart", "beit": "vit", "bert": "bert", "bloom": "gpt2", "camembert": "bert",
+    "clip": "clip", "codegen": "gpt2", "deberta": "bert", "deberta-v2": "bert", "deit": "vit", "dinov2": "vit",
+    "distilbert": "bert", "electra": "bert", "falcon": "gpt2", "gemma": "gpt2", "gemma2": "gpt2",
+    "gemma3_text": "gpt2", "gpt2": "gpt2", "gpt_bigcode": "gpt2", "gpt_neo": "gpt2", "gpt_neox": "gpt_neox",
+    "gptj": "gpt2", "granite": "gpt2", "llama": "gpt2", "longt5": "t5", "marian": "bart",
+    "mbart": "bart", "mistral": "gpt2", "modernbert": "bert", "mpnet": "bert", "mt5": "t5", "nystromformer": "bert",
+    "olmo": "gpt2", "olmo2": "gpt2", "opt": "gpt2", "pegasus": "bart", "phi": "gpt2", "phi3": "gpt2", "qwen2": "gpt2",
+    "qwen3": "qwen3", "roberta": "bert", "segformer": "vit", "smollm3": "gpt2", "stablelm": "gpt2",
+    "starcoder2": "gpt2", "swin": "swin", "t5": "t5", "vit": "vit", "whisper": "bart",
+    "xlm-roberta": "bert",
 }  # fmt: skip
-"""A Hugging Face model_type → which of ONNX Runtime's fusions fit it."""
+"""A Hugging Face model_type → which of ONNX Runtime's fusions fit it.
+
+Those for phi look for functions that no exporter of today writes, and fail without them.
+"""
 _INT32, _INT64 = 6, 7
 """Numbers of onnx.TensorProto.DataType."""
 _HEADS = ("num_attention_heads", "n_head", "decoder_attention_heads", "num_heads")
@@ -173,7 +180,8 @@ class OrtTransformersOptimization(GraphPass):
                 str(path),
                 model_type=family or "bert",
                 num_heads=heads,
-                hidden_size=config.hidden_size or _first(described, _WIDTHS),
+                # Either says nothing without the other.
+                hidden_size=config.hidden_size or (_first(described, _WIDTHS) if heads else 0),
                 optimization_options=options,
                 opt_level=level,
                 use_gpu=config.use_gpu,

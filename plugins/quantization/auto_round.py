@@ -104,7 +104,14 @@ class AutoRound(WeightQuantizer):
                 **({"layer_config": special} if special else {}),
                 **({"lr": config.lr} if config.lr is not None else {}),
             )
-            quantized, _ = library.quantize()
+            try:
+                quantized, _ = library.quantize()
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                # Faults of the library on decoders that it does not foresee.
+                raise PassError(
+                    f"{self.spec.name}: auto-round failed on this {type(network).__name__} ({type(error).__name__}: "
+                    f"{error}); Gptq quantizes it without that library"
+                ) from error
         for name, scheme in inner.items():
             found[name] = _taken(self.spec.name, name, quantized.get_submodule(name), scheme)
         context.progress(1, 1, "learned")

@@ -84,3 +84,17 @@ def test_a_type_without_fusions_is_refused_before_work_and_others_go_by_their_ow
         subject.plan(told, type(subject).Config(), CPU)
     for config in ({"model_type": "roberta"}, {"only_onnxruntime": True}, {"model_type": ""}):
         subject.plan(told, type(subject).Config.model_validate(config), CPU)
+
+
+def test_a_list_of_heads_for_stages_is_left_to_the_graph(tmp_path: Path) -> None:
+    import torch
+    from transformers import SwinConfig, SwinForImageClassification
+
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
+    torch.manual_seed(0)
+    SwinForImageClassification(SwinConfig(**sizes, window_size=2)).save_pretrained(tmp_path / "model")
+    source = Model.from_dir("hf", tmp_path / "model", {"task": "image-classification"})
+    graph = run_pass("OnnxConversion", source, tmp_path / "graph", **TRACED)
+    fused = run_pass("OrtTransformersOptimization", graph, tmp_path / "fused")
+    pixels = {"pixel_values": np.random.default_rng(0).random((3, 3, 16, 16), np.float32)}
+    np.testing.assert_allclose(answers(fused, pixels)[0], answers(graph, pixels)[0], atol=1e-4)

@@ -11,7 +11,7 @@ import pytest
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.testing import byte_tokenizer
-from tests.plugins.onnx.graphs import run_pass
+from tests.plugins.onnx.graphs import kinds, run_pass
 from tests.plugins.quantization.decoders import decoder, logits
 
 
@@ -41,10 +41,19 @@ def test_a_head_that_shares_the_table_of_another_name_is_found_again(tmp_path: P
     np.testing.assert_allclose(logits(result), logits(source), atol=0.02 * abs(logits(source)).max())
 
 
-def test_blocks_without_linear_layers_are_refused(tmp_path: Path) -> None:
+def test_blocks_without_linear_layers_are_refused_and_their_graph_tells_the_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = saved(tmp_path / "model", "GPT2LMHeadModel", n_embd=64, n_layer=2, n_head=4)
     with pytest.raises(PassError, match=r"GPT2LMHeadModel has no linear layers .*Conv1D.*OnnxConversion"):
         run_pass("Rtn", source, tmp_path / "job", group_size=32)
+    graph = run_pass("OnnxConversion", source, tmp_path / "graph", use_dynamo_exporter=False, target_opset=17)
+    run_pass("OnnxBlockWiseRtnQuantization", graph, tmp_path / "int4", block_size=32)
+    assert "8 Gemm nodes hold weights: put GraphSurgeries with the surgeon GemmToMatMulAdd before it" in caplog.text
+    surgeries = [{"surgeon": "GemmToMatMulAdd"}]
+    products = run_pass("GraphSurgeries", graph, tmp_path / "products", surgeries=surgeries)
+    small = run_pass("OnnxBlockWiseRtnQuantization", products, tmp_path / "small", block_size=32)
+    assert kinds(small)["MatMulNBits"] >= 8
 
 
 def test_experts_that_stay_in_float_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
