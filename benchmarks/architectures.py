@@ -22,7 +22,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from benchmarks.architecture_models import ARCHITECTURES
+from benchmarks.architecture_report import markdown
 from benchmarks.architecture_trials import (
     EIGHT,
     EXACT,
@@ -50,7 +50,6 @@ from drupe.core.errors import DrupeError
 from drupe.core.model import Model
 from drupe.plugins.genai.architectures import buildable
 
-PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "peft", "auto-round")
 Case = Callable[[Trial], float]
 _STEPS = {"max_steps": 3, "learning_rate": 0.01, "per_device_train_batch_size": 2}
 
@@ -281,25 +280,6 @@ def read(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-_SIGNS = {"works": "✓", "refused": "–", "wrong": "wrong", "traceback": "error"}
-
-
-def report(out: Path) -> str:
-    """Return the table as Markdown, the last outcome of each case, and what was refused and why."""
-    rows = {(row["architecture"], row["pass"]): row for row in read(out)}
-    names = [name for name in ARCHITECTURES if any(key[0] == name for key in rows)]
-    lines = ["Versions: " + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".", ""]
-    for title, table in (("Graphs", _GRAPH), ("Decoders", _DECODER), ("Training", {**_TRAINED, **_TUNED})):
-        labels = list(table)
-        there = [name for name in names if any((name, label) in rows for label in labels)]
-        lines += [f"## {title}", "", "| | " + " | ".join(labels) + " |", "|---" * (len(labels) + 1) + "|"]
-        for name in there:
-            signs = [_SIGNS.get(rows.get((name, label), {}).get("outcome", ""), "") for label in labels]
-            lines.append(f"| {name} | " + " | ".join(signs) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -312,7 +292,8 @@ def main() -> None:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if arguments.report:
-        print(report(out))
+        rows = {(row["architecture"], row["pass"]): row for row in read(out)}
+        print(markdown(rows, list(ARCHITECTURES), {name: entry.kind for name, entry in ARCHITECTURES.items()}))
         return
     for name in arguments.only or ARCHITECTURES:
         done = {row["pass"] for row in read(out) if row["architecture"] == name}

@@ -157,7 +157,7 @@ class ModelBuilder(Pass):
     """Builds a model for onnxruntime-genai with the library's own model builder."""
 
     Config: ClassVar[type[PassConfig]] = ModelBuilderConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what the builder would build wrongly or what would not run."""

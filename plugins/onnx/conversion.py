@@ -95,7 +95,7 @@ class OnnxConversion(Pass):
     """
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 3
+    version = 4
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""

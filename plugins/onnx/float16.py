@@ -43,7 +43,7 @@ class OnnxFloatToFloat16(GraphPass):
     """Converts a float32 graph to float16 (onnxruntime.transformers.float16)."""
 
     Config: ClassVar[type[PassConfig]] = OnnxFloatToFloat16Config
-    version = 1
+    version = 2
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is float16."""
@@ -95,7 +95,7 @@ class OrtMixedPrecision(GraphPass):
     """Converts to float16 but for sensitive operators, and for the head where its weights would lose by it."""
 
     Config: ClassVar[type[PassConfig]] = OrtMixedPrecisionConfig
-    version = 1
+    version = 2
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is float16 in most places."""

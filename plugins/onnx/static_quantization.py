@@ -116,7 +116,7 @@ class OnnxStaticQuantization(GraphPass):
     """Quantizes weights and activations by calibrated ranges."""
 
     Config: ClassVar[type[PassConfig]] = OnnxStaticQuantizationConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a graph that is quantized already, weights in blocks aside: their products can still be calibrated."""

@@ -119,7 +119,7 @@ class OrtTransformersOptimization(GraphPass):
     """Fuses attention, norms and activations into ONNX Runtime's own operators."""
 
     Config: ClassVar[type[PassConfig]] = OrtTransformersOptimizationConfig
-    version = 2
+    version = 3
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a family without fusions."""
