@@ -38,8 +38,8 @@ def told_windows(folder: Path, scratch: Path) -> Path:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     window, longest = config.get("sliding_window"), config.get("max_position_embeddings")
-    slides = (config.get("architectures") or [None])[0] in _WHOLLY_SLIDING and isinstance(window, int) and window > 0
-    if not slides or config.get("layer_types") or (isinstance(longest, int) and window >= longest):
+    wholly = (config.get("architectures") or [None])[0] in _WHOLLY_SLIDING and not config.get("layer_types")
+    if not wholly or not isinstance(window, int) or window < 1 or (isinstance(longest, int) and longest <= window):
         return folder
     scratch.mkdir(parents=True)
     for entry in folder.iterdir():
