@@ -21,7 +21,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.genai.architectures import buildable, told_windows
+from drupe.plugins.genai.architectures import buildable, readable_source
 from drupe.plugins.genai.built_graph import check_graph, without_commit
 from drupe.plugins.genai.providers import BUILDABLE, builder_name
 
@@ -206,7 +206,7 @@ class ModelBuilder(Pass):
         if config.use_adapter and model.attributes.get("adapter"):
             options["adapter_path"] = str(model.folder / str(model.attributes["adapter"]))
         scratch = context.output_dir.parent / "builder-cache"
-        source = told_windows(model.folder, context.output_dir.parent / "builder-source")
+        source = readable_source(model.folder, context.output_dir.parent / "builder-source")
         arguments = ("", str(source), str(context.output_dir), config.precision, provider, str(scratch))
         context.progress(0, 1, "building")
         with _prints_to_log(context):

@@ -11,7 +11,9 @@ import pytest
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.genai.model_builder import ModelBuilderConfig
+from drupe.plugins.huggingface.loading import load_model
 from tests.plugins.genai.test_model_builder import CPU, build, builder
+from tests.plugins.onnx.graphs import run_pass
 from tests.plugins.quantization.decoders import decoder
 
 
@@ -59,3 +61,18 @@ def test_what_it_trips_over_is_one_message(tmp_path: Path) -> None:
     described = Model("hf", long.files, {**long.attributes, "architecture": "Phi3ForCausalLM"}, long.folder)
     with pytest.raises(PassError, match=r"builder failed on this float Phi3ForCausalLM \(KeyError.*OnnxConversion"):
         build(described, tmp_path / "job", precision="fp32")
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_fused_layer_with_zero_points_is_built_as_it_was_quantized(symmetric: bool, tmp_path: Path) -> None:
+    import torch
+
+    shape = {"max_position_embeddings": 64, "original_max_position_embeddings": 64, "sliding_window": None}
+    source = decoder(tmp_path / "model", "Phi3", **shape)
+    rounded = run_pass("Rtn", source, tmp_path / "rtn", group_size=32, sym=symmetric)
+    built = build(rounded, tmp_path / "job", precision="int4", shared_embeddings=False, accuracy_level=1,
+                  op_types_to_quantize=["MatMul"], nodes_to_exclude=["/lm_head/MatMul"])  # fmt: skip
+    ids = np.random.default_rng(0).integers(0, 250, 12)
+    with torch.inference_mode():
+        wanted = load_model(rounded, dtype="float32")(input_ids=torch.from_numpy(ids)[None]).logits[0].numpy()
+    np.testing.assert_allclose(said(built.folder, ids), wanted, atol=2e-3 * abs(wanted).max())
