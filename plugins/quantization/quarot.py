@@ -93,7 +93,10 @@ class QuaRot(Pass):
         head = network.get_output_embeddings()
         norm = _last_norm(network, prefix)
         if head is None or norm is None:
-            raise ConfigError(f"{self.spec.name}: {type(network).__name__} has no head behind a norm")
+            raise ConfigError(
+                f"{self.spec.name}: {type(network).__name__} has no head behind a norm that is known; decoders "
+                "that can be rotated are Llama's, Qwen's and Phi-3's"
+            )
         states = self._rotation(network.config.hidden_size, mode, generator)
         if getattr(network.config, "tie_word_embeddings", False):
             head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
