@@ -21,10 +21,13 @@ from drupe.plugins.quantization.calibration import calibration_tokens
 from drupe.plugins.quantization.checkpoint import QuantizedLayer
 from drupe.plugins.quantization.config import QuantizerConfig, WeightQuantizer
 from drupe.plugins.quantization.grid import quantize
-from drupe.plugins.quantization.layers import Scheme
+from drupe.plugins.quantization.layers import Scheme, left_in_float
 from drupe.plugins.quantization.rtn import round_layer
 
 __all__ = ["AutoRound", "AutoRoundConfig"]
+
+_FUSED_EXPERTS = 0.05
+"""Share of the blocks' weights that is in no linear layer from which those are taken for experts."""
 
 
 class AutoRoundConfig(QuantizerConfig):
@@ -64,6 +67,11 @@ class AutoRound(WeightQuantizer):
 
         from drupe.plugins.huggingface.loading import load_tokenizer
 
+        if left_in_float(network, set(chosen)) > _FUSED_EXPERTS:
+            raise PassError(
+                f"{self.spec.name}: experts of {type(network).__name__} are one tensor, which auto-round would write "
+                "under other names; Gptq, Rtn and AutoAWQQuantizer quantize the layers beside them"
+            )
         tokens = calibration_tokens(
             self.spec.name, network, model, config.data_config, config.nsamples, config.seqlen, context
         )

@@ -60,3 +60,5 @@ def test_experts_that_stay_in_float_are_told(tmp_path: Path, caplog: pytest.LogC
     source = decoder(tmp_path / "model", "Mixtral", num_local_experts=4, num_experts_per_tok=2)
     run_pass("Rtn", source, tmp_path / "job", group_size=32)
     assert "% of the weights of MixtralForCausalLM's blocks are in no linear layer" in caplog.text
+    with pytest.raises(PassError, match="experts of MixtralForCausalLM are one tensor"):
+        run_pass("AutoRound", source, tmp_path / "round", group_size=32)
