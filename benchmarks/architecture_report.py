@@ -10,10 +10,26 @@ from typing import Any
 __all__ = ["markdown"]
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "peft", "auto-round")
+_HEAD = """# Passes on architectures
+
+<!-- Written by benchmarks/architectures.py --report. -->
+
+Tiny models with random weights (two layers, widths of 32 to 128) of architectures that people use, with the passes
+run on each. A result is compared with its source by plain onnxruntime, onnxruntime-genai or transformers, on batches
+of several sizes and lengths whose rows are padded; decoders with past step through rows that are padded on the left.
+Real models are larger, not built otherwise; what a number format costs them is not measured here.
+
+✓ works; – refused with a message, listed below; (✓) works in some of the ways tried; ✗ goes wrong; empty: not tried.
+`fusions` are OrtTransformersOptimization after both exporters, `half` is float16 as a whole and in parts, `int4
+graphs` are the four schemes by blocks, `builder` is ModelBuilder in float32 and int4; `Rtn, Gptq`, `AWQ` and
+`AutoRound` are taken through ModelBuilder as well where it knows the architecture, `LoRA, DoRA, QLoRA` through
+MergeAdapterWeights. Tuning passes are for decoders.
+
+`python benchmarks/architectures.py --out FOLDER` tries them; `--report` writes this page. Tried with """
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 COLUMNS: Mapping[str, Sequence[str]] = {
-    "export": ("HfModel", "OnnxConversion"),
+    "export": ("OnnxConversion",),
     "traced": ("OnnxConversion, traced",),
     "with past": ("OnnxConversion, past", "OnnxConversion, past, traced"),
     "fusions": (
@@ -48,7 +64,7 @@ def markdown(rows: Rows, names: Sequence[str], kinds: Mapping[str, str]) -> str:
 
     rows: the outcome of each architecture and case; names: the architectures in order; kinds: what each is.
     """
-    lines = [", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".", ""]
+    lines = [_HEAD + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + ".", ""]
     for title, wanted in (("Decoders", True), ("Encoders, encoder-decoders, vision, audio", False)):
         there = [name for name in names if (kinds[name] == "decoder") is wanted and any(key[0] == name for key in rows)]
         columns = [label for label, cases in COLUMNS.items() if any((n, c) in rows for n in there for c in cases)]

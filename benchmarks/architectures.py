@@ -234,7 +234,7 @@ def cases(kind: str) -> Mapping[str, Case]:
     """Return what is tried on models of a kind."""
     if kind == "decoder":
         return {**_GRAPH, **_DECODER, **_TUNED}
-    return {**_GRAPH, **_TRAINED, **(_TUNED if kind in ("encoder", "seq2seq") else {})}
+    return {**_GRAPH, **_TRAINED}
 
 
 def tried(name: str, passes: set[str], done: set[str], out: Path) -> None:
