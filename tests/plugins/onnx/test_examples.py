@@ -77,6 +77,12 @@ def test_the_graph_says_what_the_model_says_at_other_lengths(
     check(source, run_pass("OnnxConversion", source, tmp_path / "graph", **TRACED), batch)
 
 
+def test_a_tidied_encoder_and_decoder_still_load_and_say_the_same(tmp_path: Path) -> None:
+    source = imported(tmp_path, "BartForConditionalGeneration", BART)
+    graph = run_pass("OnnxConversion", source, tmp_path / "graph", **TRACED)
+    check(source, run_pass("OnnxPeepholeOptimizer", graph, tmp_path / "tidy"), CASES[0][2])
+
+
 @pytest.mark.slow
 def test_where_torch_export_fails_the_older_exporter_does_the_work_and_it_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
