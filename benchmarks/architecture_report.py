@@ -23,7 +23,8 @@ Real models are larger, not built otherwise; what a number format costs them is 
 `fusions` are OrtTransformersOptimization after both exporters, `half` is float16 as a whole and in parts, `int4
 graphs` are the four schemes by blocks, `builder` is ModelBuilder in float32 and int4; `Rtn, Gptq`, `AWQ` and
 `AutoRound` are taken through ModelBuilder as well where it knows the architecture, `LoRA, DoRA, QLoRA` through
-MergeAdapterWeights. Tuning passes are for decoders.
+MergeAdapterWeights. Tuning passes are for decoders; `QAT` trains on a class for each row, which models of other
+targets refuse.
 
 `python benchmarks/architectures.py --out FOLDER` tries them; `--report` writes this page. Tried with """
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -98,6 +99,6 @@ def _sign(rows: Rows, name: str, cases: Sequence[str]) -> str:
 
 def _plain(message: str, name: str) -> str:
     """Return a message's beginning, without what differs between architectures."""
-    text = re.sub(r"/tmp/\S+", "…", message.splitlines()[0].replace(name, "it")).replace("|", "/")
+    text = re.sub(r"/tmp/\S+", "…", message.splitlines()[0].replace(name, "this architecture")).replace("|", "/")
     text = re.sub(r"'/[^']*'", "a node", text)
     return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " …"
