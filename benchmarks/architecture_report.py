@@ -19,12 +19,12 @@ run on each. A result is compared with its source by plain onnxruntime, onnxrunt
 of several sizes and lengths whose rows are padded; decoders with past step through rows that are padded on the left.
 Real models are larger, not built otherwise; what a number format costs them is not measured here.
 
-✓ works; – refused with a message, listed below; (✓) works in some of the ways tried; ✗ goes wrong; empty: not tried.
-`fusions` are OrtTransformersOptimization after both exporters, `half` is float16 as a whole and in parts, `int4
-graphs` are the four schemes by blocks, `builder` is ModelBuilder in float32 and int4; `Rtn, Gptq`, `AWQ` and
-`AutoRound` are taken through ModelBuilder as well where it knows the architecture, `LoRA, DoRA, QLoRA` through
-MergeAdapterWeights. Tuning passes are for decoders; `QAT` trains on a class for each row, which models of other
-targets refuse.
+✓ works; – refused with a message, listed below; (✓) works in some ways, the others were refused or not tried; ✗ goes
+wrong; empty: not tried. `fusions` are OrtTransformersOptimization after both exporters, `half` is float16 as a whole
+and in parts, `int4 graphs` are the four schemes by blocks, `builder` is ModelBuilder in float32 and int4; `Rtn,
+Gptq`, `AWQ` and `AutoRound` are taken through ModelBuilder as well where it knows the architecture, `LoRA, DoRA,
+QLoRA` through MergeAdapterWeights. Tuning passes are for decoders; `QAT` trains on a class for each row, which models
+of other targets refuse.
 
 `python benchmarks/architectures.py --out FOLDER` tries them; `--report` writes this page. Tried with """
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -71,7 +71,9 @@ def markdown(rows: Rows, names: Sequence[str], kinds: Mapping[str, str]) -> str:
         columns = [label for label, cases in COLUMNS.items() if any((n, c) in rows for n in there for c in cases)]
         lines += [f"## {title}", "", "| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         for name in there:
-            lines.append(f"| {name} | " + " | ".join(_sign(rows, name, COLUMNS[label]) for label in columns) + " |")
+            lines.append(
+                f"| {name} | " + " | ".join(_sign(rows, name, COLUMNS[label], wanted) for label in columns) + " |"
+            )
         lines.append("")
     lines += ["## What was refused, or is wrong", ""]
     told: dict[tuple[str, str], list[str]] = {}
@@ -87,14 +89,15 @@ def markdown(rows: Rows, names: Sequence[str], kinds: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sign(rows: Rows, name: str, cases: Sequence[str]) -> str:
+def _sign(rows: Rows, name: str, cases: Sequence[str], decoder: bool) -> str:
+    count = sum(decoder or ", past" not in case for case in cases)
     outcomes = [rows[name, case]["outcome"] for case in cases if (name, case) in rows]
     if not outcomes:
         return ""
     if any(outcome not in ("works", "refused") for outcome in outcomes):
         return "✗"
     worked = outcomes.count("works")
-    return "✓" if worked == len(outcomes) else "–" if not worked else "(✓)"
+    return "✓" if worked == count else "–" if not worked else "(✓)"
 
 
 def _plain(message: str, name: str) -> str:
