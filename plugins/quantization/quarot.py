@@ -148,8 +148,9 @@ class QuaRot(Pass):
         """Return what an RMS norm does, and take its gain out of it. Raises ConfigError for another norm."""
         import torch
 
-        size = len(norm.weight)
-        found = read_norm(norm, size)
+        weight = getattr(norm, "weight", None)
+        size = len(weight) if weight is not None else 0
+        found = read_norm(norm, size) if size else None
         if found is not None and not found.centred and not bool(found.bias.any()):
             probe = torch.ones(1, size, dtype=norm.weight.dtype)
             # Some norms' gain is their weight, that of others is one more.
