@@ -10,7 +10,10 @@ from typing import Any
 
 from drupe.core.introspect import module_source
 
-__all__ = ["buildable", "readable_source"]
+__all__ = ["WRONG", "buildable", "readable_source"]
+
+WRONG = {"OlmoForCausalLM": "takes OLMo's norms, which centre, for RMS norms"}
+"""Architectures that the builder builds wrongly (seen with onnxruntime-genai 0.18), and how."""
 
 _WHOLLY_SLIDING = frozenset({"MistralForCausalLM", "Phi3ForCausalLM"})
 """Architectures all of whose layers look no further back than config.sliding_window, where it is set."""

@@ -21,7 +21,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.genai.architectures import buildable, readable_source
+from drupe.plugins.genai.architectures import WRONG, buildable, readable_source
 from drupe.plugins.genai.built_graph import check_graph, without_commit
 from drupe.plugins.genai.providers import BUILDABLE, builder_name
 
@@ -183,6 +183,8 @@ class ModelBuilder(Pass):
                 f"ModelBuilder: the installed onnxruntime-genai builds no {architecture}; {_OTHERWISE}; it builds "
                 f"{', '.join(sorted(known))}"
             )
+        if architecture in WRONG and not config.metadata_only:
+            raise ConfigError(f"ModelBuilder: the builder {WRONG[architecture]} and gives other logits; {_OTHERWISE}")
         if info.attributes.get("mixed_precision"):
             raise ConfigError(
                 "ModelBuilder: layers were chosen to get more bits, and no quantizer has given them; "

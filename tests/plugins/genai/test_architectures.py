@@ -56,6 +56,11 @@ def test_an_architecture_that_it_does_not_know_is_refused_before_work() -> None:
         builder().plan(ModelInfo("hf", {"architecture": "GPT2LMHeadModel"}), ModelBuilderConfig(), CPU)
 
 
+def test_an_architecture_that_it_builds_wrongly_is_refused_before_work() -> None:
+    with pytest.raises(ConfigError, match=r"takes OLMo's norms.*other logits; export .*OnnxConversion"):
+        builder().plan(ModelInfo("hf", {"architecture": "OlmoForCausalLM"}), ModelBuilderConfig(), CPU)
+
+
 def test_what_it_trips_over_is_one_message(tmp_path: Path) -> None:
     long = decoder(tmp_path / "model", "Phi3", max_position_embeddings=128, original_max_position_embeddings=64)
     described = Model("hf", long.files, {**long.attributes, "architecture": "Phi3ForCausalLM"}, long.folder)
