@@ -21,6 +21,8 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.plugins.genai.architectures import WRONG, buildable, readable_source
+from drupe.plugins.genai.built_graph import check_graph, without_commit
 from drupe.plugins.genai.providers import BUILDABLE, builder_name
 
 __all__ = ["ModelBuilder", "ModelBuilderConfig"]
@@ -43,6 +45,10 @@ _OWN = frozenset(
     }
 )  # fmt: skip
 """Options that are fields here, or that Drupe itself sets."""
+_OTHERWISE = (
+    "export the float model with OnnxConversion (task: text-generation-with-past) and quantize the graph, with "
+    "OnnxBlockWiseRtnQuantization for example"
+)
 _READ_QUANTIZED = {"gptq", "awq", "olive", "quark"}
 
 
@@ -151,7 +157,7 @@ class ModelBuilder(Pass):
     """Builds a model for onnxruntime-genai with the library's own model builder."""
 
     Config: ClassVar[type[PassConfig]] = ModelBuilderConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what the builder would build wrongly or what would not run."""
@@ -171,6 +177,14 @@ class ModelBuilder(Pass):
         architecture = info.attributes.get("architecture")
         if architecture and not architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
             raise ConfigError(f"ModelBuilder builds decoders that generate text; the model is a {architecture}")
+        known = buildable()
+        if architecture and known and architecture not in known and not config.metadata_only:
+            raise ConfigError(
+                f"ModelBuilder: the installed onnxruntime-genai builds no {architecture}; {_OTHERWISE}; it builds "
+                f"{', '.join(sorted(known))}"
+            )
+        if architecture in WRONG and not config.metadata_only:
+            raise ConfigError(f"ModelBuilder: the builder {WRONG[architecture]} and gives other logits; {_OTHERWISE}")
         if info.attributes.get("mixed_precision"):
             raise ConfigError(
                 "ModelBuilder: layers were chosen to get more bits, and no quantizer has given them; "
@@ -194,18 +208,30 @@ class ModelBuilder(Pass):
         if config.use_adapter and model.attributes.get("adapter"):
             options["adapter_path"] = str(model.folder / str(model.attributes["adapter"]))
         scratch = context.output_dir.parent / "builder-cache"
-        arguments = ("", str(model.folder), str(context.output_dir), config.precision, provider, str(scratch))
+        source = readable_source(model.folder, context.output_dir.parent / "builder-source")
+        arguments = ("", str(source), str(context.output_dir), config.precision, provider, str(scratch))
         context.progress(0, 1, "building")
         with _prints_to_log(context):
             parsed = builder.parse_extra_options(*arguments, [f"{key}={value}" for key, value in options.items()])
-            builder.create_model(*arguments, **parsed)
+            try:
+                builder.create_model(*arguments, **parsed)
+            except (AttributeError, KeyError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+                # Faults of the library on what it does not foresee.
+                raise PassError(
+                    f"ModelBuilder: onnxruntime-genai's builder failed on this {_named(model)} "
+                    f"({type(error).__name__}: {error}); {_OTHERWISE}"
+                ) from error
         context.progress(1, 1, "built")
         _finish_config(context.output_dir, config)
         scrub_folder(context.output_dir)
         if not config.metadata_only:
-            graph = _without_commit(context.output_dir / config.filename)
-            context.report["graph"] = _check_graph(graph, config)
+            graph = without_commit(context.output_dir / config.filename)
+            context.report["graph"] = check_graph(graph, config)
         return Model.from_dir("genai", context.output_dir, _attributes(model.attributes, config))
+
+
+def _named(model: Model) -> str:
+    return f"{model.attributes.get('quantization') or 'float'} {model.attributes.get('architecture') or 'model'}"
 
 
 _KEPT = ("task", "architecture", "model_type", "split", "split_assignments")
@@ -325,51 +351,6 @@ def _finish_config(folder: Path, config: ModelBuilderConfig) -> None:
             )
         data["search"].update(config.search)
     path.write_text(json.dumps(data, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _without_commit(path: Path) -> Any:
-    """Take the commit out of the producer version of the built model and return its graph, an onnx.GraphProto.
-
-    The builder asks git for it in its own folder, and so finds the commit of whatever repository the environment lies
-    in: equal work would give another digest after every commit there.
-    """
-    import onnx
-
-    model = onnx.load(str(path), load_external_data=False)
-    version, plus, _ = model.producer_version.partition("+")
-    if plus:
-        model.producer_version = version
-        path.write_bytes(model.SerializeToString(deterministic=True))
-    return model.graph
-
-
-def _check_graph(graph: Any, config: ModelBuilderConfig) -> dict[str, Any]:
-    """Read the built graph and raise PassError unless it is quantized as asked; return what was found."""
-    import onnx
-
-    bits: dict[int, int] = {}
-    blocks: set[int] = set()
-    zero_points = 0
-    for node in graph.node:
-        if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
-            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            width = int(attributes.get("bits", 4))
-            bits[width] = bits.get(width, 0) + 1
-            blocks.add(int(attributes.get("block_size", 32)))
-            zero_points += node.op_type == "MatMulNBits" and len(node.input) > 3 and bool(node.input[3])
-    found = {"nodes": len(graph.node), "quantized_nodes_by_bits": {str(k): v for k, v in sorted(bits.items())}}
-    if config.precision not in ("int4", "int8") or config.use_qdq:
-        return found
-    wanted = 4 if config.precision == "int4" else 8
-    if wanted not in bits:
-        raise PassError(f"ModelBuilder was asked for {config.precision} and the graph has no {wanted}-bit weights")
-    if config.block_size is not None and config.block_size not in blocks:
-        raise PassError(
-            f"ModelBuilder was asked for block_size {config.block_size} and the graph has blocks of {sorted(blocks)}"
-        )
-    if config.is_symmetric is True and zero_points:
-        raise PassError(f"ModelBuilder was asked for symmetric weights and {zero_points} nodes have zero points")
-    return {**found, "block_sizes": sorted(blocks)}
 
 
 @contextlib.contextmanager

@@ -346,7 +346,7 @@ def _randomize(out: Path, config: HfConfig, context: JobContext) -> None:
         out, trust_remote_code=config.remote_code, local_files_only=True, **(config.test_model_config or {})
     )
     architecture = (shape.architectures or [None])[0]
-    auto = getattr(transformers, auto_class_name(config.task or infer_task(architecture)))
+    auto = getattr(transformers, auto_class_name(config.task or infer_task(architecture), architecture))
     for path in (*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")):
         path.unlink()
     torch.manual_seed(context.seed)

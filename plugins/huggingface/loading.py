@@ -7,6 +7,7 @@ sub-folder. Everything is read from the folder; nothing is fetched.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ _AUTO_CLASSES: Mapping[str, str] = {
     "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "image-text-to-text": "AutoModelForImageTextToText",
 }
+_BY_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
+    "automatic-speech-recognition": {"ForCTC": "AutoModelForCTC"},
+    "image-segmentation": {
+        "ForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+        "ForInstanceSegmentation": "AutoModelForInstanceSegmentation",
+        "ForUniversalSegmentation": "AutoModelForUniversalSegmentation",
+    },
+}
+"""Tasks that have several Auto classes: the end of an architecture's class name → which."""
 _TASK_ALIASES: Mapping[str, str] = {
     "causal-lm": "text-generation",
     "text-generation-with-past": "text-generation",
@@ -55,38 +65,48 @@ _TASK_ALIASES: Mapping[str, str] = {
     "masked-lm": "fill-mask",
     "default": "feature-extraction",
 }
-# The end of an architecture's class name tells the task where the workflow doesn't.
+# The class name of an architecture tells the task where the workflow doesn't: the first pattern that fits.
 _TASKS_BY_ARCHITECTURE = (
-    ("ForCausalLM", "text-generation"),
-    ("LMHeadModel", "text-generation"),
-    ("ForSequenceClassification", "text-classification"),
-    ("ForTokenClassification", "token-classification"),
-    ("ForQuestionAnswering", "question-answering"),
-    ("ForMultipleChoice", "multiple-choice"),
-    ("ForMaskedLM", "fill-mask"),
-    ("ForImageClassification", "image-classification"),
-    ("ForObjectDetection", "object-detection"),
-    ("ForSpeechSeq2Seq", "automatic-speech-recognition"),
-    ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
-    ("T5ForConditionalGeneration", "text2text-generation"),
-    ("BartForConditionalGeneration", "text2text-generation"),
+    (r"ForCausalLM$|LMHeadModel$", "text-generation"),
+    (r"^(Wav2Vec2|Hubert|WavLM|UniSpeech|Data2VecAudio|SEW).*ForSequenceClassification$", "audio-classification"),
+    (r"ForAudioClassification$", "audio-classification"),
+    (r"ForSequenceClassification$", "text-classification"),
+    (r"ForTokenClassification$", "token-classification"),
+    (r"ForQuestionAnswering$", "question-answering"),
+    (r"ForMultipleChoice$", "multiple-choice"),
+    (r"ForMaskedLM$", "fill-mask"),
+    (r"ForImageClassification(WithTeacher)?$", "image-classification"),
+    (r"ForObjectDetection$", "object-detection"),
+    (r"For(Semantic|Instance|Universal|Image)?Segmentation$", "image-segmentation"),
+    (r"ForDepthEstimation$", "depth-estimation"),
+    (r"ForSpeechSeq2Seq$|ForCTC$", "automatic-speech-recognition"),
+    (r"^(Whisper|Speech2Text|Moonshine)ForConditionalGeneration$", "automatic-speech-recognition"),
+    (
+        r"(T5|Bart|Pegasus|PegasusX|LED|M2M100|Blenderbot|BlenderbotSmall|FSMT|ProphetNet|SwitchTransformers)"
+        r"ForConditionalGeneration$|^MarianMTModel$",
+        "text2text-generation",
+    ),
 )
 
 
 def infer_task(architecture: str | None) -> str:
     """Return the task of an architecture such as "LlamaForCausalLM"; "feature-extraction" where the name tells none."""
-    for ending, task in _TASKS_BY_ARCHITECTURE:
-        if architecture and architecture.endswith(ending):
+    for pattern, task in _TASKS_BY_ARCHITECTURE:
+        if architecture and re.search(pattern, architecture):
             return task
     return "feature-extraction"
 
 
-def auto_class_name(task: str) -> str:
-    """Return the transformers Auto class that loads models for a task. Raises ConfigError for an unknown task."""
+def auto_class_name(task: str, architecture: str | None = None) -> str:
+    """Return the transformers Auto class that loads models for a task. Raises ConfigError for an unknown task.
+
+    architecture: the model's class name, which decides where a task has several.
+    """
     task = _TASK_ALIASES.get(task, task)
     if task not in _AUTO_CLASSES:
         raise ConfigError(f"unknown task {task!r}; known: {', '.join(sorted({*_AUTO_CLASSES, *_TASK_ALIASES}))}")
-    return _AUTO_CLASSES[task]
+    own = _BY_ARCHITECTURE.get(task, {})
+    return next((auto for end, auto in own.items() if architecture and architecture.endswith(end)), _AUTO_CLASSES[task])
 
 
 def torch_dtype(name: str | None) -> Any:
@@ -188,7 +208,7 @@ def load_model(
         options.setdefault("quantization_config", transformers.CompressedTensorsConfig(dequantize=True))
     architecture = (config.get("architectures") or [None])[0]
     task = model.attributes.get("task") or infer_task(architecture)
-    auto = getattr(transformers, auto_class_name(task))
+    auto = getattr(transformers, auto_class_name(task, architecture))
     if model.kind == "sliced":
         loaded = _sliced(model, options)
     elif model.attributes.get("quantization") == "olive":
@@ -240,9 +260,13 @@ def _unpacked(auto: Any, model: Model, options: Mapping[str, Any]) -> Any:
         trust_remote_code=options["trust_remote_code"],
         **{key: value for key, value in options.items() if key == "attn_implementation"},
     )
-    if getattr(config, "tie_word_embeddings", False):
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    loaded.load_state_dict(state, strict=True)
+    found = loaded.load_state_dict(state, strict=False)
+    # A head that shares the embedding's table is not stored.
+    shared = set(loaded._tied_weights_keys or ()) if getattr(config, "tie_word_embeddings", False) else set()
+    lacking = [name for name in found.missing_keys if name not in shared]
+    if lacking or found.unexpected_keys:
+        what = f"lacks {lacking[0]}" if lacking else f"has {found.unexpected_keys[0]}"
+        raise ConfigError(f"the quantized checkpoint {what}, so it is of another model than {type(loaded).__name__}")
     loaded.tie_weights()
     return loaded
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +25,7 @@ __all__ = [
     "OnnxHqqQuantization",
     "OnnxKQuantQuantization",
     "OnnxKQuantQuantizationConfig",
+    "gemm_hint",
 ]
 
 _RESULTS = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear")
@@ -92,7 +94,8 @@ class _BlockQuantization(GraphPass):
         """Quantize with onnxruntime."""
         check_node_names(self.spec.name, proto, "nodes_to_exclude", config.nodes_to_exclude)
         # The quantizer may change the graph it is given.
-        kinds = sorted({node.op_type for node in proto.graph.node})
+        kinds_of = Counter(node.op_type for node in proto.graph.node)
+        kinds = sorted(kinds_of)
         before = _count(proto)
         quantizer = self.quantizer(proto, config)
         with contextlib.redirect_stdout(sys.stderr):  # one of the schemes prints a progress bar
@@ -102,8 +105,10 @@ class _BlockQuantization(GraphPass):
         if not quantized:
             raise PassError(
                 f"{self.spec.name} found nothing to quantize: no MatMul of the graph multiplies by a weight; it has "
-                f"{', '.join(kinds[:12])}"
+                f"{', '.join(kinds[:12])}{gemm_hint(proto)}"
             )
+        if quantized < kinds_of.get("Gemm", 0) and (hint := gemm_hint(result)):
+            context.log.warning("%s: most weights stay in float32%s", self.spec.name, hint)
         context.report["quantized_nodes"] = context.report.get("quantized_nodes", 0) + quantized
         return result
 
@@ -204,3 +209,12 @@ class OnnxHqqQuantization(_BlockQuantization):
 
 def _count(proto: Any) -> int:
     return sum(node.op_type in _RESULTS for node in proto.graph.node)
+
+
+def gemm_hint(proto: Any) -> str:
+    """Return what to do about weights of Gemm nodes, which quantizers by blocks leave alone; "" where none are."""
+    weights = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2}
+    count = sum(node.op_type == "Gemm" and node.input[1] in weights for node in proto.graph.node)
+    if not count:
+        return ""
+    return f"; {count} Gemm nodes hold weights: put GraphSurgeries with the surgeon GemmToMatMulAdd before it"

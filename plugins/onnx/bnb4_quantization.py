@@ -16,6 +16,7 @@ from drupe.core.config import Choice, Ordered, PassConfig, searchable
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
+from drupe.plugins.onnx.block_quantization import gemm_hint
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 
 __all__ = ["OnnxBnb4Quantization", "OnnxBnb4QuantizationConfig"]
@@ -71,7 +72,7 @@ class OnnxBnb4Quantization(GraphPass):
         if not count:
             raise PassError(
                 f"{self.spec.name} found nothing to quantize: no MatMul of the graph multiplies by a weight; it has "
-                f"{', '.join(kinds[:12])}"
+                f"{', '.join(kinds[:12])}{gemm_hint(proto)}"
             )
         context.report["quantized_nodes"] = context.report.get("quantized_nodes", 0) + count
         return result

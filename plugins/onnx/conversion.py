@@ -18,7 +18,14 @@ from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
 from drupe.plugins.onnx.examples import example_inputs
 from drupe.plugins.onnx.graphs import companions, label_axes, name_axes, name_nodes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module, exporter_failed
+from drupe.plugins.onnx.modules import (
+    ExporterFailed,
+    by_export,
+    by_tracing,
+    export_call,
+    export_module,
+    exporter_failed,
+)
 from drupe.plugins.onnx.past import PastNames, check_steps, past_call, past_names, stepwise
 from drupe.plugins.onnx.quantized_weights import store_quantized_weights
 
@@ -28,6 +35,8 @@ _KEPT = ("task", "architecture", "model_type", "model_attributes", "split", "spl
 """Attributes of the source that hold for the graph as well."""
 _FIRST_EXPORTED = 18
 """The oldest operator set that torch.export writes; older ones are reached by the other exporter only."""
+_LAST_TRACED = 20
+"""The newest operator set that the older exporter writes."""
 _TRAINED = "qat"
 """The quantization of a model whose scales were found in training."""
 _FIRST_QUANTIZED = 13
@@ -41,7 +50,7 @@ class OnnxConversionConfig(PassConfig):
     use_dynamo_exporter: bool | None = Field(
         None,
         description="true: torch.export; false: the older exporter, which traces one call. Not given: torch.export "
-        "where it writes target_opset (18 and newer).",
+        "where it writes target_opset (18 and newer), and the older one for a Hugging Face model that it can't export.",
     )
     dynamic: bool = Field(True, description="Batch and sequence may have any length; false fixes the example's shapes.")
     save_as_external_data: bool = Field(False, description="Keep the weights in a file of their own.")
@@ -86,7 +95,7 @@ class OnnxConversion(Pass):
     """
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 3
+    version = 4
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""
@@ -125,10 +134,11 @@ class OnnxConversion(Pass):
         """Export below context.output_dir, tokenizer and config beside the graph."""
         if model.attributes.get("components"):
             return self._components(model, config, context)
+        own: dict[str, Any] = {}
         if model.kind == "pytorch":
-            proto = export_module(model, context, **config.exporter)
+            proto, own = export_module(model, context, **config.exporter)
         else:
-            proto = self._hugging_face(model, config, context)
+            proto = self._exported(model, config, context)
         if model.attributes.get("quantization") == _TRAINED:
             context.report["quantized"] = store_quantized_weights(proto)
         scrub_graph(proto)
@@ -138,7 +148,7 @@ class OnnxConversion(Pass):
         loader = {"sliced_decoder.py"} if model.kind == "sliced" else set()
         companions(model.folder, context.output_dir, without=loader)
         context.progress(1, 1, "exported")
-        attributes = {**_attributes(model.info, config), "onnx_file": path.name}
+        attributes = {**own, **_attributes(model.info, config), "onnx_file": path.name}
         return Model.from_dir("onnx", context.output_dir, attributes)
 
     def _components(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Model:
@@ -159,6 +169,17 @@ class OnnxConversion(Pass):
         return Model.from_dir(
             "composite", context.output_dir, {**_attributes(model.info, config), "components": written}
         )
+
+    def _exported(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
+        """Export a Hugging Face model; by the older exporter where torch.export fails and was not asked for by name."""
+        try:
+            return self._hugging_face(model, config, context)
+        except ExporterFailed as error:
+            if config.use_dynamo_exporter is not None or config.target_opset > _LAST_TRACED:
+                raise
+            context.log.warning("%s: by torch.export, %s; the older exporter traces one call", self.spec.name, error)
+            context.report["exporter"] = f"the older one, since by torch.export {error}"
+        return self._hugging_face(model, config.model_copy(update={"use_dynamo_exporter": False}), context)
 
     def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
         import torch

@@ -33,17 +33,90 @@ def example_inputs(
         height, width = _picture(getattr(config, "image_size", None) or _processed(model.folder) or 224)
         pixels = torch.rand(2, getattr(config, "num_channels", 3), height, width, generator=generator)
         return {"pixel_values": pixels.to(loaded.dtype)}, {"pixel_values": {0: "batch"}}
-    if "input_ids" not in parameters:
-        raise ConfigError(
-            f"OnnxConversion does not know the inputs of {type(loaded).__name__} ({', '.join(parameters[:8])}); "
-            "give them as input_model.io_config (input_names, input_shapes, input_types)"
-        )
-    vocabulary = int(getattr(config, "vocab_size", 100))
-    ids = torch.randint(0, vocabulary, (2, 8), generator=generator)
+    names = [name for name in _FIRST if name in parameters]
+    if not names:
+        raise ConfigError(_unknown(loaded, parameters))
+    try:
+        inputs = _MAKERS[names[0]](config, loaded, parameters, generator)
+    except AttributeError as error:
+        raise ConfigError(f"{_unknown(loaded, parameters)}; {error}") from error
+    axes = {name: dict(_AXES[name]) for name in inputs}
+    return inputs, axes
+
+
+def _unknown(loaded: Any, parameters: Sequence[str]) -> str:
+    return (
+        f"OnnxConversion does not know the inputs of {type(loaded).__name__} ({', '.join(parameters[:8])}); "
+        "give them as input_model.io_config (input_names, input_shapes, input_types)"
+    )
+
+
+def _text(config: Any, loaded: Any, parameters: Sequence[str], generator: Any) -> dict[str, Any]:
+    import torch
+
+    told = config.get_text_config()
+    ids = torch.randint(0, int(getattr(told, "vocab_size", 100)), (2, 8), generator=generator)
+    if isinstance(end := getattr(told, "eos_token_id", None), int) and "Classification" in type(loaded).__name__:
+        # Some classify what they make of the text's end, one in each row.
+        ids = torch.where(ids == end, (ids + 1) % told.vocab_size, ids)
+        ids[:, -1] = end
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if "token_type_ids" in parameters and int(getattr(config, "type_vocab_size", 0) or 0) > 0:
         inputs["token_type_ids"] = torch.zeros_like(ids)
-    return inputs, {name: {0: "batch", 1: "sequence"} for name in inputs}
+    if "pixel_values" in parameters and hasattr(config, "vision_config"):
+        height, width = _picture(config.vision_config.image_size)
+        channels = getattr(config.vision_config, "num_channels", 3)
+        # Another number than there are texts: neither follows from the other.
+        inputs["pixel_values"] = torch.rand(3, channels, height, width, generator=generator).to(loaded.dtype)
+    return inputs | _decoded(config, loaded, parameters, generator)
+
+
+def _speech(config: Any, loaded: Any, parameters: Sequence[str], generator: Any) -> dict[str, Any]:
+    import torch
+
+    # The encoder takes as many frames as it has positions, after a convolution that halves them.
+    frames = torch.rand(2, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+    return {"input_features": frames.to(loaded.dtype), **_decoded(config, loaded, parameters, generator)}
+
+
+def _sound(config: Any, loaded: Any, parameters: Sequence[str], generator: Any) -> dict[str, Any]:
+    import torch
+
+    if config.feat_extract_norm not in ("group", "layer"):
+        raise AttributeError(f"its feat_extract_norm is {config.feat_extract_norm}")
+    samples = torch.randn(2, 16000, generator=generator)
+    inputs: dict[str, Any] = {"input_values": samples.to(loaded.dtype)}
+    if config.feat_extract_norm == "layer":
+        # Those were trained with masks; the others take zeros for silence.
+        inputs["attention_mask"] = torch.ones(samples.shape, dtype=torch.int64)
+    return inputs
+
+
+def _decoded(config: Any, loaded: Any, parameters: Sequence[str], generator: Any) -> dict[str, Any]:
+    """Return what a decoder behind an encoder is given; {} where it gets the encoder's own text."""
+    import torch
+
+    heads = ("Classification", "QuestionAnswering")
+    if "decoder_input_ids" not in parameters or any(head in type(loaded).__name__ for head in heads):
+        return {}
+    told = config.get_text_config(decoder=True)
+    ids = torch.randint(0, int(getattr(told, "vocab_size", 100)), (2, 5), generator=generator)
+    return {"decoder_input_ids": ids}
+
+
+_MAKERS = {"input_ids": _text, "input_features": _speech, "input_values": _sound}
+_FIRST = tuple(_MAKERS)
+"""What names the input of a kind of model, and what makes an example of it."""
+_STEPS = {0: "batch", 1: "sequence"}
+_AXES: Mapping[str, Mapping[int, str]] = {
+    "input_ids": _STEPS,
+    "attention_mask": _STEPS,
+    "token_type_ids": _STEPS,
+    "decoder_input_ids": {0: "batch", 1: "decoder_sequence"},
+    "pixel_values": {0: "image_batch"},
+    "input_features": {0: "batch"},
+    "input_values": {0: "batch", 1: "sequence"},
+}
 
 
 def _processed(folder: Path) -> Any:

@@ -13,6 +13,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.index_arithmetic import index_arithmetic
 
 __all__ = ["OnnxFloatToFloat16", "OnnxFloatToFloat16Config", "OrtMixedPrecision", "OrtMixedPrecisionConfig", "halve"]
 
@@ -42,7 +43,7 @@ class OnnxFloatToFloat16(GraphPass):
     """Converts a float32 graph to float16 (onnxruntime.transformers.float16)."""
 
     Config: ClassVar[type[PassConfig]] = OnnxFloatToFloat16Config
-    version = 1
+    version = 2
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is float16."""
@@ -94,7 +95,7 @@ class OrtMixedPrecision(GraphPass):
     """Converts to float16 but for sensitive operators, and for the head where its weights would lose by it."""
 
     Config: ClassVar[type[PassConfig]] = OrtMixedPrecisionConfig
-    version = 1
+    version = 2
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is float16 in most places."""
@@ -135,6 +136,7 @@ def halve(name: str, proto: Any, context: PassContext, *, symbolic: bool, **opti
     if symbolic and not _inferable(proto, context.output_dir.parent):
         context.log.warning("%s: onnxruntime's symbolic shape inference fails on this graph; onnx's is used", name)
         symbolic = False
+    options["node_block_list"] = [*(options.get("node_block_list") or ()), *index_arithmetic(proto)]
     model = OnnxModel(proto)
     model.convert_float_to_float16(use_symbolic_shape_infer=symbolic, **options)
     result = model.model

@@ -13,7 +13,11 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graphs import name_axes, name_nodes
 
-__all__ = ["by_export", "by_tracing", "export_call", "export_module", "exporter_failed"]
+__all__ = ["ExporterFailed", "by_export", "by_tracing", "export_call", "export_module", "exporter_failed"]
+
+
+class ExporterFailed(PassError):
+    """An exporter can't write a model; the other one may."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,31 @@ def export_module(
     optimize: bool,
     dtype: str | None,
     device: str,
-) -> Any:
-    """Return the onnx.ModelProto of a `pytorch` model. Raises ConfigError (inputs that are not told, consent) and
-    PassError (the exporter failed)."""
+) -> tuple[Any, dict[str, Any]]:
+    """Return the onnx.ModelProto of a `pytorch` model, and the attributes that its module tells.
+
+    Raises ConfigError (inputs that are not told, consent) and PassError (the exporter failed)."""
     from drupe.plugins.huggingface.pytorch_model import dummy_inputs, io_config, load_pytorch
 
     module = load_pytorch(model, context)
     told = io_config(model, context)
     inputs = dummy_inputs(model, module, context)
-    return export_call(
+    proto = export_call(
         module, inputs, told, context, opset=opset, dynamo=dynamo, dynamic=dynamic, optimize=optimize, dtype=dtype,
         device=device,
     )  # fmt: skip
+    return proto, _described(module)
+
+
+def _described(module: Any) -> dict[str, Any]:
+    """Return what the transformers model that a module is, or holds, is: fusions need its type, heads and width."""
+    configs = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+    found = [config for config in configs.values() if getattr(config, "model_type", None)]
+    if not found or len({config.model_type for config in found}) > 1:
+        return {}
+    sizes = {name: getattr(found[0], name, None) for name in ("num_attention_heads", "hidden_size")}
+    known = {name: size for name, size in sizes.items() if isinstance(size, int)}
+    return {"model_type": str(found[0].model_type), **({"model_attributes": known} if known else {})}
 
 
 def export_call(
@@ -104,7 +121,7 @@ def _numbered(proto: Any, numbers: Collection[str]) -> Any:
     return proto
 
 
-def exporter_failed(error: BaseException, *, dynamo: bool) -> PassError:
+def exporter_failed(error: BaseException, *, dynamo: bool) -> ExporterFailed:
     """Return what an exporter's error means: the operator that it has no ONNX for and the place in the module.
 
     torch.export tells both in the errors that its own stems from; the older exporter in its text and its graph.
@@ -118,12 +135,14 @@ def exporter_failed(error: BaseException, *, dynamo: bool) -> PassError:
     other = "use_dynamo_exporter: false" if dynamo else "use_dynamo_exporter: true"
     if operator is not None:
         where = f" (node {node})" if node else ""
-        return PassError(
+        return ExporterFailed(
             f"the operator {operator}{where} has no counterpart in ONNX; replace it in the model, or try {other}, or "
             "another target_opset"
         )
-    first = texts[0].splitlines()[0] if texts[0] else type(error).__name__
-    return PassError(f"the exporter failed: {first}; try {other}, or another target_opset")
+    # The deepest cause says what it was; what stands above it tells of the exporter's own steps, in colours.
+    said = next((text for text in reversed(texts) if text), type(error).__name__)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()[0]
+    return ExporterFailed(f"the exporter failed: {plain}; try {other}, or another target_opset")
 
 
 def _first(pattern: str, texts: Sequence[str]) -> str | None:

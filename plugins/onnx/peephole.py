@@ -37,7 +37,7 @@ class OnnxPeepholeOptimizer(GraphPass):
     """Cleans up a graph without changing what it calculates."""
 
     Config: ClassVar[type[PassConfig]] = OnnxPeepholeOptimizerConfig
-    version = 1
+    version = 2
 
     def requirements(self, config: OnnxPeepholeOptimizerConfig, accelerator: Accelerator) -> Sequence[str]:
         """The optional packages that were asked for."""
@@ -61,6 +61,7 @@ class OnnxPeepholeOptimizer(GraphPass):
             from onnxscript.optimizer import optimize_ir
 
             optimize_ir(tree)
+            _hold_constants(tree)
         if config.cast_chain_elimination:
             context.report["casts_removed"] = _shorten_casts(tree)
         if config.fuse_reshape_operations:
@@ -94,6 +95,20 @@ def _fix_opset(proto: Any) -> None:
             return
     if "com.microsoft" in used:
         proto.opset_import.add(domain="com.microsoft", version=1)
+
+
+def _hold_constants(model: Any) -> None:
+    """Make initializers of constants that nodes read and the graph does not hold: a rule of onnxscript leaves such."""
+    graph = model.graph
+    there = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+    for node in list(graph):
+        for value in node.inputs:
+            if value is None or value.producer() is not None or id(value) in there or value.const_value is None:
+                continue
+            there.add(id(value))
+            if value.name is None or value.name in graph.initializers:
+                value.name = f"{value.name or 'constant'}_{len(graph.initializers)}"
+            graph.register_initializer(value)
 
 
 _HOLDS = {

@@ -43,7 +43,7 @@ class OnnxQuantization(OnnxStaticQuantization):
     """Quantizes weights and activations in one of two ways."""
 
     Config: ClassVar[type[PassConfig]] = OnnxQuantizationConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """As static quantization does; refuse the dynamic way off a CPU, and types of single tensors on it."""

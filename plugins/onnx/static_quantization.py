@@ -15,6 +15,8 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.calibration import CalibrationConfig, calibration_batches, reader
 from drupe.plugins.onnx.graph_pass import GraphPass, check_node_names
+from drupe.plugins.onnx.index_arithmetic import index_arithmetic
+from drupe.plugins.onnx.masking import masking
 from drupe.plugins.onnx.preprocess import preprocess
 from drupe.plugins.onnx.tensor_overrides import ATTRIBUTE, MARK, fixed_overrides, plain_type, quantized_types
 
@@ -114,7 +116,7 @@ class OnnxStaticQuantization(GraphPass):
     """Quantizes weights and activations by calibrated ranges."""
 
     Config: ClassVar[type[PassConfig]] = OnnxStaticQuantizationConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a graph that is quantized already, weights in blocks aside: their products can still be calibrated."""
@@ -175,6 +177,17 @@ def quantize_statically(
         check_node_names(name, proto, field, getattr(config, field))
     excluded_types = set(config.op_types_to_exclude or ())
     excluded = [node.name for node in proto.graph.node if node.op_type in excluded_types]
+    chosen = set(config.nodes_to_quantize or ())
+    spared = [name for name in (*index_arithmetic(proto), *masking(proto)) if name not in chosen]
+    if spared:
+        context.report["left_in_float"] = {"masks_and_indices": len(spared)}
+        context.log.info(
+            "%s: %d nodes that mask attention or calculate indices stay in float32; with the surgeon "
+            "ReplaceAttentionMaskValue before it masks are quantized as well",
+            name,
+            len(spared),
+        )
+    excluded += spared
     equal = config.calibrate_method in ("Entropy", "Percentile", "Distribution")
     batches = calibration_batches(name, proto, model, config, context, equal=equal)
     options: dict[str, Any] = {"ActivationSymmetric": config.activation_symmetric, **config.extra_options}

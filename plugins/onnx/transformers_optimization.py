@@ -22,19 +22,28 @@ from drupe.plugins.onnx.io_types import retype
 __all__ = ["OrtTransformersOptimization", "OrtTransformersOptimizationConfig"]
 
 _FAMILIES = {
-    "albert": "bert", "bart": "bart", "bert": "bert", "bloom": "gpt2", "camembert": "bert", "clip": "clip",
-    "codegen": "gpt2", "deberta": "bert", "deberta-v2": "bert", "distilbert": "bert", "electra": "bert",
-    "gpt2": "gpt2", "gpt_bigcode": "gpt2", "gpt_neo": "gpt2", "gpt_neox": "gpt_neox", "gptj": "gpt2",
-    "llama": "gpt2", "longt5": "t5", "marian": "bart", "mbart": "bart", "mistral": "gpt2", "mpnet": "bert",
-    "mt5": "t5", "nystromformer": "bert", "pegasus": "bart", "phi": "phi", "qwen3": "qwen3", "roberta": "bert",
-    "segformer": "vit", "swin": "swin", "t5": "t5", "vit": "vit", "whisper": "bart", "xlm-roberta": "bert",
+    "albert": "bert", "bart": "bart", "beit": "vit", "bert": "bert", "bloom": "gpt2", "camembert": "bert",
+    "clip": "clip", "codegen": "gpt2", "deberta": "bert", "deberta-v2": "bert", "deit": "vit", "dinov2": "vit",
+    "distilbert": "bert", "electra": "bert", "falcon": "gpt2", "gemma": "gpt2", "gemma2": "gpt2",
+    "gemma3_text": "gpt2", "gpt2": "gpt2", "gpt_bigcode": "gpt2", "gpt_neo": "gpt2", "gpt_neox": "gpt_neox",
+    "gptj": "gpt2", "granite": "gpt2", "llama": "gpt2", "longt5": "t5", "marian": "bart",
+    "mbart": "bart", "mistral": "gpt2", "modernbert": "bert", "mpnet": "bert", "mt5": "t5", "nystromformer": "bert",
+    "olmo": "gpt2", "olmo2": "gpt2", "opt": "gpt2", "pegasus": "bart", "phi": "gpt2", "phi3": "gpt2", "qwen2": "gpt2",
+    "qwen3": "qwen3", "roberta": "bert", "segformer": "vit", "smollm3": "gpt2", "stablelm": "gpt2",
+    "starcoder2": "gpt2", "swin": "swin", "t5": "t5", "vit": "vit", "whisper": "bart",
+    "xlm-roberta": "bert",
 }  # fmt: skip
-"""A Hugging Face model_type → which of ONNX Runtime's fusions fit it."""
+"""A Hugging Face model_type → which of ONNX Runtime's fusions fit it.
+
+Those for phi look for functions that no exporter of today writes, and fail without them.
+"""
 _INT32, _INT64 = 6, 7
 """Numbers of onnx.TensorProto.DataType."""
 _HEADS = ("num_attention_heads", "n_head", "decoder_attention_heads", "num_heads")
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 """What the configs of model families call the heads and the width."""
+_SEGMENTED = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+"""Inputs of encoders that are built like BERT."""
 _FP16 = ("force_fp32_ops", "force_fp32_nodes", "force_fp16_inputs")
 
 
@@ -43,7 +52,8 @@ class OrtTransformersOptimizationConfig(GraphPassConfig):
 
     model_type: str | None = Field(
         None,
-        description="Which fusions: bert, gpt2, vit, … Not given: by the model's own type. Empty: onnxruntime's only.",
+        description="Which fusions: bert, gpt2, vit, …, or a Hugging Face model_type. Not given: by the model's own "
+        "type. Empty: onnxruntime's only.",
     )
     num_heads: int = Field(0, ge=0, description="Attention heads; 0: from the model's config, or the graph.")
     hidden_size: int = Field(0, ge=0, description="Width of the model; 0: from the model's config, or the graph.")
@@ -109,17 +119,20 @@ class OrtTransformersOptimization(GraphPass):
     """Fuses attention, norms and activations into ONNX Runtime's own operators."""
 
     Config: ClassVar[type[PassConfig]] = OrtTransformersOptimizationConfig
-    version = 2
+    version = 3
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a family without fusions."""
         planned = super().plan(info, config, accelerator)
         family = config.model_type
-        if family and family not in _known_families():
+        if family and family not in _known_families() and family not in _FAMILIES:
             raise ConfigError(
                 f"{self.spec.name}: onnxruntime has no fusions for model_type {family!r}; "
                 f"it has {', '.join(sorted(_known_families()))}"
             )
+        own = _told(info).get("model_type")
+        if family is None and not config.only_onnxruntime and own:
+            self._mapped(str(own))
         if info.attributes.get("quantization") and config.float16:
             raise ConfigError(
                 f"{self.spec.name}: float16 is for float32 graphs; this one is quantized "
@@ -139,8 +152,8 @@ class OrtTransformersOptimization(GraphPass):
         from onnxruntime.transformers.optimizer import optimize_model
 
         # The graphs of a composite lie in folders of their own, the config beside those.
-        described = _described(path.parent) or _described(model.folder)
-        family = self._family(config, described)
+        described = _described(path.parent) or _described(model.folder) or _told(model)
+        family = self._family(config, described, proto)
         only = config.only_onnxruntime or family is None
         level = config.opt_level if config.opt_level is not None else (1 if only else None)
         options = FusionOptions(family or "bert")
@@ -149,14 +162,26 @@ class OrtTransformersOptimization(GraphPass):
         if config.use_gqa:
             options.attention_op_type = AttentionOpType.GroupQueryAttention
         before = len(proto.graph.node)
+        heads = config.num_heads or _first(described, _HEADS)
 
         def fused(options: Any) -> Any:
+            try:
+                return optimized(options)
+            except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                # Faults of the library on graphs that it does not foresee.
+                raise PassError(
+                    f"{self.spec.name}: onnxruntime's fusions for {family} fail on this graph "
+                    f"({type(error).__name__}: {error}); give another model_type, or only_onnxruntime: true"
+                ) from error
+
+        def optimized(options: Any) -> Any:
             return optimize_model(
                 # The file: ONNX Runtime fails on some graphs when it gets them as bytes.
                 str(path),
                 model_type=family or "bert",
-                num_heads=config.num_heads or _first(described, _HEADS),
-                hidden_size=config.hidden_size or _first(described, _WIDTHS),
+                num_heads=heads,
+                # Either says nothing without the other.
+                hidden_size=config.hidden_size or (_first(described, _WIDTHS) if heads else 0),
                 optimization_options=options,
                 opt_level=level,
                 use_gpu=config.use_gpu,
@@ -179,6 +204,12 @@ class OrtTransformersOptimization(GraphPass):
                 raise PassError(
                     f"{self.spec.name}: onnxruntime's fusions lose the inputs {', '.join(lost)}; set only_onnxruntime"
                 )
+        kinds = {node.op_type for node in result.graph.node}
+        if not only and not heads and "Softmax" in kinds and not any("Attention" in kind for kind in kinds):
+            context.log.warning(
+                "%s: attention is not fused, and nothing tells how many heads it has: give num_heads and hidden_size",
+                self.spec.name,
+            )
         if config.input_int32:
             # onnxruntime's own way takes away casts that unfused nodes still read.
             retype(result, lambda _: True, _INT64, _INT32, inputs_only=True)
@@ -197,19 +228,36 @@ class OrtTransformersOptimization(GraphPass):
         context.report["graph"] = {"nodes": [before, len(result.graph.node)], "fused": _fused(result)}
         return result
 
-    def _family(self, config: OrtTransformersOptimizationConfig, described: Mapping[str, Any]) -> str | None:
+    def _family(
+        self, config: OrtTransformersOptimizationConfig, described: Mapping[str, Any], proto: Any
+    ) -> str | None:
         """Return the family of fusions, None for onnxruntime's own optimizations alone."""
         if config.model_type is not None:
-            return config.model_type or None
+            return _FAMILIES.get(config.model_type, config.model_type) or None
         if config.only_onnxruntime:
             return None
-        own = str(described.get("model_type") or "")
-        if own not in _FAMILIES:
-            raise ConfigError(
-                f"{self.spec.name}: no fusions are known for a model of type {own or 'unknown'}; "
-                f"give model_type ({', '.join(sorted(_known_families()))}), or only_onnxruntime: true"
-            )
-        return _FAMILIES[own]
+        if own := described.get("model_type"):
+            return self._mapped(str(own))
+        if {value.name for value in proto.graph.input} >= _SEGMENTED:
+            # Texts of two segments are what BERT and its kin read.
+            return "bert"
+        raise ConfigError(
+            f"{self.spec.name}: neither a config.json beside the graph nor the input model tells what the model is; "
+            f'give model_type, such as "model_type": "bert" ({_listed()}), or "only_onnxruntime": true'
+        )
+
+    def _mapped(self, own: str) -> str:
+        """Return the family of a Hugging Face model_type."""
+        if own in _FAMILIES:
+            return _FAMILIES[own]
+        raise ConfigError(
+            f"{self.spec.name}: no fusions are known for a model of type {own}; give model_type of a model that it is "
+            f'built like ({_listed()}), or "only_onnxruntime": true'
+        )
+
+
+def _listed() -> str:
+    return ", ".join(sorted(_known_families()))
 
 
 def _known_families() -> frozenset[str]:
@@ -236,6 +284,12 @@ def _described(folder: Path) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def _told(model: Model | ModelInfo) -> Mapping[str, Any]:
+    """Return what the model's attributes tell in place of a config.json."""
+    own = model.attributes.get("model_type")
+    return {**({"model_type": own} if own else {}), **(model.attributes.get("model_attributes") or {})}
+
+
 def _lost(before: Any, after: Any) -> list[str]:
     """Return the inputs that a graph has no longer."""
     there = {value.name for value in after.graph.input}
@@ -244,7 +298,8 @@ def _lost(before: Any, after: Any) -> list[str]:
 
 
 def _first(described: Mapping[str, Any], names: Sequence[str]) -> int:
-    return next((int(described[name]) for name in names if described.get(name)), 0)
+    # Models of stages have a list, a number for each; the graph tells those.
+    return next((described[name] for name in names if isinstance(described.get(name), int)), 0)
 
 
 def _fused(proto: Any) -> dict[str, int]:

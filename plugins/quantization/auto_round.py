@@ -21,10 +21,13 @@ from drupe.plugins.quantization.calibration import calibration_tokens
 from drupe.plugins.quantization.checkpoint import QuantizedLayer
 from drupe.plugins.quantization.config import QuantizerConfig, WeightQuantizer
 from drupe.plugins.quantization.grid import quantize
-from drupe.plugins.quantization.layers import Scheme
+from drupe.plugins.quantization.layers import Scheme, left_in_float
 from drupe.plugins.quantization.rtn import round_layer
 
 __all__ = ["AutoRound", "AutoRoundConfig"]
+
+_FUSED_EXPERTS = 0.05
+"""Share of the blocks' weights that is in no linear layer from which those are taken for experts."""
 
 
 class AutoRoundConfig(QuantizerConfig):
@@ -64,6 +67,11 @@ class AutoRound(WeightQuantizer):
 
         from drupe.plugins.huggingface.loading import load_tokenizer
 
+        if left_in_float(network, set(chosen)) > _FUSED_EXPERTS:
+            raise PassError(
+                f"{self.spec.name}: experts of {type(network).__name__} are one tensor, which auto-round would write "
+                "under other names; Gptq, Rtn and AutoAWQQuantizer quantize the layers beside them"
+            )
         tokens = calibration_tokens(
             self.spec.name, network, model, config.data_config, config.nsamples, config.seqlen, context
         )
@@ -104,7 +112,14 @@ class AutoRound(WeightQuantizer):
                 **({"layer_config": special} if special else {}),
                 **({"lr": config.lr} if config.lr is not None else {}),
             )
-            quantized, _ = library.quantize()
+            try:
+                quantized, _ = library.quantize()
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                # Faults of the library on decoders that it does not foresee.
+                raise PassError(
+                    f"{self.spec.name}: auto-round failed on this {type(network).__name__} ({type(error).__name__}: "
+                    f"{error}); Gptq quantizes it without that library"
+                ) from error
         for name, scheme in inner.items():
             found[name] = _taken(self.spec.name, name, quantized.get_submodule(name), scheme)
         context.progress(1, 1, "learned")

@@ -15,7 +15,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
 from drupe.plugins.quantization.decoders import check_zeros_stay
-from drupe.plugins.quantization.layers import Scheme, linear_layers, schemes
+from drupe.plugins.quantization.layers import Scheme, left_in_float, linear_layers, schemes
 
 __all__ = [
     "GridConfig",
@@ -25,6 +25,9 @@ __all__ = [
     "device_of",
     "stored_attributes",
 ]
+
+_NOTEWORTHY = 0.05
+"""Share of the blocks' weights from which it is told that they stay in float."""
 
 
 class GridConfig(PassConfig):
@@ -92,6 +95,15 @@ class WeightQuantizer(Pass):
         network = load_model(model, dtype="float32", device=device_of(config.device, context))
         layers = linear_layers(network, lm_head=config.lm_head)
         left = {name: layer for name, layer in layers.items() if name not in done}
+        if (left_over := left_in_float(network, {*done, *layers})) > _NOTEWORTHY:
+            context.report["blocks_left_in_float"] = round(left_over, 3)
+            context.log.warning(
+                "%s: %.0f %% of the weights of %s's blocks are in no linear layer (experts that are one tensor, for "
+                "example) and stay in float",
+                self.spec.name,
+                100 * left_over,
+                type(network).__name__,
+            )
         mixed = model.attributes.get("mixed_precision") or {}
         told = {**{name: {"bits": bits} for name, bits in mixed.items() if name in layers}, **config.overrides}
         default = Scheme(config.bits, config.group_size, config.sym)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
 
-__all__ = ["Scheme", "blocks_of", "linear_layers", "schemes"]
+__all__ = ["Scheme", "blocks_of", "left_in_float", "linear_layers", "schemes"]
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,33 @@ def linear_layers(model: Any, *, lm_head: bool) -> dict[str, Any]:
     """Return the linear layers inside the blocks by name, in order, and the head where it is asked for."""
     import torch
 
-    prefix, _ = blocks_of(model)
+    prefix, blocks = blocks_of(model)
     found = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and (name.startswith(f"{prefix}.") or (lm_head and name == "lm_head"))
     }
+    if not any(name != "lm_head" for name in found):
+        kinds = {type(module).__name__ for module in blocks.modules()}
+        raise PassError(
+            f"{type(model).__name__} has no linear layers in its blocks that can be quantized (they are made of "
+            f"{', '.join(sorted(kinds)[:12])}); export it with OnnxConversion and quantize the graph"
+        )
     if lm_head and "lm_head" not in found:
         raise PassError(f"{type(model).__name__} has no linear layer lm_head, so lm_head: true can't be done")
     return found
+
+
+def left_in_float(model: Any, quantized: Collection[str]) -> float:
+    """Return the share of the blocks' weights that no quantized layer holds, such as experts that are one tensor."""
+    _, blocks = blocks_of(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    whole, held = 0, 0
+    for module in blocks.modules():
+        own = sum(weight.numel() for weight in module.parameters(recurse=False) if weight.dim() > 1)
+        whole += own
+        held += own if names[id(module)] in quantized else 0
+    return 1 - held / whole if whole else 0.0
 
 
 def schemes(

@@ -93,7 +93,10 @@ class QuaRot(Pass):
         head = network.get_output_embeddings()
         norm = _last_norm(network, prefix)
         if head is None or norm is None:
-            raise ConfigError(f"{self.spec.name}: {type(network).__name__} has no head behind a norm")
+            raise ConfigError(
+                f"{self.spec.name}: {type(network).__name__} has no head behind a norm that is known; decoders "
+                "that can be rotated are Llama's, Qwen's and Phi-3's"
+            )
         states = self._rotation(network.config.hidden_size, mode, generator)
         if getattr(network.config, "tie_word_embeddings", False):
             head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
@@ -145,8 +148,9 @@ class QuaRot(Pass):
         """Return what an RMS norm does, and take its gain out of it. Raises ConfigError for another norm."""
         import torch
 
-        size = len(norm.weight)
-        found = read_norm(norm, size)
+        weight = getattr(norm, "weight", None)
+        size = len(weight) if weight is not None else 0
+        found = read_norm(norm, size) if size else None
         if found is not None and not found.centred and not bool(found.bias.any()):
             probe = torch.ones(1, size, dtype=norm.weight.dtype)
             # Some norms' gain is their weight, that of others is one more.

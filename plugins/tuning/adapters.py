@@ -125,7 +125,13 @@ def attach(model: Any, config: TuningConfig, seed: int) -> Any:
                 + ", ".join(sorted({n.rpartition(".")[2] for n, _ in model.named_modules() if n}))
             )
     torch.manual_seed(seed)
-    return peft.get_peft_model(model, peft_config(model, config))
+    try:
+        return peft.get_peft_model(model, peft_config(model, config))
+    except (NotImplementedError, ValueError) as error:
+        raise ConfigError(
+            f"peft can't put this adapter on {type(model).__name__}: {error}; name other target_modules, or tune with "
+            "plain LoRA"
+        ) from error
 
 
 def peft_config(model: Any, config: TuningConfig) -> Any:

@@ -80,6 +80,13 @@ def test_config_tells_the_shape(tiny_llama_dir: Path) -> None:
         ("GPT2LMHeadModel", "text-generation"),
         ("BertForTokenClassification", "token-classification"),
         ("BertModel", "feature-extraction"),
+        ("MarianMTModel", "text2text-generation"),
+        ("MBartForConditionalGeneration", "text2text-generation"),
+        ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+        ("Wav2Vec2ForCTC", "automatic-speech-recognition"),
+        ("HubertForSequenceClassification", "audio-classification"),
+        ("DeiTForImageClassificationWithTeacher", "image-classification"),
+        ("SegformerForSemanticSegmentation", "image-segmentation"),
         (None, "feature-extraction"),
     ],
 )
@@ -89,6 +96,8 @@ def test_tasks_of_architectures(architecture: str | None, task: str) -> None:
 
 def test_unknown_task_and_dtype_are_named() -> None:
     assert auto_class_name("ner") == "AutoModelForTokenClassification"
+    assert auto_class_name("automatic-speech-recognition") == "AutoModelForSpeechSeq2Seq"
+    assert auto_class_name("automatic-speech-recognition", "Wav2Vec2ForCTC") == "AutoModelForCTC"
     with pytest.raises(ConfigError, match=r"unknown task 'text-generaton'.*text-generation"):
         auto_class_name("text-generaton")
     with pytest.raises(ConfigError, match="unknown dtype 'float12'"):
