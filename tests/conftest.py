@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support import real_runs
+
 # Several test processes share few cores; one thread each is faster than many that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +29,10 @@ os.environ.setdefault("DRUPE_LOCKS", tempfile.mkdtemp(prefix="drupe-test-locks-"
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(real_runs.plugin(), "real-runs")
 
 
 def pytest_unconfigure() -> None:
