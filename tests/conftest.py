@@ -160,3 +160,11 @@ def digits_resnet_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.vision import trained_resnet
 
     return trained_resnet(tmp_path_factory.mktemp("digits") / "resnet")
+
+
+@pytest.fixture(scope="session")
+def digits_reader_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small T5 that spells the digit of a picture (see `strokes` and `words` of tests.support.vision). Read-only."""
+    from tests.support.vision import trained_reader
+
+    return trained_reader(tmp_path_factory.mktemp("digits") / "reader")

@@ -16,17 +16,16 @@ from typing import Any
 
 import pytest
 
+from drupe.core.digests import file_digest
 from drupe.core.model import Model
 from drupe.core.passes import Pass
 from drupe.core.registry import get_registry
 
 SOURCES = {
     "smollm2_dir", "smollm2_gguf", "smollm2_cut_dir", "minilm_dir", "digits_vit_dir", "digits_resnet_dir",
-    "digits_cnn_dir",
+    "digits_reader_dir", "digits_cnn",
 }  # fmt: skip
 """Fixtures that give a folder (or file) with trained weights. A fixture that makes another such model is added here."""
-
-_WEIGHTS = {".safetensors", ".onnx", ".data", ".bin", ".pt", ".pth", ".gguf"}
 
 
 class RealRuns:
@@ -35,6 +34,7 @@ class RealRuns:
     def __init__(self) -> None:
         self._places: set[Path] = set()
         self._weights: set[str] = set()
+        self._digests: dict[Path, str] = {}
         self._fixtures: dict[tuple[str, str], dict[str, bool]] = {}
         self._open: list[dict[str, bool]] = []
         self._depth = 0
@@ -43,9 +43,24 @@ class RealRuns:
 
     def is_real(self, model: Model) -> bool:
         """Whether the model lies in a place of a source, or has weights that are known to be real."""
-        if model.path is not None and self.is_real_place(model.path):
-            return True
-        return bool(self._weights & set(_weights(model)))
+        if model.path is None or self.is_real_place(model.path):
+            return model.path is not None
+        return bool(self._weights & set(_weights(model))) or any(
+            self._is_copy(model.path / name, digest) for name, digest in model.files.items() if _holds_weights(name)
+        )
+
+    def _is_copy(self, file: Path, digest: str) -> bool:
+        """Whether a file of weights is a copy of a source's, as a model that was imported has one."""
+        if not file.is_file():
+            return False
+        size = file.stat().st_size
+        for place in self._places:
+            for found in (place, *place.rglob("*")):
+                if found.is_file() and _holds_weights(found.name) and found.stat().st_size == size:
+                    self._digests[found] = self._digests.get(found) or file_digest(found)
+                    if self._digests[found] == digest:
+                        return True
+        return False
 
     def is_real_place(self, path: Path) -> bool:
         """Whether a file or folder is a source's or lies in one."""
@@ -176,4 +191,8 @@ def _refuse(skipped: pytest.skip.Exception, item: pytest.Item) -> None:
 
 
 def _weights(model: Model) -> list[str]:
-    return [digest for name, digest in model.files.items() if Path(name).suffix in _WEIGHTS]
+    return [digest for name, digest in model.files.items() if _holds_weights(name)]
+
+
+def _holds_weights(name: str) -> bool:
+    return Path(name).suffix in {".safetensors", ".onnx", ".data", ".bin", ".pt", ".pth", ".gguf"}
