@@ -22,6 +22,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.genai.providers import BUILDABLE, builder_name
+from drupe.plugins.genai.uneven import uneven_attention
 
 __all__ = ["ModelBuilder", "ModelBuilderConfig"]
 
@@ -151,7 +152,7 @@ class ModelBuilder(Pass):
     """Builds a model for onnxruntime-genai with the library's own model builder."""
 
     Config: ClassVar[type[PassConfig]] = ModelBuilderConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what the builder would build wrongly or what would not run."""
@@ -189,6 +190,13 @@ class ModelBuilder(Pass):
         provider = builder_name(context.accelerator)
         _check_blocks(model.folder, config)
         options = _builder_options(config)
+        if uneven := uneven_attention(model.folder):
+            if options.get("fuse_qkv") == "true":
+                raise ConfigError(
+                    f"ModelBuilder: fuse_qkv is true, but the projections of {uneven} differ in bits or group_size and "
+                    "can't be joined; leave it out"
+                )
+            options["fuse_qkv"] = "false"
         if context.allow and "remote-code" in context.allow:
             options["hf_remote"] = "true"
         if config.use_adapter and model.attributes.get("adapter"):

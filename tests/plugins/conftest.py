@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from drupe.core.model import Model
-from tests.plugins.real_models import Sentences
-from tests.support.texts import PAIRS
+from tests.plugins.real_models import Sentences, by_transformers
+from tests.support.texts import PAIRS, PROSE
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +39,26 @@ def sentences(minilm_dir: Path) -> Sentences:
     with torch.inference_mode():
         states = AutoModel.from_pretrained(minilm_dir).eval()(**{k: torch.from_numpy(v) for k, v in batch.items()})
     return Sentences.of(batch, states.last_hidden_state.numpy())
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_dir: Path) -> Model:
+    """SmolLM2-135M as an `hf` model."""
+    return Model.from_dir("hf", smollm2_dir, {"task": "text-generation"})
+
+
+@pytest.fixture(scope="session")
+def prose(smollm2_dir: Path) -> np.ndarray:
+    """A paragraph that nothing calibrates on or trains on, in SmolLM2's tokens, (n,)."""
+    from transformers import AutoTokenizer
+
+    return np.asarray(AutoTokenizer.from_pretrained(smollm2_dir)("\n\n".join(PROSE)).input_ids)
+
+
+@pytest.fixture(scope="session")
+def smollm2_says(smollm2_dir: Path, prose: np.ndarray) -> np.ndarray:
+    """What SmolLM2 says of each next token of the prose, by transformers: log probabilities (n, vocabulary)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return by_transformers(AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32).eval(), prose)
