@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 __all__ = ["uneven_attention"]
 
@@ -18,8 +19,8 @@ def uneven_attention(folder: Path) -> str | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    told = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {}
-    overrides = told.get("overrides") or {}
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("quantization_config") or {}
+    overrides: dict[str, Any] = told.get("overrides") or {}
     usual = {key: told.get(key) for key in ("bits", "group_size")}
     for name in sorted(overrides):
         attention, _, projection = name.rpartition(".")
