@@ -96,8 +96,8 @@ def with_adapter(model: Model) -> Any:
     ("name", "rate", "config"),
     [
         pytest.param("DoRA", 2e-3, {}, marks=pytest.mark.real_run("DoRA")),
-        pytest.param("LoHa", 5e-3, {}, marks=pytest.mark.real_run("LoHa")),
-        pytest.param("LoKr", 5e-3, {}, marks=pytest.mark.real_run("LoKr")),
+        pytest.param("LoHa", 3e-2, {}, marks=pytest.mark.real_run("LoHa")),
+        pytest.param("LoKr", 1e-2, {}, marks=pytest.mark.real_run("LoKr")),
         pytest.param("LoftQ", 2e-3, {}, marks=pytest.mark.real_run("LoftQ")),
         pytest.param("ElasticLoRA", 2e-3, {"ranks": [4, 16]}, marks=pytest.mark.real_run("ElasticLoRA", "SelectRank")),
     ],
