@@ -24,7 +24,7 @@ from .conftest import run_pass
 pytestmark = pytest.mark.slow
 Make = Callable[..., JobContext]
 TONE = Path(__file__).parents[3] / "examples" / "tone"
-HELD = 24
+HELD = 20
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def phrases(smollm2_dir: Path) -> tuple[list[Sample], list[Sample]]:
     return result[HELD:], result[:HELD]
 
 
-def train(name: str, base: Model, context: JobContext, rate: float, steps: int = 6, **config: Any) -> Model:
-    arguments = {"per_device_train_batch_size": 12, "max_steps": steps, "learning_rate": rate, "save_strategy": "no"}
+def train(name: str, base: Model, context: JobContext, rate: float, steps: int = 5, **config: Any) -> Model:
+    arguments = {"per_device_train_batch_size": 8, "max_steps": steps, "learning_rate": rate, "save_strategy": "no"}
     return run_pass(name, base, context, r=16, training_args=arguments, **config)
 
 
@@ -93,26 +93,32 @@ def with_adapter(model: Model) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "config"),
+    ("name", "rate", "config", "most", "least"),
     [
-        pytest.param("DoRA", 2e-3, {}, marks=pytest.mark.real_run("DoRA")),
-        pytest.param("LoHa", 3e-2, {}, marks=pytest.mark.real_run("LoHa")),
-        pytest.param("LoKr", 1e-2, {}, marks=pytest.mark.real_run("LoKr")),
-        pytest.param("LoftQ", 2e-3, {}, marks=pytest.mark.real_run("LoftQ")),
-        pytest.param("ElasticLoRA", 2e-3, {"ranks": [4, 16]}, marks=pytest.mark.real_run("ElasticLoRA", "SelectRank")),
+        pytest.param("DoRA", 2e-3, {}, 0.7, 0.7, marks=pytest.mark.real_run("DoRA")),
+        pytest.param(
+            "LoHa", 3e-2, {"target_modules": ["v_proj", "o_proj"]}, 0.8, 0.55, marks=pytest.mark.real_run("LoHa")
+        ),
+        pytest.param(
+            "LoKr", 3e-2, {"target_modules": ["v_proj", "o_proj"]}, 0.85, 0.55, marks=pytest.mark.real_run("LoKr")
+        ),
+        pytest.param("LoftQ", 2e-3, {}, 0.5, 0.75, marks=pytest.mark.real_run("LoftQ")),
+        pytest.param(
+            "ElasticLoRA", 2e-3, {"ranks": [4, 16]}, 1.3, 0.5, marks=pytest.mark.real_run("ElasticLoRA", "SelectRank")
+        ),
     ],
 )
 def test_a_short_training_tells_the_tones_of_other_phrases(
-    name: str, rate: float, config: dict[str, Any], smollm2: Model, phrases: tuple[list[Sample], list[Sample]],
-    make_context: Make,
+    name: str, rate: float, config: dict[str, Any], most: float, least: float, smollm2: Model,
+    phrases: tuple[list[Sample], list[Sample]], make_context: Make,
 ) -> None:  # fmt: skip
+    """The base itself has a loss of 9.6 and tells none of them."""
     rows, held = phrases
     tuned = train(name, smollm2, make_context({"toy": rows}, resources=Resources(cpus=1)), rate, **config)
     if name == "ElasticLoRA":
         tuned = run_pass("SelectRank", tuned, make_context(), rank=4)
     loss, accuracy = Held.of(held).loss_and_accuracy(with_adapter(tuned))
-    print("RESULT", name, loss, accuracy)
-    assert loss < 1.5 and accuracy > 0.5
+    assert loss < most and accuracy >= least, (loss, accuracy)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +141,7 @@ def test_what_was_learned_is_kept_when_it_is_merged_or_set_apart(
     tuned = train(name, smollm2, context, 2e-3, **told)
     merged = plain(run_pass("MergeAdapterWeights", tuned, make_context(resources=Resources(cpus=1))).folder)
     loss, accuracy = judge.loss_and_accuracy(merged)
-    print("RESULT", name, loss, accuracy, judge.loss_and_accuracy(plain(smollm2.folder)))
-    assert loss < 1.0 and accuracy > 0.6
+    assert loss < 0.7 and accuracy >= 0.7, (loss, accuracy)
     if name == "QLoRA":
         # The adapter was trained beside a rounded base: on the float one it must do as well.
         assert loss <= context.report["curves"]["evaluations"][-1]["loss"] + 0.1
