@@ -25,6 +25,8 @@ pytestmark = pytest.mark.slow
 Make = Callable[..., JobContext]
 TONE = Path(__file__).parents[3] / "examples" / "tone"
 HELD = 20
+FEW = {"target_modules": ["v_proj", "o_proj"]}
+RANKS = {"ranks": [4, 16]}
 
 
 @dataclass(frozen=True)
