@@ -60,6 +60,7 @@ def said(model: Model, ids: np.ndarray, folder: Path) -> np.ndarray:
     ("name", "config", "share"),
     [
         pytest.param("Gptq", {"scale_search": False}, 0.55, marks=pytest.mark.real_run("Gptq", "Rtn", "ModelBuilder")),
+        pytest.param("KQuant", {"group_size": 32, "sym": False}, 0.65, marks=pytest.mark.real_run("KQuant")),
         pytest.param("AutoAWQQuantizer", {}, 0.5, marks=pytest.mark.real_run("AutoAWQQuantizer")),
         pytest.param(
             "AutoRound", {"iters": 20, "seqlen": 40, "nsamples": 8, "batch_size": 8}, 0.55,
@@ -74,7 +75,8 @@ def test_the_first_blocks_stay_nearer_than_by_rounding(
     if name == "AutoRound":
         pytest.importorskip("auto_round")
     context = make_context(tmp_path / "job", accelerator=CPU, data={"texts": texts})
-    made = run_pass(name, cut, tmp_path, context=context, data_config="texts", **SCHEME, **config)
+    given = {} if name == "KQuant" else {"data_config": "texts"}
+    made = run_pass(name, cut, tmp_path, context=context, **{**given, **SCHEME, **config})
     found = divergence(said(made, prose, tmp_path / "built"), cut_says)
     assert rounded < 0.1
     assert 0 < found < share * rounded, (found, rounded)
