@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support import real_runs
+
 # Several test processes share few cores; one thread each is faster than many that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +29,10 @@ os.environ.setdefault("DRUPE_LOCKS", tempfile.mkdtemp(prefix="drupe-test-locks-"
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(real_runs.plugin(), "real-runs")
 
 
 def pytest_unconfigure() -> None:
@@ -154,3 +160,11 @@ def digits_resnet_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.vision import trained_resnet
 
     return trained_resnet(tmp_path_factory.mktemp("digits") / "resnet")
+
+
+@pytest.fixture(scope="session")
+def digits_reader_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small T5 that spells the digit of a picture (see `strokes` and `words` of tests.support.vision). Read-only."""
+    from tests.support.vision import trained_reader
+
+    return trained_reader(tmp_path_factory.mktemp("digits") / "reader")

@@ -24,6 +24,7 @@ from drupe.core.passes import Pass
 from drupe.plugins.genai.architectures import WRONG, buildable, readable_source
 from drupe.plugins.genai.built_graph import check_graph, without_commit
 from drupe.plugins.genai.providers import BUILDABLE, builder_name
+from drupe.plugins.genai.uneven import uneven_attention
 
 __all__ = ["ModelBuilder", "ModelBuilderConfig"]
 
@@ -203,6 +204,13 @@ class ModelBuilder(Pass):
         provider = builder_name(context.accelerator)
         _check_blocks(model.folder, config)
         options = _builder_options(config)
+        if uneven := uneven_attention(model.folder):
+            if options.get("fuse_qkv") == "true":
+                raise ConfigError(
+                    f"ModelBuilder: fuse_qkv is true, but the projections of {uneven} differ in bits or group_size and "
+                    "can't be joined; leave it out"
+                )
+            options["fuse_qkv"] = "false"
         if context.allow and "remote-code" in context.allow:
             options["hf_remote"] = "true"
         if config.use_adapter and model.attributes.get("adapter"):

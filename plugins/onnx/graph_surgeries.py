@@ -62,7 +62,7 @@ class GraphSurgeries(GraphPass):
 
     Config: ClassVar[type[PassConfig]] = GraphSurgeriesConfig
     replaces_operators: ClassVar[bool] = True
-    version = 1
+    version = 2
 
     def fingerprint(self, context: PassContext) -> str:
         """The surgeons that other distributions provide, with their versions."""

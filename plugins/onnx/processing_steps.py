@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,7 @@ def build_step(step: Mapping[str, Any], graph: Any, folder: Path) -> Any:
     from onnxruntime_extensions.tools import pre_post_processing as library
 
     written = _read("the step", step)
-    params = {
-        name: _value(beside(name, value, folder), graph, written.name, folder) for name, value in written.params.items()
-    }
+    params = {name: _parameter(name, value, graph, written.name, folder) for name, value in written.params.items()}
     try:
         made = getattr(library, written.name)(**params)
     except (AssertionError, TypeError, ValueError) as error:
@@ -145,6 +144,33 @@ def beside(name: str, value: Any, folder: Path) -> Any:
     raise ConfigError(f"{name}: {value} does not lie beside the model's graph; there are {', '.join(there)}")
 
 
+def _parameter(name: str, value: Any, graph: Any, step: str, folder: Path) -> Any:
+    given = beside(name, value, folder)
+    if not isinstance(given, Path):
+        return _value(given, graph, step, folder)
+    return _vocabulary(given) if name == "vocab_or_file" and given.suffix in (".txt", ".json") else given
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """Return token → id of a tokenizer's file: a token a line, {token: id}, or a whole tokenizer.json.
+
+    The library reads the second form only. Raises ConfigError for files that hold something else.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        return {line: index for index, line in enumerate(text.split("\n")) if line}
+    try:
+        found = json.loads(text)
+        if isinstance(found.get("model"), Mapping):
+            found = found["model"]["vocab"]
+        return {str(token): int(index) for token, index in found.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"vocab_or_file: {path.name} holds no vocabulary; expected a .txt file with a token a line, or JSON with "
+            "the ids of the tokens, as vocab.json and tokenizer.json of a WordPiece tokenizer have them"
+        ) from error
+
+
 def _value(value: Any, graph: Any, step: str, folder: Path) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_value(item, graph, step, folder) for item in value)
@@ -162,7 +188,7 @@ def _value(value: Any, graph: Any, step: str, folder: Path) -> Any:
     if made is None:
         raise ConfigError(f"the step {step}: {kind!r} is no type of onnxruntime-extensions' tool, nor list or tuple")
     inner = (value.get("params") or {}).items()
-    return made(**{name: _value(beside(name, item, folder), graph, step, folder) for name, item in inner})
+    return made(**{name: _parameter(name, item, graph, step, folder) for name, item in inner})
 
 
 def _length(value: Mapping[str, Any], graph: Any, step: str) -> int:

@@ -48,6 +48,54 @@ def trained_resnet(folder: Path, *, size: int = 32, epochs: int = 5) -> Path:
     return folder
 
 
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LETTERS = sorted(set("".join(WORDS)))
+"""What a reader writes: a token each, after the padding (0) and the end (1)."""
+
+
+def strokes(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures (n, 1, 8, 8) as rows of tokens, one for each pixel that is not empty, and their mask; int32."""
+    levels = np.clip(((pictures.reshape(len(pictures), 64) + 1.0) * 2).astype(np.int32), 0, 3)
+    first = 2 + len(LETTERS)
+    rows = [first + 3 * np.flatnonzero(row) + row[row > 0] - 1 for row in levels]
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return ids, (ids != 0).astype(np.int32)
+
+
+def words(ids: np.ndarray) -> list[str]:
+    """Return what rows of a reader's tokens say."""
+    return ["".join(LETTERS[token - 2] for token in row if token > 1) for row in ids]
+
+
+def trained_reader(folder: Path, *, epochs: int = 10) -> Path:
+    """Write a small T5 that spells the digit in a picture: strokes in, letters out; trained on those not held out."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=2 + len(LETTERS) + 3 * 64, d_model=64, d_kv=16, d_ff=128, num_layers=1, num_decoder_layers=1,
+        num_heads=4, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(config).train()
+    pictures, classes = (part[:-HELD_OUT] for part in digits())
+    ids, mask = (torch.from_numpy(part).long() for part in strokes(pictures))
+    spelled = [[2 + LETTERS.index(letter) for letter in WORDS[c]] + [1] for c in classes]
+    labels = torch.tensor([row + [-100] * (6 - len(row)) for row in spelled])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(ids)).split(50):
+            loss = model(input_ids=ids[chosen], attention_mask=mask[chosen], labels=labels[chosen]).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval().save_pretrained(folder)
+    return folder
+
+
 def save_pictures(folder: Path, start: int, count: int, size: int = 8) -> Path:
     """Write held-out digits as an image folder: a sub-folder per class."""
     from PIL import Image

@@ -65,10 +65,17 @@ def _factor(theatre: Theatre, node: Any, value: Any, transposed: bool, scale: fl
 
 
 class MatMulAddToGemm(Surgeon):
-    """MatMul(x, w) + b → Gemm(x, w, b) where w and b are weights; x of more than two axes is made flat around it."""
+    """MatMul(x, w) + b → Gemm(x, w, b) where w and b are weights; x of more than two axes is made flat around it.
+
+    Where the graph does not tell the axes of an x, shapes are inferred first.
+    """
 
     def operate(self, model: Any, config: Any) -> int:
         count = 0
+        if any(node.op_type == "MatMul" and node.inputs[0].shape is None for node in all_nodes(model)):
+            from onnx_ir.passes.common import ShapeInferencePass
+
+            ShapeInferencePass()(model)
         for node in all_nodes(model):
             if node.op_type != "MatMul" or node.domain or not single_use(node.outputs[0]):
                 continue

@@ -175,6 +175,7 @@ def test_what_the_graphs_lack_is_told(built: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("StaticLLM")
 def test_smollm2_says_the_same(smollm2_dir: Path, tmp_path: Path) -> None:
     source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation", "architecture": "LlamaForCausalLM"})
     model = build(source, tmp_path, precision="int4")

@@ -20,6 +20,7 @@ from drupe.core.registry import get_registry
 from drupe.plugins.huggingface.hf_model import HfConfig
 from drupe.testing import make_context
 from tests.plugins.onnx.graphs import CPU, run_pass, saved
+from tests.support.vision import WORDS, digits, strokes, words
 from tests.support.whisper import (
     COMPONENTS,
     LETTERS,
@@ -269,6 +270,31 @@ def test_text_to_text_generates_what_transformers_does(tmp_path: Path) -> None:
     ).numpy()  # fmt: skip
     assert len(np.unique(expected)) > 5
     np.testing.assert_array_equal(found, np.pad(expected, ((0, 0), (0, 12 - expected.shape[1]))))
+
+
+@pytest.mark.slow
+@pytest.mark.real_run("OnnxConversion", "InsertBeamSearch")
+def test_a_trained_reader_spells_digits_as_transformers_does(digits_reader_dir: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import T5ForConditionalGeneration
+
+    pictures, classes = digits()
+    ids, mask = strokes(pictures[-60:])
+    loaded = source(tmp_path / "import", digits_reader_dir, SCRIPT.with_name("text_parts.py"))
+    parts = step("OnnxConversion", loaded, tmp_path, target_opset=17)
+    made = step("InsertBeamSearch", parts, tmp_path)
+    model = T5ForConditionalGeneration.from_pretrained(digits_reader_dir).eval()
+    for beams in (1, 4):
+        found = sequences(made, {"input_ids": ids, "attention_mask": mask, **search(beams, 8)})
+        expected = model.generate(
+            torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long(), num_beams=beams, max_length=8,
+            early_stopping=beams > 1, do_sample=False,
+        ).numpy()  # fmt: skip
+        # ONNX Runtime leaves the end token out and pads.
+        expected[expected == model.config.eos_token_id] = 0
+        np.testing.assert_array_equal(found, np.pad(expected, ((0, 0), (0, 8 - expected.shape[1]))))
+        right = [said == WORDS[digit] for said, digit in zip(words(found[:, 1:]), classes[-60:], strict=True)]
+        assert np.mean(right) > 0.6
 
 
 def test_an_adapter_is_merged_before(weights: Path) -> None:

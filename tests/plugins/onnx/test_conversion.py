@@ -130,12 +130,3 @@ def test_what_can_be_known_is_refused_before_work(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         conversion().plan(ModelInfo("hf", attributes), OnnxConversionConfig(**config), CPU)
-
-
-@pytest.mark.slow
-def test_minilm_gives_the_same_embeddings(minilm_dir: Path, tmp_path: Path) -> None:
-    source = Model.from_dir("hf", minilm_dir, {"task": "feature-extraction"})
-    graph = export(source, tmp_path / "job")
-    batch = text_batch(2, 16, types=True)
-    ours = outputs_of("onnx", graph, batch)["last_hidden_state"]
-    np.testing.assert_allclose(ours, outputs_of("hf", source, batch)["last_hidden_state"], atol=1e-4)

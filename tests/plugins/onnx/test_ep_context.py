@@ -31,6 +31,8 @@ from drupe.plugins.onnx.ep_context import EPContextConfig
 from drupe.plugins.onnx.providers import ProviderAbsent, make_available
 from drupe.testing import tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, run_pass, saved
+from tests.support.real_runs import noted_from
+from tests.support.vision import digits
 from tests.support.workflows import drupe, write_workflow
 
 QNN = Accelerator("npu", "QNNExecutionProvider")
@@ -162,6 +164,16 @@ settings.add_provider_for_devices([device], {"backend_type": "htp"})
 x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)
 print(json.dumps(ort.InferenceSession(sys.argv[1], settings).run(None, {"x": x})[0].tolist()))
 """
+CLASSES = """
+import json, sys
+import numpy as np, onnxruntime as ort, onnxruntime_qnn as qnn
+ort.register_execution_provider_library("QNNExecutionProvider", qnn.get_library_path())
+device = next(d for d in ort.get_ep_devices() if d.ep_name == "QNNExecutionProvider")
+settings = ort.SessionOptions()
+settings.add_provider_for_devices([device], {"backend_type": "htp"})
+pictures = np.load(sys.argv[2])
+print(json.dumps(ort.InferenceSession(sys.argv[1], settings).run(None, {"pixel_values": pictures})[0].tolist()))
+"""
 SAY = """
 import json, sys
 import numpy as np, onnxruntime_genai as og, onnxruntime_qnn as qnn
@@ -203,6 +215,36 @@ def test_a_graph_compiled_for_qualcomms_chips_answers_as_its_source(qnn: Path, t
     (node,) = compiled_nodes(graph)
     assert (node["source"], node["embed_mode"]) == (b"QNNExecutionProvider", 1)
     np.testing.assert_allclose(python(qnn, RUN, graph), np.maximum(X @ WEIGHT, 0), atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.real_run("EPContextBinaryGenerator")
+def test_a_network_that_knows_digits_knows_them_when_compiled(
+    qnn: Path, digits_resnet_dir: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    pictures = digits(32, 3)[0][-20:]
+    np.save(tmp_path / "pictures.npy", pictures)
+    model = {"type": "HfModel", "model_path": str(digits_resnet_dir), "task": "image-classification"}
+    passes = {
+        "export": {"type": "OnnxConversion", "use_dynamo_exporter": False, "target_opset": 17},
+        "fix": {"type": "DynamicToFixedShape", "dim_param": ["batch"], "dim_value": [len(pictures)]},
+        "compile": {"type": "EPContextBinaryGenerator", "embed_context": True},
+    }
+    target = system(qnn, "QNNExecutionProvider", "npu", {"soc_model": "60"})
+    done = drupe("run", compiling(tmp_path, model, passes, target), folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    noted_from(tmp_path / "out" / "drupe.json")
+    (graph,) = (tmp_path / "out").rglob("model_ctx.onnx")
+    assert compiled_nodes(graph)
+    source = AutoModelForImageClassification.from_pretrained(digits_resnet_dir).eval()
+    with torch.inference_mode():
+        expected = source(pixel_values=torch.from_numpy(pictures)).logits.numpy()
+    found = np.array(python(qnn, CLASSES, graph, tmp_path / "pictures.npy"))
+    assert (found.argmax(1) == expected.argmax(1)).all() and len(set(expected.argmax(1))) > 5
+    np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 @pytest.mark.slow

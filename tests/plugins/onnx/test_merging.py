@@ -16,6 +16,8 @@ from drupe.core.model import Model
 from drupe.testing import PassContract, tiny_causal_lm
 from tests.plugins.onnx.graphs import run_pass
 from tests.plugins.onnx.test_past import OLDER, generated, greedy, with_past
+from tests.plugins.real_models import by_transformers
+from tests.support.texts import PROSE
 
 
 def composite(folder: Path, graphs: dict[str, Any], source: Path | None = None) -> Model:
@@ -92,6 +94,38 @@ def test_both_branches_step_as_generate_does(source: Model, decoders: Model, tmp
         for node in branch.g.node
     ]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.slow
+@pytest.mark.real_run("OnnxConversion", "OptimumMerging")
+def test_the_first_blocks_of_smollm2_read_prose_as_transformers_does(smollm2_cut_dir: Path, tmp_path: Path) -> None:
+    import onnxruntime as ort
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = Model.from_dir("hf", smollm2_cut_dir, {"task": "text-generation-with-past"})
+    later = onnx.load(run_pass("OnnxConversion", model, tmp_path / "a", **OLDER).folder / "model.onnx")
+    graphs = {"decoder_model": without_past(later), "decoder_with_past_model": later}
+    merged = run_pass("OptimumMerging", composite(tmp_path / "both", graphs, smollm2_cut_dir), tmp_path / "b")
+    session = ort.InferenceSession(str(merged.folder / "decoder_model_merged.onnx"))
+    shapes = {item.name: item.shape for item in session.get_inputs() if item.name.startswith("past")}
+    past = {name: np.zeros((1, shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
+    ids = np.asarray(AutoTokenizer.from_pretrained(smollm2_cut_dir)(PROSE[0]).input_ids[:32])
+    said, outputs = [], [item.name for item in session.get_outputs()]
+    for start, end in ((0, 24), *((place, place + 1) for place in range(24, len(ids)))):
+        step = {
+            "input_ids": ids[None, start:end],
+            "attention_mask": np.ones((1, end), np.int64),
+            "position_ids": np.arange(start, end)[None],
+            "use_cache_branch": np.array([start > 0]),
+        }
+        given = dict(zip(outputs, session.run(None, {**step, **past}), strict=True))
+        said.append(given["logits"][0])
+        past = {name: given[name.replace("past_key_values", "present")] for name in past}
+    source = AutoModelForCausalLM.from_pretrained(smollm2_cut_dir, dtype="float32").eval()
+    wanted = by_transformers(source, ids)
+    found = np.concatenate(said).astype(np.float64)
+    found -= np.log(np.exp(found - found.max(-1, keepdims=True)).sum(-1, keepdims=True)) + found.max(-1, keepdims=True)
+    np.testing.assert_allclose(found, wanted, atol=5e-3)
 
 
 def test_each_branch_is_the_one_that_the_flag_asks_for(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from pydantic import ValidationError
 
@@ -23,6 +24,8 @@ from drupe.plugins.huggingface.earlier import earlier_config
 from drupe.plugins.onnx.optimum_conversion import OptimumConversionConfig
 from drupe.testing import tiny_causal_lm
 from tests.plugins.onnx.test_past import generated, greedy
+from tests.plugins.real_models import Sentences
+from tests.support.real_runs import noted_from
 from tests.support.workflows import drupe, write_workflow
 
 CPU = Accelerator("cpu", "CPUExecutionProvider")
@@ -183,3 +186,30 @@ def test_two_decoders_are_exported_there_and_merged_here(environment: Path, tmp_
     merged = Model.from_dir("onnx", graph.parent, {"onnx_file": graph.name})
     prompt = np.random.default_rng(0).integers(0, 250, (1, 9))
     assert greedy(merged, prompt, 24) == generated(source, prompt, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.real_run("OptimumConversion")
+def test_minilm_is_exported_there_and_says_what_it_said(
+    environment: Path, minilm_dir: Path, sentences: Sentences, tmp_path: Path
+) -> None:
+    apart = {"type": "PythonEnvironment", "python_environment_path": str(environment), "threads": 1}
+    file = write_workflow(
+        tmp_path,
+        {
+            "input_model": {"type": "HfModel", "model_path": str(minilm_dir), "task": "feature-extraction"},
+            "systems": {"here": {"type": "LocalSystem"}, "apart": apart},
+            "passes": {"convert": {"type": "OptimumConversion", "host": "apart"}},
+            "host": "here",
+            "target": "here",
+            "cache_dir": str(tmp_path / "cache"),
+            "output_dir": str(tmp_path / "out"),
+        },
+    )
+    done = drupe("run", file, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    noted_from(tmp_path / "out" / "drupe.json")
+    (graph,) = (tmp_path / "out").rglob("*.onnx")
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    found = sentences.again(session.run(["last_hidden_state"], sentences.batch)[0])
+    assert found.cosines(sentences).min() > 1 - 1e-9

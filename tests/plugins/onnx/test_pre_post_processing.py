@@ -205,6 +205,15 @@ def test_what_does_not_fit_the_graph_is_one_message(tmp_path: Path) -> None:
             NAME, plain, tmp_path / "e", pre=[{"BertTokenizer": {"tokenizer_param": vocabulary}}],
             tool_command_args=[{"name": "text", "data_type": "string", "shape": [1]}],
         )  # fmt: skip
+    (plain.folder / "vocab.json").write_text('{"a": "first"}')
+    broken = {"type": "TokenizerParam", "params": {"vocab_or_file": "vocab.json"}}
+    with pytest.raises(
+        ConfigError, match=r"vocab\.json holds no vocabulary; expected a \.txt file with a token a line"
+    ):
+        run_pass(
+            NAME, plain, tmp_path / "f", pre=[{"BertTokenizer": {"tokenizer_param": broken}}],
+            tool_command_args=[{"name": "text", "data_type": "string", "shape": [1]}],
+        )  # fmt: skip
 
 
 @pytest.mark.usefixtures("extensions")

@@ -339,21 +339,6 @@ def test_a_graph_that_does_not_load_is_told_at_once(tmp_path: Path) -> None:
         run_pass("OnnxPeepholeOptimizer", source, tmp_path / "job", tidy=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dynamo", [True, False])
-def test_minilm_optimized_says_the_same(minilm_dir: Path, tmp_path: Path, dynamo: bool) -> None:
-    source = Model.from_dir("hf", minilm_dir, {"task": "feature-extraction"})
-    opset = 20 if dynamo else 17
-    graph = run_pass("OnnxConversion", source, tmp_path / "a", use_dynamo_exporter=dynamo, target_opset=opset)
-    optimized = run_pass("OrtTransformersOptimization", graph, tmp_path / "b")
-    ids = np.random.default_rng(0).integers(1000, 9000, (2, 16))
-    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    assert kinds(optimized)["BiasGelu"] == 6
-    if not dynamo:
-        assert kinds(optimized)["Attention"] == 6
-    np.testing.assert_allclose(answers(optimized, batch)[0], answers(graph, batch)[0], atol=1e-4)
-
-
 def test_contexts_of_other_devices_are_not_tried_on_this_cpu(tmp_path: Path) -> None:
     from drupe.core.accelerators import Accelerator
 

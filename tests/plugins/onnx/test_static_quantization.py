@@ -224,25 +224,6 @@ def test_what_is_quantized_and_what_has_no_kernels_is_refused_before_work() -> N
         )
 
 
-@pytest.mark.slow
-def test_minilm_with_16_bit_activations_stays_near(minilm_dir: Path, tmp_path: Path) -> None:
-    source = Model.from_dir("hf", minilm_dir, {"task": "feature-extraction"})
-    graph = run_pass("OnnxConversion", source, tmp_path / "a", use_dynamo_exporter=False, target_opset=17)
-    data = [Sample(f"t{n}", {"input_ids": RANDOM.integers(1000, 9000, 16)}) for n in range(4)]
-    result = quantize(
-        "OnnxStaticQuantization",
-        graph,
-        tmp_path / "b",
-        data,
-        activation_type="uint16",
-        per_channel=True,
-        op_types_to_quantize=["MatMul"],
-    )
-    ids = RANDOM.integers(1000, 9000, (2, 16))
-    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    assert cosine(answers(result, batch)[0], answers(graph, batch)[0]) > 0.95
-
-
 def test_a_fault_of_the_quantizer_is_one_message(tmp_path: Path) -> None:
     """In QOperator format it fails on fused attention, and what it says names no cause."""
     encoder = tiny_encoder(tmp_path / "encoder")

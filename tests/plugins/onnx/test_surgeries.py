@@ -112,6 +112,15 @@ def test_matmul_and_add_become_gemm(tmp_path: Path, shape: str) -> None:
     assert_same(source, result, weights(x=sizes))
 
 
+def test_axes_that_the_graph_does_not_tell_are_inferred(tmp_path: Path) -> None:
+    text = f"""{HEADER} g (float[N, L, 4] x) => (float[N, L, 4] y)
+    {{ h = MatMul(x, w)  i = Add(h, b)  r = Relu(i)  j = MatMul(r, w)  y = Add(j, b) }}"""
+    source = saved(tmp_path / "m", text, weights(w=(4, 4), b=(4,)))
+    result = operate(source, tmp_path / "job", "MatMulAddToGemm")
+    assert kinds(result)["Gemm"] == 2
+    assert_same(source, result, weights(x=(2, 3, 4)))
+
+
 def test_a_product_that_is_read_twice_stays(tmp_path: Path) -> None:
     text = f"{HEADER} g (float[N, 4] x) => (float[N, 5] y, float[N, 5] h) {{ h = MatMul(x, w)  y = Add(h, b) }}"
     source = saved(tmp_path / "m", text, weights(w=(4, 5), b=(5,)))

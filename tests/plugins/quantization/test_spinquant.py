@@ -350,7 +350,10 @@ def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes:
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("SpinQuant")
 def test_smollm2_rounded_to_four_bits_keeps_more_after_two_steps(smollm2_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
     source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation"})
     page = load_tokenizer(source)(pydoc.render_doc("argparse", renderer=pydoc.plaintext))["input_ids"]
     data = {"pages": samples(np.asarray(page[: 8 * 64]).reshape(8, 64))}
@@ -368,7 +371,7 @@ def test_smollm2_rounded_to_four_bits_keeps_more_after_two_steps(smollm2_dir: Pa
     assert context.report["largest_change"] < 1e-4
     assert told["learned"] - told["float"] < 0.8 * (told["begun_with"] - told["float"]), told
     # Merged and rounded for good, it is what was judged.
-    network = load_model(made, dtype="float32")
+    network = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32).eval()
     for name, module in network.named_modules():
         if "_proj" in name:
             scheme = Scheme(4, module.in_features, symmetric=False)

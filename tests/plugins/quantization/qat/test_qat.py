@@ -205,6 +205,7 @@ def test_what_can_not_be_trained_is_told_before_work(attributes: dict[str, Any],
 
 
 @pytest.mark.slow
+@pytest.mark.real_run("QuantizationAwareTraining", "OnnxConversion")
 def test_a_vision_model_of_hugging_face(digits_vit_dir: Path, tmp_path: Path) -> None:
     from drupe.plugins.huggingface.loading import load_model
 
