@@ -2,8 +2,9 @@
 
 Every call of a pass is noted while tests run: in the test itself or in a fixture that it uses. A model is real when it
 comes from a fixture of SOURCES, or from a pass that ran on a real model; weights are known again by their digest.
-`noted_from` adds what a workflow ran in other processes. A marked test that passes although a named pass did not run,
-or ran on made-up weights only, fails; where CI is set, a marked test may not be skipped either.
+`noted_from` adds what a workflow ran in other processes, `noted_elsewhere` a pass that a test's own process ran. A
+marked test that passes although a named pass did not run, or ran on made-up weights only, fails; where CI is set, a
+marked test may not be skipped either.
 """
 
 from __future__ import annotations
@@ -178,6 +179,11 @@ def noted_from(manifest: Path) -> None:
             for step in candidate["chain"]:
                 if step["model"] is not None:
                     _plugin.note(step["type"], real)
+
+
+def noted_elsewhere(name: str, source: Model) -> None:
+    """Note a pass that a process of its own ran on a model and finished."""
+    _plugin.note(name, _plugin.is_real(source))
 
 
 def _named(item: pytest.Item) -> set[str]:
