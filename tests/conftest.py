@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import shutil
@@ -73,6 +74,14 @@ def _publish(partial: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():
             raise
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _older_objects_left_alone() -> None:
+    """Keep collections of garbage from looking through all that earlier modules imported and hold: late in a run each
+    takes seconds, and libraries ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

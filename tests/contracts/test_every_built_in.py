@@ -6,8 +6,13 @@ What is declared is checked of all; the passes and runtimes that work with their
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterator
+
 import pytest
 
+from drupe.core.hosts import OTHER_INTERPRETER
 from drupe.core.registry import Registry
 from drupe.core.testing.check import contract_of
 
@@ -29,6 +34,14 @@ for _entry in _entries:
     if _entry.hook == "drupe_runtimes" or _entry.spec.name in _RUN_WITH_DEFAULTS:
         _running = type("Running", (contract_of(_registry, _entry, run=True),), {})
         globals()[_title("TestRunning", _entry.hook, _entry.spec.name)] = pytest.mark.slow(_running)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_named_interpreter() -> Iterator[None]:
+    """Runtimes that a host of their own names open models in the Python that it tells: this one here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(OTHER_INTERPRETER, json.dumps({"python": sys.executable, "environment": {}}))
+        yield
 
 
 def test_there_is_something_of_every_kind() -> None:

@@ -169,7 +169,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = (folder / "lib").glob("python*/site-packages")
     # Lines of the other environment's own .pth files are not followed: an editable Drupe is named as well.
     ours = Path(drupe_package.__path__[0]).parent
-    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ours}\n")
+    # Optimum uses sentence-transformers where it finds it, and the one there is for transformers 5.
+    others = folder / "others"
+    others.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith("sentence_transformers"):
+            (others / entry.name).symlink_to(entry)
+    (site / "others.pth").write_text(f"{others}\n{ours}\n")
     return folder
 
 

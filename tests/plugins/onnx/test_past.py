@@ -176,7 +176,7 @@ def test_made_up_batches_have_lengths_that_fit_together(graph: Model, tmp_path: 
     runtime = get_registry().create("drupe_runtimes", "onnx")
     config = TimedMetricConfig.model_validate({"shape_kwargs": {"past_sequence_length": 5, "sequence_length": 3}})
     with runtime.open(graph, CPU, runtime.options(CPU, {"threads": 1})) as session:
-        batch = made_up_batch(session, config, 0)
+        batch = made_up_batch(session, config, make_context(tmp_path / "job"), 0)
         assert batch.inputs["attention_mask"].shape == (1, 8)
         assert session.forward(batch.inputs).outputs["logits"].shape == (1, 3, 264)
 
