@@ -20,7 +20,7 @@ def drupe_passes() -> list[PassSpec]:
             accepts={"hf"},  # type: ignore[arg-type]
             produces="genai",
             precisions={"int4", "int8", "fp16", "bf16", "fp32"},  # type: ignore[arg-type]
-            requires=("onnxruntime-genai>=0.18", "torch>=2.7", "transformers>=5"),
+            requires=("onnxruntime-genai>=0.18", "torch>=2.7", "transformers>=5.10"),
             key_packages=_PACKAGES,
             accelerator_matters=True,
         ),
@@ -30,7 +30,7 @@ def drupe_passes() -> list[PassSpec]:
             summary="Give a decoder's graphs fixed lengths: one for prompts, one for a token",
             accepts={"genai", "composite"},  # type: ignore[arg-type]
             produces="genai",
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnx-ir>=0.1.6"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "onnx-ir>=0.1.16"),
             key_packages=("onnx", "onnxruntime", "onnx-ir"),
         ),
     ]

@@ -93,7 +93,7 @@ class InsertBeamSearch(Pass):
     def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
         """What makes attention for CUDA's kernels is in a module of onnxruntime that imports both."""
         gpu = accelerator.device == "gpu" and config.use_gpu is not False
-        return ("torch>=2.7", "transformers>=5") if gpu else ()
+        return ("torch>=2.7", "transformers>=5.10") if gpu else ()
 
     def run(self, model: Model, config: InsertBeamSearchConfig, context: PassContext) -> Model:
         """Write model.onnx."""

@@ -53,7 +53,7 @@ _ALSO_COMPOSITE = frozenset({"onnx", "genai", "composite"})
 def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
     fields: dict[str, Any] = {
         "accepts": frozenset({"onnx", "genai"}),
-        "requires": ("onnx>=1.17", "onnxruntime>=1.22"),
+        "requires": ("onnx>=1.19", "onnxruntime>=1.22"),
         "key_packages": ("onnx", "onnxruntime", "onnx-ir"),
     }
     return PassSpec(name=name, target=f"drupe.plugins.onnx.{module}:{name}", summary=summary, **{**fields, **more})
@@ -85,7 +85,7 @@ def drupe_passes() -> list[PassSpec]:
             "Export a Hugging Face model or a module as an ONNX graph",
             accepts=frozenset({"hf", "pytorch", "sliced"}),
             produces="onnx",
-            requires=("onnx>=1.17", "onnxscript>=0.5", "torch>=2.7", "transformers>=5"),
+            requires=("onnx>=1.19", "onnxscript>=0.6", "torch>=2.7", "transformers>=5.10"),
             key_packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "peft"),
         ),
         _pass(
@@ -99,7 +99,7 @@ def drupe_passes() -> list[PassSpec]:
                 "transformers>=4.36,<4.58",
                 "accelerate>=0.26",
                 "torch>=2.1",
-                "onnx>=1.17",
+                "onnx>=1.19",
                 "onnxruntime>=1.18",
             ),
             key_packages=("optimum-onnx", "optimum", "transformers", "torch", "onnx"),
@@ -122,7 +122,7 @@ def drupe_passes() -> list[PassSpec]:
             "GraphSurgeries",
             "graph_surgeries",
             "Apply named changes to a graph, one after another",
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnx-ir>=0.1.6"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "onnx-ir>=0.1.16"),
         ),
         _pass(
             "OrtTransformersOptimization",
@@ -135,7 +135,7 @@ def drupe_passes() -> list[PassSpec]:
             "OnnxPeepholeOptimizer",
             "peephole",
             "Fold constants, remove what is dead or double",
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "onnxscript>=0.6", "onnx-ir>=0.1.16"),
             key_packages=("onnx", "onnxscript", "onnx-ir", "onnxslim", "onnxoptimizer"),
         ),
         _pass(
@@ -143,7 +143,7 @@ def drupe_passes() -> list[PassSpec]:
             "script_fusion",
             "Fuse a transformer's parts by onnxscript's patterns, and check that it says the same",
             accepts=_ALSO_COMPOSITE,
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxscript>=0.5", "onnx-ir>=0.1.6"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "onnxscript>=0.6", "onnx-ir>=0.1.16"),
             key_packages=("onnx", "onnxruntime", "onnxscript", "onnx-ir"),
         ),
         _pass(
@@ -179,14 +179,14 @@ def drupe_passes() -> list[PassSpec]:
             "MatMulNBitsToQDQ",
             "nbits_to_qdq",
             "Write products of few bits with standard operators",
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnx-ir>=0.1.6"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "onnx-ir>=0.1.16"),
         ),
         _pass("QuantizationPreprocess", "preprocess", "Infer shapes and tidy a graph before it is quantized"),
         _pass(
             "OrtSessionParamsTuning",
             "session_tuning",
             "Find the session options with which a graph runs fastest here",
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "optuna>=5.0"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "optuna>=5.0"),
             accelerator_matters=True,
             # What is fastest is measured, and may differ from one run to the next.
             deterministic=False,
@@ -195,7 +195,7 @@ def drupe_passes() -> list[PassSpec]:
             "ExtractAdapters",
             "extract_adapters",
             "Take an adapter's weights out of a graph, so that one graph serves several",
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "safetensors>=0.5"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "safetensors>=0.5"),
             key_packages=("onnx", "onnxruntime", "safetensors"),
         ),
         _pass(
@@ -203,7 +203,7 @@ def drupe_passes() -> list[PassSpec]:
             "pre_post_processing",
             "Put what is done before and after a model into its graph",
             accepts=frozenset({"onnx"}),
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "onnxruntime-extensions>=0.13"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "onnxruntime-extensions>=0.13"),
             key_packages=("onnx", "onnxruntime-extensions", "torch", "transformers"),
         ),
         _pass("AddOliveMetadata", "metadata", "Write facts into the graph's metadata", aliases=("AddMetadata",)),
@@ -263,7 +263,7 @@ def drupe_passes() -> list[PassSpec]:
             "Compile graphs for a device, so that its execution provider opens them at once",
             accepts=_ALSO_COMPOSITE,
             # Which package brings ONNX Runtime depends on the provider: the pass asks for it.
-            requires=("onnx>=1.17",),
+            requires=("onnx>=1.19",),
             key_packages=("onnx", "onnxruntime", *provider_packages()),
             accelerator_matters=True,
             on_target=True,
@@ -279,7 +279,7 @@ def drupe_passes() -> list[PassSpec]:
             "OnnxHqqQuantization",
             "block_quantization",
             "Quantize weights in blocks by half-quadratic optimization",
-            requires=("onnx>=1.17", "onnxruntime>=1.22", "torch>=2.7"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22", "torch>=2.7"),
             key_packages=("onnx", "onnxruntime", "torch"),
         ),
     ]
@@ -347,7 +347,7 @@ def drupe_runtimes() -> list[RuntimeSpec]:
             kinds=frozenset({"distributed"}),
             accelerators=frozenset({"cpu", "gpu"}),
             capabilities=frozenset({"forward", "generate", "score"}),
-            requires=("onnx>=1.17", "onnxruntime>=1.22"),
+            requires=("onnx>=1.19", "onnxruntime>=1.22"),
             key_packages=("onnxruntime", "onnxruntime-gpu", "onnx"),
         ),
     ]

@@ -124,7 +124,7 @@ class AppendPrePostProcessingOps(GraphPass):
 
     def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
         """Whisper's pipeline is exported with PyTorch from the model's processor."""
-        return ("torch>=2.7", "transformers>=5") if config.tool_command == "whisper" else ()
+        return ("torch>=2.7", "transformers>=5.10") if config.tool_command == "whisper" else ()
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph needs the library's operators."""

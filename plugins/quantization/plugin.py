@@ -12,7 +12,7 @@ def _pass(name: str, module: str, summary: str, **more: Any) -> PassSpec:
     fields: dict[str, Any] = {
         "accepts": frozenset({"hf"}),
         "produces": "hf",
-        "requires": ("safetensors>=0.5", "torch>=2.7", "transformers>=5"),
+        "requires": ("safetensors>=0.5", "torch>=2.7", "transformers>=5.10"),
         "key_packages": ("safetensors", "torch", "transformers"),
     }
     return PassSpec(name=name, target=f"drupe.plugins.quantization.{module}:{name}", summary=summary, **fields | more)
@@ -26,7 +26,7 @@ def drupe_passes() -> list[PassSpec]:
             "AutoRound",
             "auto_round",
             "Quantize a decoder's weights with learned rounding",
-            requires=("auto-round>=0.16", "safetensors>=0.5", "torch>=2.7", "transformers>=5"),
+            requires=("auto-round>=0.16", "safetensors>=0.5", "torch>=2.7", "transformers>=5.10"),
             key_packages=("auto-round", "safetensors", "torch", "transformers"),
         ),
         _pass(

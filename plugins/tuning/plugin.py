@@ -10,7 +10,7 @@ from drupe.core.specs import PassSpec
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 _KINDS = frozenset({"hf", "sliced"})
 """What is taken, and made of its own kind."""
-_REQUIRES = ("torch>=2.7", "transformers>=5", "peft>=0.15", "safetensors>=0.5")
+_REQUIRES = ("torch>=2.7", "transformers>=5.10", "peft>=0.15", "safetensors>=0.5")
 
 
 def _tuning(name: str, summary: str, requires: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> PassSpec:
@@ -29,7 +29,7 @@ def _tuning(name: str, summary: str, requires: tuple[str, ...] = (), packages: t
 @hookimpl
 def drupe_passes() -> Sequence[PassSpec]:
     """Contribute the tuning passes."""
-    four_bits = ("bitsandbytes>=0.49",)
+    four_bits = ("bitsandbytes>=0.50",)
     return [
         _tuning("LoRA", "Fine-tune with low-rank adapters"),
         _tuning("QLoRA", "Fine-tune low-rank adapters over a base held in four bits", four_bits, ("bitsandbytes",)),

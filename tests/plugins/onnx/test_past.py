@@ -208,6 +208,7 @@ def test_fusions_and_int4_after_it_still_step(source: Model, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_smollm2_steps_as_generate_does(smollm2_dir: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 

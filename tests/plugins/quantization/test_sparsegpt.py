@@ -271,22 +271,35 @@ def test_passes_that_would_fill_the_zeros_refuse_the_model_before_work(name: str
 
 @pytest.mark.slow
 @pytest.mark.real_run("SparseGPT")
-def test_smollm2_without_three_tenths_of_its_weights_still_speaks(smollm2_dir: Path, tmp_path: Path) -> None:
+def test_smollm2s_blocks_without_three_tenths_of_their_weights_say_more_than_without_the_smallest(
+    smollm2_cut_dir: Path, tmp_path: Path
+) -> None:
     import pydoc
 
     from transformers import AutoModelForCausalLM
 
-    source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation"})
+    source = Model.from_dir("hf", smollm2_cut_dir, {"task": "text-generation"})
     page = load_tokenizer(source)(pydoc.render_doc("argparse", renderer=pydoc.plaintext))["input_ids"]
     rows, unseen = np.asarray(page[: 4 * 128]).reshape(4, 128), torch.tensor([page[2048:2304]])
     data = {"pages": [Sample(f"p{n}", {"input_ids": row}, content_key=f"k{n}") for n, row in enumerate(rows)]}
     context = make_context(tmp_path / "job", accelerator=CPU, data=data)
     made = run_pass("SparseGPT", source, tmp_path / "job", context=context, data_config="pages", sparsity=0.3)
-    perplexity = []
-    for model in (source, made):
-        with torch.inference_mode():
-            network = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
-            perplexity.append(float(network(input_ids=unseen, labels=unseen).loss.exp()))
-    inside = [tensor for name, tensor in network.state_dict().items() if "_proj" in name]
-    assert len(inside) == 210 and all(int((t == 0).sum()) == round(0.3 * t.numel()) for t in inside)
-    assert perplexity[1] < 1.2 * perplexity[0], perplexity
+    whole, solved, smallest = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in (source.folder, made.folder, source.folder)
+    )
+    inside = [tensor for name, tensor in solved.state_dict().items() if "_proj" in name]
+    assert len(inside) == 28 and all(int((t == 0).sum()) == round(0.3 * t.numel()) for t in inside)
+    with torch.inference_mode():
+        for name, tensor in smallest.named_parameters():
+            if "_proj" in name:
+                bound = tensor.abs().flatten().kthvalue(round(0.3 * tensor.numel())).values
+                tensor[tensor.abs() <= bound] = 0
+        wanted = torch.log_softmax(whole(input_ids=unseen).logits, -1)
+        lost = [
+            float(torch.nn.functional.kl_div(
+                torch.log_softmax(network(input_ids=unseen).logits, -1), wanted, reduction="sum", log_target=True
+            ))
+            for network in (solved, smallest)
+        ]  # fmt: skip
+    assert lost[0] < 0.55 * lost[1], lost

@@ -112,6 +112,7 @@ def test_fused_layers_of_whole_models_are_refused_before_work() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_smollm2_wins_back_what_slicing_took(smollm2_dir: Path, tmp_path: Path, make_context: Make) -> None:
     import pydoc
 
