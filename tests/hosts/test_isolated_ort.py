@@ -236,6 +236,7 @@ def test_it_has_this_machines_versions_and_the_other_onnxruntime(host: Any, envi
     assert described.versions["drupe"] == importlib.metadata.version("drupe")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_another_version_of_onnxruntime_measures(tmp_path: Path) -> None:
     """An environment as a user makes it: python -m venv, pip install onnxruntime."""

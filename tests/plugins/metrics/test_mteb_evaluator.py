@@ -216,6 +216,7 @@ def test_a_value_that_no_task_gives_is_told(encoder: tuple[Model, Session]) -> N
         made.rows_of(rows, "f1", configured(made, tasks=["PairsSTS"]))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_workflow_exports_quantizes_and_measures_an_encoder(tiny_bert_dir: Path, tmp_path: Path) -> None:
     """As Olive's files write it: an evaluator with a type."""

@@ -329,6 +329,7 @@ def test_smollm2s_blocks_keep_more_by_gptq_than_by_rounding(compress: Compress, 
     assert solved < 0.8 * rounded
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_workflow_compresses_there_and_measures_here(environment: Path, tmp_path: Path) -> None:
     pytest.importorskip("compressed_tensors")
