@@ -26,7 +26,8 @@ Gptq`, `AWQ` and `AutoRound` are taken through ModelBuilder as well where it kno
 QLoRA` through MergeAdapterWeights. Tuning passes are for decoders; `QAT` trains on a class for each row, which models
 of other targets refuse.
 
-`python benchmarks/architectures.py --out FOLDER` tries them; `--report` writes this page. Tried with """
+`python benchmarks/architectures.py --out FOLDER` tries them; `--report` prints this page.
+Tried with """
 Rows = Mapping[tuple[str, str], Mapping[str, Any]]
 
 COLUMNS: Mapping[str, Sequence[str]] = {
@@ -102,6 +103,9 @@ def _sign(rows: Rows, name: str, cases: Sequence[str], decoder: bool) -> str:
 
 def _plain(message: str, name: str) -> str:
     """Return a message's beginning, without what differs between architectures."""
-    text = re.sub(r"/tmp/\S+", "…", message.splitlines()[0].replace(name, "this architecture")).replace("|", "/")
+    text = re.sub(r"/tmp/\S+", "…", message.splitlines()[0]).replace("|", "/").replace(f" ({name})", "")
+    text = re.sub(rf"\bno {name}\b", "no such architecture", text)
+    text = re.sub(rf"\bthis (\w+ )?{name}\b", lambda found: f"this {found[1] or ''}architecture", text)
+    text = text.replace(name, "this architecture")
     text = re.sub(r"'/[^']*'", "a node", text)
     return text if len(text) <= 200 else text[:200].rsplit(" ", 1)[0] + " …"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.plugins.onnx.graphs import CPU, run_pass
 
 from benchmarks.architecture_models import Architecture, batches, write
-from drupe.core.accelerators import Accelerator
 from drupe.core.context import Resources
 from drupe.core.data import Sample
 from drupe.core.model import Model
@@ -18,7 +17,6 @@ from drupe.core.registry import get_registry
 from drupe.plugins.huggingface.loading import load_model
 from drupe.testing import make_context
 
-CPU = Accelerator("cpu", "CPUExecutionProvider")
 EXACT, HALF, EIGHT, FOUR = 1e-3, 3e-2, 0.3, 0.95
 """Largest relative error, as the norm of the difference over that of the source's outputs."""
 
@@ -83,15 +81,7 @@ class Trial:
             self.folder / f"{self.count}-{name}", accelerator=CPU, data={"data": self.data()},
             resources=Resources(cpus=1, threads=1),
         )  # fmt: skip
-        subject = get_registry().create("drupe_passes", name)
-        result = subject(model, type(subject).Config.model_validate(config), context)
-        for file in result.files:
-            target = context.output_dir / file
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(model.folder / file, target)
-        staged: Model = result.at(context.output_dir)
-        return staged
+        return run_pass(name, model, context.output_dir, context=context, **config)
 
     def once(self, key: str, make: Callable[[], Model]) -> Model:
         """Make what several cases start from."""

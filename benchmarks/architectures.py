@@ -25,10 +25,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-# Not this folder: the builder of onnxruntime-genai imports a module `quantization` of its own.
-sys.path.remove(str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Not this folder, first where a script is run: the builder of onnxruntime-genai imports a module `quantization`.
+if str(Path(__file__).resolve().parent) in sys.path:
+    sys.path.remove(str(Path(__file__).resolve().parent))
 
 from benchmarks.architecture_models import ARCHITECTURES
 from benchmarks.architecture_report import markdown

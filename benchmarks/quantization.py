@@ -18,11 +18,7 @@ are worse than the float model's beyond their intervals are not ranked either, w
 from __future__ import annotations
 
 import argparse
-import gzip
-import html.parser
 import json
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,10 +31,13 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+# Not this folder, first where a script is run: the builder of onnxruntime-genai imports a module `quantization`.
+if str(Path(__file__).resolve().parent) in sys.path:
+    sys.path.remove(str(Path(__file__).resolve().parent))
 
-from tuning_elastic import read
-
+from benchmarks.handbook import sections
+from benchmarks.tuning_elastic import read
 from drupe.core.accelerators import Accelerator
 from drupe.core.context import Resources
 from drupe.core.data import Sample
@@ -108,47 +107,6 @@ def schemes(iters: int) -> dict[str, Scheme]:
         "AutoRound": torch_scheme("AutoRound", True, **learned),
         "AutoRound, offset": torch_scheme("AutoRound", False, **learned),
     }
-
-
-class Text(html.parser.HTMLParser):
-    """The paragraphs of a page: p, or div of the class para."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[bool] = []
-        self.parts: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        """A paragraph may begin."""
-        if tag in ("p", "div"):
-            self.open.append(tag == "p" or dict(attrs).get("class") == "para")
-
-    def handle_endtag(self, tag: str) -> None:
-        """A paragraph may end."""
-        if tag in ("p", "div") and self.open and self.open.pop():
-            self.parts.append("\n\n")
-
-    def handle_data(self, data: str) -> None:
-        """Text of a paragraph."""
-        if self.open and self.open[-1]:
-            self.parts.append(re.sub(r"\s+", " ", data))
-
-
-def sections(deb: Path | None, folder: Path) -> list[str]:
-    """Return the text of the English handbook's longer sections."""
-    target = folder / "handbook"
-    if not target.is_dir():
-        if deb is None:
-            subprocess.run(["apt-get", "download", "debian-handbook"], cwd=folder, check=True)
-            deb = next(folder.glob("debian-handbook*.deb"))
-        subprocess.run(["dpkg-deb", "-x", str(deb), str(target)], check=True)
-    texts = []
-    for page in sorted(target.rglob("en-US/*.html*")):
-        raw = page.read_bytes()
-        parser = Text()
-        parser.feed((gzip.decompress(raw) if page.suffix == ".gz" else raw).decode("utf-8"))
-        texts.append("".join(parser.parts))
-    return [text for text in texts if len(text) > 3000]
 
 
 def _decoder(folder: Path) -> Model:
@@ -365,9 +323,6 @@ def main() -> None:
     if args.report:
         report(read_rows(path))
         return
-    # The model builder imports a module `quantization` of its own, which this file must not stand before.
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
     import torch
 
     torch.set_num_threads(args.threads)
