@@ -158,6 +158,15 @@ def test_bad_configs_are_told_before_work(config: dict[str, Any], message: str) 
         MixedPrecisionOverridesConfig.model_validate(config)
 
 
+def test_what_has_no_effect_beside_given_tensors_is_told() -> None:
+    notices: list[str] = []
+    given = {"overrides_config": {"h": "int16"}, "ratio": 0.2}
+    MixedPrecisionOverridesConfig.model_validate(given, context={"notices": notices})
+    assert notices == ["ratio has no effect: the tensors are given, and nothing is measured"]
+    MixedPrecisionOverridesConfig.model_validate({"data_config": "d", "ratio": 0.2}, context={"notices": notices})
+    assert len(notices) == 1
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     source = spiked(tmp_path / "m")
     with pytest.raises(ConfigError, match=r"no tensor 'shft' \(did you mean 'shift'\?\)"):
