@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drupe.core.errors import PassError
+from drupe.plugins.onnx.graphs import replace_name
 from drupe.plugins.onnx.opset import opset_of
 from drupe.plugins.onnx.splitting import inputs_of
 
@@ -28,7 +29,7 @@ class Mixture:
 
     router: the node that chooses. experts: how many there are. tables: names of the weights whose first axis is the
     expert. readers: nodes that take the choice on its way to the tables. share: the router's weight of each choice, of
-    the choice's shape; sharers: nodes that take it on its way to the answers. answer: the value that is a sum over
+    the choice's shape; sharer: the node that takes it on its way to the answers. answer: the value that is a sum over
     experts.
     """
 
@@ -38,7 +39,7 @@ class Mixture:
     tables: tuple[str, ...]
     readers: tuple[str, ...]
     share: str
-    sharers: tuple[str, ...]
+    sharer: str
     answer: str
 
 
@@ -99,7 +100,7 @@ class _Search:
             sides = [name for name in node.input if name in expert_values]
             others = [name for name in node.input if name in shares and name not in expert_values]
             if len(sides) == 1 and len(others) == 1:
-                share, sharers = self._back(others[0], node)
+                share, sharer = self._back(others[0], node)
                 return Mixture(
                     router.name,
                     choice,
@@ -107,7 +108,7 @@ class _Search:
                     tuple(dict.fromkeys(node.input[0] for node in lookups)),
                     tuple(readers),
                     share,
-                    tuple(sharers),
+                    sharer,
                     self._sum(node.output[0]),
                 )
         raise PassError(
@@ -172,12 +173,11 @@ class _Search:
                 stack += new
         return found
 
-    def _back(self, value: str, node: Any) -> tuple[str, list[str]]:
-        """Return the value before all that only shapes it, and the names of the nodes that read it on the way."""
-        reader = node
+    def _back(self, value: str, reader: Any) -> tuple[str, str]:
+        """Return the value before all that only shapes it, and the name of the node that reads it on the way."""
         while (maker := self._makers[value]).op_type in (*_SHAPING, "Cast"):
             value, reader = maker.input[0], maker
-        return value, [reader.name]
+        return value, reader.name
 
     def _sum(self, value: str) -> str:
         """Return the sum that a product of answers goes into, if nothing else reads what is on the way; else itself."""
@@ -232,11 +232,11 @@ def kept_experts(proto: Any, mixtures: Sequence[Mixture], first: int, count: int
         ]
         for node in graph.node:
             if node.name in mixture.readers:
-                _rename(node.input, mixture.choice, own)
-            if node.name in mixture.sharers:
-                _rename(node.input, mixture.share, masked)
+                replace_name(node.input, mixture.choice, own)
+            if node.name == mixture.sharer:
+                replace_name(node.input, mixture.share, masked)
             if mixture.answer in node.output:
-                _rename(node.output, mixture.answer, partial)
+                replace_name(node.output, mixture.answer, partial)
         choices.setdefault(mixture.choice, []).extend(choosing)
         behind.setdefault(mixture.share, []).extend(sharing)
         behind.setdefault(partial, []).extend(adding)
@@ -252,9 +252,3 @@ def kept_experts(proto: Any, mixtures: Sequence[Mixture], first: int, count: int
     if all(entry.domain != "com.microsoft" for entry in ranked.opset_import):
         ranked.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return ranked
-
-
-def _rename(names: Any, old: str, new: str) -> None:
-    for index, name in enumerate(names):
-        if name == old:
-            names[index] = new

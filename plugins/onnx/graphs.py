@@ -26,6 +26,7 @@ __all__ = [
     "name_axes",
     "name_nodes",
     "rename_value",
+    "replace_name",
     "save_graph",
     "scrub_graph",
     "unknown_operators",
@@ -185,12 +186,17 @@ def rename_value(graph: Any, old: str, new: str) -> None:
                 value.name = new
     for node in graph.node:
         for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
+            replace_name(names, old, new)
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 rename_value(inner, old, new)
+
+
+def replace_name(names: Any, old: str, new: str) -> None:
+    """Give a value another name in the list of what a node reads, or gives."""
+    for index, name in enumerate(names):
+        if name == old:
+            names[index] = new
 
 
 def name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
