@@ -24,6 +24,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import ModelInfo
 from drupe.core.registry import get_registry
 from drupe.core.requirements import installed_version
+from drupe.plugins.onnx import providers
 from drupe.plugins.onnx.ep_context import EPContextConfig
 from drupe.plugins.onnx.providers import ProviderAbsent, make_available
 from drupe.testing import tiny_causal_lm
@@ -73,6 +74,16 @@ def test_a_plan_says_for_which_provider_the_result_is() -> None:
 
 def test_a_provider_that_is_not_here_is_told_with_its_package() -> None:
     with pytest.raises(ProviderAbsent, match=r"this onnxruntime has no VitisAIExecutionProvider; it has .*CPU"):
+        make_available("VitisAIExecutionProvider", "npu")
+
+
+def test_a_library_that_does_not_load_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "libprovider.so"
+    library.write_text("no library")
+    monkeypatch.setattr(providers, "library_of", lambda _: str(library))
+    with pytest.raises(
+        ProviderAbsent, match=r"can't load the library of VitisAIExecutionProvider: .*; install versions"
+    ):
         make_available("VitisAIExecutionProvider", "npu")
 
 
