@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from drupe.plugins.onnx.graphs import rename_value, replace_name
+from drupe.plugins.onnx.graphs import inner_graphs, rename_value, replace_name
 from drupe.plugins.onnx.opset import opset_of
 from drupe.plugins.onnx.splitting import inputs_of
 
@@ -73,9 +73,8 @@ def fold_transpose(proto: Any, transpose: Any) -> str | None:
 def _all_nodes(graph: Any) -> Iterator[Any]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _all_nodes(inner)
+        for inner in inner_graphs(node):
+            yield from _all_nodes(inner)
 
 
 def _is_output(proto: Any, name: str) -> bool:
