@@ -28,15 +28,16 @@ class Mixture:
     """One layer's experts.
 
     router: the node that chooses. experts: how many there are. tables: names of the weights whose first axis is the
-    expert. readers: nodes that take the choice on its way to the tables. share: the router's weight of each choice, of
-    the choice's shape; sharer: the node that takes it on its way to the answers. answer: the value that is a sum over
-    experts.
+    expert. lookups: nodes that take from them. readers: nodes that take the choice on its way to the tables. share: the
+    router's weight of each choice, of the choice's shape; sharer: the node that takes it on its way to the answers.
+    answer: the value that is a sum over experts.
     """
 
     router: str
     choice: str
     experts: int
     tables: tuple[str, ...]
+    lookups: tuple[str, ...]
     readers: tuple[str, ...]
     share: str
     sharer: str
@@ -106,6 +107,7 @@ class _Search:
                     choice,
                     counts.pop(),
                     tuple(dict.fromkeys(node.input[0] for node in lookups)),
+                    tuple(node.name for node in lookups),
                     tuple(readers),
                     share,
                     sharer,
@@ -118,13 +120,14 @@ class _Search:
 
     def check_tables(self, mixtures: Sequence[Mixture]) -> None:
         """Raise PassError for a table that is read in another way as well."""
+        lookups = {name for mixture in mixtures for name in mixture.lookups}
         for mixture in mixtures:
             for table in mixture.tables:
                 for node in self._users.get(table, ()):
-                    if node.op_type not in ("Gather", "GatherND"):
+                    if node.name not in lookups:
                         raise PassError(
-                            f"{self._pass}: node {node.name!r} ({node.op_type}) reads {table} as a whole, the experts "
-                            f"of {mixture.router!r}; a rank has only its own"
+                            f"{self._pass}: node {node.name!r} ({node.op_type}) reads {table}, the experts of "
+                            f"{mixture.router!r}, by another choice than theirs; a rank has only its own"
                         )
 
     def _lookups(self, choice: str) -> tuple[list[Any], list[str]]:
