@@ -33,6 +33,7 @@ __all__ = [
     "search_range",
     "searchable",
     "tell",
+    "tell_unused",
 ]
 
 
@@ -152,6 +153,12 @@ def tell(info: ValidationInfo, *notices: str) -> None:
     """
     if isinstance(info.context, Mapping) and isinstance(info.context.get("notices"), list):
         info.context["notices"].extend(notices)
+
+
+def tell_unused(info: ValidationInfo, config: BaseModel, names: Sequence[str], reason: str) -> None:
+    """Have fields of a config told that the user set and that have no effect beside its other values."""
+    given = [name for name in names if name in config.model_fields_set]
+    tell(info, *(f"{name} has no effect: {reason}" for name in given))
 
 
 def _check_range(over: Any) -> None:

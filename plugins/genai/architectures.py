@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,7 @@ def readable_source(folder: Path, scratch: Path) -> Path:
     if fused:
         _write_apart(folder, scratch, _rows(config))
         told = config["quantization_config"].get("overrides") or {}
-        config["quantization_config"]["overrides"] = {
-            part: own for name, own in told.items() for part in _apart(name, _FUSED)
-        }
+        config["quantization_config"]["overrides"] = {part: own for name, own in told.items() for part in _apart(name)}
     (scratch / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return scratch
 
@@ -94,16 +92,16 @@ def _write_apart(folder: Path, scratch: Path, rows: Mapping[str, int]) -> None:
     for path in folder.glob("*.safetensors"):
         written: dict[str, Any] = {}
         for name, tensor in load_file(path).items():
-            names = _apart(name, _FUSED)
+            names = _apart(name)
             sizes = [rows[part] for part in rows if any(f".{part}." in own for own in names)] if len(names) > 1 else []
             parts = tensor.split(sizes) if sizes else (tensor,)
             written |= {own: part.contiguous() for own, part in zip(names, parts, strict=True)}
         save_file(written, scratch / path.name, {"format": "pt"})
 
 
-def _apart(name: str, fused: Mapping[str, Sequence[str]]) -> list[str]:
+def _apart(name: str) -> list[str]:
     """Return the names of a layer's or tensor's parts; its own where it is not fused."""
-    for whole, parts in fused.items():
+    for whole, parts in _FUSED.items():
         if whole in name.split("."):
             return [".".join(part if step == whole else step for step in name.split(".")) for part in parts]
     return [name]

@@ -13,6 +13,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import Session
 from drupe.core.user_scripts import blamed, call_with_known, script_function
 from drupe.plugins.metrics.config import DataMetricConfig, note
+from drupe.plugins.metrics.made_up import made_up_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +24,6 @@ __all__ = ["Batch", "array", "batches", "call_arguments", "made_up_batch"]
 Shapes = Mapping[str, tuple[tuple[int | str, ...], str]]
 
 _END = object()
-_DEFAULT_LENGTH = 32
-"""Length of made-up sequences where shape_kwargs does not say."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +59,12 @@ def batches(
 
 
 def made_up_batch(session: Session, config: DataMetricConfig, context: JobContext, seed: int) -> Batch:
-    """Return one batch of made-up input by the session's own shapes; named axes take sizes from shape_kwargs.
-
-    An axis that shape_kwargs does not name is the batch where it comes first, else a sequence of 32; one that is named
-    as a sum (past_sequence_length + sequence_length) has the sum of its parts.
-    """
-    import numpy as np
-
+    """Return one batch of made-up input by the session's own shapes; named axes take sizes from shape_kwargs."""
     shapes = _shapes(session)
     if not shapes:
         raise EvaluationError("the metric has no data and the model tells no input shapes; name a data_config")
     _note_axes(shapes, config, context)
-    random = np.random.default_rng(seed)
-    inputs: dict[str, np.ndarray] = {}
-    for name, (shape, dtype) in shapes.items():
-        sizes = [_axis(axis, position, config) for position, axis in enumerate(shape)]
-        if "mask" in name:
-            inputs[name] = np.ones(sizes, dtype)
-        elif np.issubdtype(np.dtype(dtype), np.floating):
-            inputs[name] = random.standard_normal(sizes).astype(dtype)
-        else:
-            inputs[name] = random.integers(0, 2, sizes).astype(dtype)
+    inputs = made_up_inputs(shapes, seed=seed, batch_size=config.batch_size, lengths=config.shape_kwargs)
     first = next(iter(inputs.values()))
     count = first.shape[0] if first.ndim else 1
     return Batch(tuple(f"made-up-{i}" for i in range(count)), inputs, (None,) * count)
@@ -222,13 +206,3 @@ def _fixed_batch(shapes: Shapes) -> int | None:
         if shape and isinstance(shape[0], int) and shape[0] > 0:
             return shape[0]
     return None
-
-
-def _axis(axis: int | str, position: int, config: DataMetricConfig) -> int:
-    if isinstance(axis, int) and axis > 0:
-        return axis
-    if str(axis) in config.shape_kwargs:
-        return config.shape_kwargs[str(axis)]
-    if " + " in str(axis):
-        return sum(_axis(part, 1, config) for part in str(axis).split(" + "))
-    return config.batch_size if position == 0 else _DEFAULT_LENGTH

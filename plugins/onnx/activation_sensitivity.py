@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.plugins.onnx.calibration import reader
-from drupe.plugins.onnx.graphs import save_graph
+from drupe.plugins.onnx.graphs import replace_name, save_graph
 from drupe.plugins.onnx.opset import opset_of
 from drupe.plugins.onnx.splitting import inputs_of
 
@@ -148,7 +148,7 @@ def _switched(proto: Any, ranges: Mapping[str, tuple[float, float]]) -> Any:
         switch = _switch(index, source, target, flags[index], name)
         if name in inputs:
             for node in graph.node:
-                _rename(node.input, name, exact)
+                replace_name(node.input, name, exact)
             made.append(switch)
         else:
             behind[name] = switch
@@ -156,7 +156,7 @@ def _switched(proto: Any, ranges: Mapping[str, tuple[float, float]]) -> Any:
     for node in graph.node:
         switches = [behind[name] for name in node.output if name in behind]
         for switch in switches:
-            _rename(node.output, switch.output[0], f"{switch.output[0]}.exact")
+            replace_name(node.output, switch.output[0], f"{switch.output[0]}.exact")
         nodes += [node, *switches]
     del graph.node[:]
     graph.node.extend([*made, *nodes])
@@ -188,9 +188,3 @@ def _switch(index: int, source: str, target: str, flag: str, name: str) -> Any:
         ),
         else_branch=branch(f"kept_{index}", [helper.make_node("Identity", [source], [kept])], kept),
     )
-
-
-def _rename(names: Any, old: str, new: str) -> None:
-    for index, name in enumerate(names):
-        if name == old:
-            names[index] = new

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from drupe.core.config import FileRef, PassConfig
+from drupe.core.config import FileRef, PassConfig, tell_unused
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
@@ -55,20 +55,17 @@ class OnnxDiscrepancyCheckConfig(DataSourceConfig, GenerationOptions):
     shape_kwargs: Mapping[str, int] = Field(
         default_factory=dict, description="Lengths of named axes for made-up inputs."
     )
-    report_output_dir: str | None = Field(
-        None, description="Read from Olive files; what is found is in the run's report."
-    )
-    save_reference_model_state_dict: bool = Field(
-        False, description="Read from Olive files; the reference stays where it is."
-    )
 
     @model_validator(mode="after")
-    def _no_copy(self) -> OnnxDiscrepancyCheckConfig:
-        if self.save_reference_model_state_dict:
-            raise ValueError(
-                "save_reference_model_state_dict: the reference is not copied into results; leave it out, and find the "
-                "weights at reference_model_path"
-            )
+    def _without_effect(self, info: ValidationInfo) -> OnnxDiscrepancyCheckConfig:
+        """Tell of what is given for inputs, texts or times that there are none of."""
+        if self.calibrated:
+            tell_unused(info, self, ("made_up_num", "shape_kwargs"), "the inputs come from the data that are given")
+        if not self.generates:
+            texts = ("generate_prompt", "generate_max_new_tokens", "time_to_first_n_tokens")
+            tell_unused(info, self, texts, "texts are compared where min_longest_common_tokens is given")
+        if not self.timing_iterations:
+            tell_unused(info, self, ("warmup_iterations",), "calls are timed where timing_iterations is given")
         return self
 
 
@@ -97,8 +94,6 @@ class OnnxDiscrepancyCheck(Pass):
 
     def run(self, model: Model, config: OnnxDiscrepancyCheckConfig, context: PassContext) -> Model:
         """Compare, tell, and judge."""
-        if config.report_output_dir is not None:
-            context.log.warning("%s: report_output_dir: what is found is in the run's report", self.spec.name)
         reference = reference_model(self.spec.name, str(config.reference_model_path), context)
         graph = self._graph(model)
         with (
@@ -183,8 +178,8 @@ class OnnxDiscrepancyCheck(Pass):
                         f"{self.spec.name}: output {name!r} has the shape {list(a.shape)} for input {number}; the "
                         f"reference's {other!r} has {list(b.shape)}"
                     )
-                rows = a.shape[0] if a.ndim else 0
-                for row in range(rows):
+                a, b = np.atleast_1d(a), np.atleast_1d(b)
+                for row in range(len(a)):
                     item = differences(unpadded(a, row, mask), unpadded(b, row, mask))
                     if name not in totals or item.largest > totals[name].largest:
                         worst[name] = number
@@ -211,6 +206,8 @@ class OnnxDiscrepancyCheck(Pass):
 
 def _for_reference(session: Session, batch: Batch) -> Batch:
     """Return what the reference takes of a batch; without earlier tokens there are no keys and values to give it."""
+    import numpy as np
+
     try:
         wanted = session.input_shapes()
     except NotImplementedError:
@@ -218,8 +215,6 @@ def _for_reference(session: Session, batch: Batch) -> Batch:
     if not wanted:
         return {name: value for name, value in batch.items() if not name.startswith(PAST)}
     absent = {name: value for name, value in wanted.items() if name not in batch and name.startswith(PAST)}
-    import numpy as np
-
     none = made_up_batch({name: (shape, np.dtype(kind)) for name, (shape, kind) in absent.items()}, seed=0)
     return {**{name: batch[name] for name in wanted if name in batch}, **none}
 

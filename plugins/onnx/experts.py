@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drupe.core.errors import PassError
+from drupe.plugins.onnx.graphs import replace_name
 from drupe.plugins.onnx.opset import opset_of
 from drupe.plugins.onnx.splitting import inputs_of
 
@@ -27,18 +28,19 @@ class Mixture:
     """One layer's experts.
 
     router: the node that chooses. experts: how many there are. tables: names of the weights whose first axis is the
-    expert. readers: nodes that take the choice on its way to the tables. share: the router's weight of each choice, of
-    the choice's shape; sharers: nodes that take it on its way to the answers. answer: the value that is a sum over
-    experts.
+    expert. lookups: nodes that take from them. readers: nodes that take the choice on its way to the tables. share: the
+    router's weight of each choice, of the choice's shape; sharer: the node that takes it on its way to the answers.
+    answer: the value that is a sum over experts.
     """
 
     router: str
     choice: str
     experts: int
     tables: tuple[str, ...]
+    lookups: tuple[str, ...]
     readers: tuple[str, ...]
     share: str
-    sharers: tuple[str, ...]
+    sharer: str
     answer: str
 
 
@@ -99,15 +101,16 @@ class _Search:
             sides = [name for name in node.input if name in expert_values]
             others = [name for name in node.input if name in shares and name not in expert_values]
             if len(sides) == 1 and len(others) == 1:
-                share, sharers = self._back(others[0], node)
+                share, sharer = self._back(others[0], node)
                 return Mixture(
                     router.name,
                     choice,
                     counts.pop(),
                     tuple(dict.fromkeys(node.input[0] for node in lookups)),
+                    tuple(node.name for node in lookups),
                     tuple(readers),
                     share,
-                    tuple(sharers),
+                    sharer,
                     self._sum(node.output[0]),
                 )
         raise PassError(
@@ -117,13 +120,14 @@ class _Search:
 
     def check_tables(self, mixtures: Sequence[Mixture]) -> None:
         """Raise PassError for a table that is read in another way as well."""
+        lookups = {name for mixture in mixtures for name in mixture.lookups}
         for mixture in mixtures:
             for table in mixture.tables:
                 for node in self._users.get(table, ()):
-                    if node.op_type not in ("Gather", "GatherND"):
+                    if node.name not in lookups:
                         raise PassError(
-                            f"{self._pass}: node {node.name!r} ({node.op_type}) reads {table} as a whole, the experts "
-                            f"of {mixture.router!r}; a rank has only its own"
+                            f"{self._pass}: node {node.name!r} ({node.op_type}) reads {table}, the experts of "
+                            f"{mixture.router!r}, by another choice than theirs; a rank has only its own"
                         )
 
     def _lookups(self, choice: str) -> tuple[list[Any], list[str]]:
@@ -172,12 +176,11 @@ class _Search:
                 stack += new
         return found
 
-    def _back(self, value: str, node: Any) -> tuple[str, list[str]]:
-        """Return the value before all that only shapes it, and the names of the nodes that read it on the way."""
-        reader = node
+    def _back(self, value: str, reader: Any) -> tuple[str, str]:
+        """Return the value before all that only shapes it, and the name of the node that reads it on the way."""
         while (maker := self._makers[value]).op_type in (*_SHAPING, "Cast"):
             value, reader = maker.input[0], maker
-        return value, [reader.name]
+        return value, reader.name
 
     def _sum(self, value: str) -> str:
         """Return the sum that a product of answers goes into, if nothing else reads what is on the way; else itself."""
@@ -232,11 +235,11 @@ def kept_experts(proto: Any, mixtures: Sequence[Mixture], first: int, count: int
         ]
         for node in graph.node:
             if node.name in mixture.readers:
-                _rename(node.input, mixture.choice, own)
-            if node.name in mixture.sharers:
-                _rename(node.input, mixture.share, masked)
+                replace_name(node.input, mixture.choice, own)
+            if node.name == mixture.sharer:
+                replace_name(node.input, mixture.share, masked)
             if mixture.answer in node.output:
-                _rename(node.output, mixture.answer, partial)
+                replace_name(node.output, mixture.answer, partial)
         choices.setdefault(mixture.choice, []).extend(choosing)
         behind.setdefault(mixture.share, []).extend(sharing)
         behind.setdefault(partial, []).extend(adding)
@@ -252,9 +255,3 @@ def kept_experts(proto: Any, mixtures: Sequence[Mixture], first: int, count: int
     if all(entry.domain != "com.microsoft" for entry in ranked.opset_import):
         ranked.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return ranked
-
-
-def _rename(names: Any, old: str, new: str) -> None:
-    for index, name in enumerate(names):
-        if name == old:
-            names[index] = new

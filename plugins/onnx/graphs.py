@@ -20,12 +20,15 @@ __all__ = [
     "external_files",
     "graph_path",
     "graph_paths",
+    "inner_graphs",
     "label_axes",
     "load_graph",
     "name_all_nodes",
     "name_axes",
     "name_nodes",
     "rename_value",
+    "rename_values",
+    "replace_name",
     "save_graph",
     "scrub_graph",
     "unknown_operators",
@@ -112,7 +115,7 @@ def unknown_operators(proto: Any) -> list[tuple[str, str]]:
             domain = "" if node.domain == "ai.onnx" else node.domain
             if (domain, node.op_type) not in known and (node.domain, node.op_type) not in own:
                 found.append((f"{domain}:{node.op_type}" if domain else node.op_type, node.name or node.output[0]))
-            stack.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
+            stack.extend(inner_graphs(node))
     return found
 
 
@@ -134,9 +137,7 @@ def scrub_graph(proto: Any) -> None:
         for node in graph.node:
             node.doc_string = ""
             del node.metadata_props[:]
-            stack.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
-            for attribute in node.attribute:
-                stack.extend(attribute.graphs)
+            stack.extend(inner_graphs(node))
         for values in ("input", "output", "value_info", "initializer"):
             for value in getattr(graph, values, ()):
                 if not isinstance(value, str):
@@ -185,12 +186,40 @@ def rename_value(graph: Any, old: str, new: str) -> None:
                 value.name = new
     for node in graph.node:
         for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                rename_value(inner, old, new)
+            replace_name(names, old, new)
+        for inner in inner_graphs(node):
+            rename_value(inner, old, new)
+
+
+def rename_values(node: Any, names: Mapping[str, str]) -> None:
+    """Give what a node reads and makes other names, old → new, in the graphs inside it too."""
+    for values in (node.input, node.output):
+        for index, value in enumerate(values):
+            values[index] = names.get(value, value)
+    for graph in inner_graphs(node):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        outside = {old: new for old, new in names.items() if old not in own}
+        for inner in graph.node:
+            rename_values(inner, outside)
+        for value in graph.output:
+            value.name = outside.get(value.name, value.name)
+
+
+def inner_graphs(node: Any) -> list[Any]:
+    """Return the graphs inside a node: branches, and bodies of loops."""
+    return [
+        graph
+        for attribute in node.attribute
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
+    ]
+
+
+def replace_name(names: Any, old: str, new: str) -> None:
+    """Give a value another name in the list of what a node reads, or gives."""
+    for index, name in enumerate(names):
+        if name == old:
+            names[index] = new
 
 
 def name_axes(proto: Any, axes: Mapping[str, Mapping[int, str]]) -> None:

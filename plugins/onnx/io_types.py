@@ -14,6 +14,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
+from drupe.plugins.onnx.graphs import inner_graphs, replace_name
 
 __all__ = ["OnnxIODataTypeConverter", "OnnxIODataTypeConverterConfig", "retype"]
 
@@ -121,13 +122,8 @@ def _type_name(number: int) -> str:
 def _rename(graph: Any, old: str, new: str, outward: bool) -> None:
     """Rename a value for the nodes of the graph and those inside them."""
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
+        replace_name(node.input, old, new)
         if outward:
-            for index, name in enumerate(node.output):
-                if name == old:
-                    node.output[index] = new
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _rename(inner, old, new, outward)
+            replace_name(node.output, old, new)
+        for inner in inner_graphs(node):
+            _rename(inner, old, new, outward)

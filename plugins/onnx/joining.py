@@ -21,7 +21,7 @@ def same_opsets(pass_name: str, *protos: Any) -> dict[str, int]:
             domain = "" if entry.domain == "ai.onnx" else entry.domain
             if not domain and found.get(domain, entry.version) != entry.version:
                 raise ConfigError(
-                    f"{pass_name}: the graphs are of operator sets {found[domain]} and {entry.version}; export both "
+                    f"{pass_name}: the graphs are of operator sets {found[domain]} and {entry.version}; export them "
                     "with the same target_opset, or put OnnxOpVersionConversion before it"
                 )
             found[domain] = max(found.get(domain, 0), entry.version)
@@ -35,7 +35,7 @@ def same_functions(pass_name: str, *protos: Any) -> list[Any]:
         for function in proto.functions:
             known = found.setdefault((function.domain, function.name), function)
             if known.SerializeToString(deterministic=True) != function.SerializeToString(deterministic=True):
-                raise ConfigError(f"{pass_name}: both graphs have a function {function.name}, and they differ")
+                raise ConfigError(f"{pass_name}: two graphs have a function {function.name}, and they differ")
     return list(found.values())
 
 

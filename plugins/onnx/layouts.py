@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from drupe.plugins.onnx.graphs import rename_value
+from drupe.plugins.onnx.graphs import inner_graphs, rename_value, replace_name
 from drupe.plugins.onnx.opset import opset_of
 from drupe.plugins.onnx.splitting import inputs_of
 
@@ -73,9 +73,8 @@ def fold_transpose(proto: Any, transpose: Any) -> str | None:
 def _all_nodes(graph: Any) -> Iterator[Any]:
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _all_nodes(inner)
+        for inner in inner_graphs(node):
+            yield from _all_nodes(inner)
 
 
 def _is_output(proto: Any, name: str) -> bool:
@@ -140,7 +139,7 @@ def _skip(proto: Any, transpose: Any, chain: list[Any], output: str, back: Any) 
     if first is None or last is None:
         proto.graph.node.insert(place, helper.make_node("Identity", [source], [output], back.name))
     else:
-        _replace_input(first, transpose.output[0], source)
+        replace_name(first.input, transpose.output[0], source)
         last.output[0] = output
     proto.graph.node.remove(transpose)
 
@@ -186,7 +185,7 @@ def _into_kernel(proto: Any, transpose: Any, chain: list[Any], conv: Any) -> Non
     source, turned = transpose.input[0], transpose.output[0]
     _forget_shapes(proto, [turned, *(node.output[0] for node, _ in chain)])
     if chain:
-        _replace_input(chain[0][0], turned, source)
+        replace_name(chain[0][0].input, turned, source)
         source = chain[-1][0].output[0]
     rows, seen = _free_name(proto, f"{source}_rows"), _free_name(proto, f"{source}_plane")
     width = next(value for value in proto.graph.input if value.name == transpose.input[0]).type.tensor_type.shape.dim[2]
@@ -210,12 +209,6 @@ def _into_kernel(proto: Any, transpose: Any, chain: list[Any], conv: Any) -> Non
         proto.graph.node.insert(place + offset, node)
     conv.input[0] = seen
     proto.graph.node.remove(transpose)
-
-
-def _replace_input(node: Any, old: str, new: str) -> None:
-    for index, name in enumerate(node.input):
-        if name == old:
-            node.input[index] = new
 
 
 def _forget_shapes(proto: Any, names: list[str]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from drupe.plugins.metrics.made_up import NONE, made_up_inputs
 from drupe.plugins.onnx.calibration import PAST
 
 if TYPE_CHECKING:
@@ -13,43 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["made_up_batch", "table_sizes"]
 
-_LENGTH = 32
-"""Length of made-up sequences."""
-_NONE: Mapping[str, int] = MappingProxyType({})
-
 
 def made_up_batch(
     inputs: Mapping[str, tuple[tuple[int | str, ...], Any]],
     *,
     seed: int,
     batch_size: int = 1,
-    lengths: Mapping[str, int] = _NONE,
-    below: Mapping[str, int] = _NONE,
+    lengths: Mapping[str, int] = NONE,
+    below: Mapping[str, int] = NONE,
 ) -> dict[str, np.ndarray]:
-    """Return input name → array of a graph's inputs.
-
-    inputs: name → (shape, dtype), axes of no fixed length by name. lengths: of named axes; the first axis is the batch,
-    keys and values of earlier tokens have none, others 32. below: integers of an input are less than this (2).
-    """
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    batch = {}
-    for name, (shape, dtype) in inputs.items():
-        past = name.startswith(PAST)
-        sizes = [
-            size if isinstance(size, int) else lengths.get(size, batch_size if axis == 0 else 0 if past else _LENGTH)
-            for axis, size in enumerate(shape)
-        ]
-        if "mask" in name:
-            batch[name] = np.ones(sizes, dtype)
-        elif np.issubdtype(dtype, np.floating):
-            batch[name] = random.standard_normal(sizes).astype(dtype)
-        elif name == "position_ids":
-            batch[name] = np.broadcast_to(np.arange(sizes[-1]), sizes).astype(dtype)
-        else:
-            batch[name] = random.integers(0, below.get(name, 2), sizes).astype(dtype)
-    return batch
+    """Return input name → array of a graph's inputs at its first step, with no earlier tokens. See made_up_inputs."""
+    return made_up_inputs(inputs, seed=seed, batch_size=batch_size, lengths=lengths, below=below, past=PAST)
 
 
 def table_sizes(proto: Any) -> dict[str, int]:

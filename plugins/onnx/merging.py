@@ -12,7 +12,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.decoding import PAST, USE_CACHE
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_loads
-from drupe.plugins.onnx.graphs import companions, external_files, graph_paths, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import companions, external_files, graph_paths, inner_graphs, save_graph, scrub_graph
 from drupe.plugins.onnx.joining import content_of, same_functions, same_opsets
 
 __all__ = ["OptimumMerging", "OptimumMergingConfig", "merged"]
@@ -223,6 +223,4 @@ def _rename(graph: Any, new: Callable[[str], str]) -> None:
                 renamed = [new(name) if name else name for name in names]
                 del names[:]
                 names.extend(renamed)
-            for attribute in node.attribute:
-                stack.extend([attribute.g] if attribute.HasField("g") else [])
-                stack.extend(attribute.graphs)
+            stack.extend(inner_graphs(node))

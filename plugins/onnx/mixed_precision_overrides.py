@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from drupe.core.accelerators import Accelerator
-from drupe.core.config import FileRef, FloatRange, PassConfig, searchable
+from drupe.core.config import FileRef, FloatRange, PassConfig, searchable, tell_unused
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
@@ -30,6 +30,9 @@ from drupe.plugins.onnx.tensor_overrides import (
 )
 
 __all__ = ["MixedPrecisionOverrides", "MixedPrecisionOverridesConfig"]
+
+_OF_MEASURING = ("ratio", "wide_type", "sensitivity_samples", "max_calibration_samples", "op_types_to_quantize")
+"""Fields that say how tensors are found."""
 
 
 class MixedPrecisionOverridesConfig(CalibrationConfig):
@@ -67,7 +70,7 @@ class MixedPrecisionOverridesConfig(CalibrationConfig):
         return values
 
     @model_validator(mode="after")
-    def _one_way(self) -> MixedPrecisionOverridesConfig:
+    def _one_way(self, info: ValidationInfo) -> MixedPrecisionOverridesConfig:
         told = [self.overrides_config is not None, self.overrides is not None, self.calibrated]
         if sum(told) != 1:
             raise ValueError(
@@ -79,6 +82,8 @@ class MixedPrecisionOverridesConfig(CalibrationConfig):
                 plain_type(value)
             except ValueError as error:
                 raise ValueError(f"overrides_config: {name}: {error}") from None
+        if not self.calibrated:
+            tell_unused(info, self, _OF_MEASURING, "the tensors are given, and nothing is measured")
         return self
 
 

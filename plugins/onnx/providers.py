@@ -50,7 +50,13 @@ def make_available(provider: str, device: str) -> Any:
             raise ProviderAbsent(
                 f"this onnxruntime has no {provider}; it has {', '.join(ort.get_available_providers())}{how}"
             )
-        ort.register_execution_provider_library(provider, library)
+        try:
+            ort.register_execution_provider_library(provider, library)
+        except Exception as error:
+            raise ProviderAbsent(
+                f"ONNX Runtime {ort.__version__} can't load the library of {provider}: {str(error).strip()}; install "
+                "versions of both that go together"
+            ) from error
         found = _devices(provider)
     if not found:
         shown = {f"{item.device.type.name} of {item.device.vendor}" for item in ort.get_ep_devices()}
@@ -101,10 +107,9 @@ def with_defaults(provider: str, options: Mapping[str, Any], device: str) -> dic
 
 
 def add_provider(settings: Any, provider: str, options: Mapping[str, Any], device: str) -> None:
-    """Add a provider to session options. Raises ProviderAbsent."""
-    full = with_defaults(provider, options, device)
+    """Add a provider to session options, with what with_defaults returns. Raises ProviderAbsent."""
     found = make_available(provider, device)
     if found is None:
-        settings.add_provider(provider, full)
+        settings.add_provider(provider, dict(options))
     else:
-        settings.add_provider_for_devices([found], full)
+        settings.add_provider_for_devices([found], dict(options))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from drupe.core.errors import PassError
+from drupe.plugins.onnx.graphs import rename_values
 from drupe.plugins.onnx.joining import content_of
 from drupe.plugins.onnx.splitting import inputs_of
 
@@ -49,7 +50,7 @@ def joined_ranks(name: str, protos: Sequence[Any]) -> Any:
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
             copy.name = f"rank{rank}/{node.name}"
-            _renamed(copy, names)
+            rename_values(copy, names)
             if node.domain == "com.microsoft" and node.op_type == "AllReduce":
                 if rank == 0:
                     partials.append([])
@@ -77,22 +78,6 @@ def _shared(protos: Sequence[Any]) -> set[str]:
         there = {tensor.name: content_of(tensor) for tensor in proto.graph.initializer}
         known = {name: content for name, content in known.items() if there.get(name) == content}
     return set(known)
-
-
-def _renamed(node: Any, names: Mapping[str, str]) -> None:
-    """Give what a node reads and makes other names, in the graphs inside it too."""
-    for values in (node.input, node.output):
-        for index, value in enumerate(values):
-            values[index] = names.get(value, value)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            own = {value.name for value in (*graph.input, *graph.initializer)}
-            own |= {name for inner in graph.node for name in inner.output}
-            outside = {old: new for old, new in names.items() if old not in own}
-            for inner in graph.node:
-                _renamed(inner, outside)
-            for value in graph.output:
-                value.name = outside.get(value.name, value.name)
 
 
 def _in_order(nodes: Sequence[Any]) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
+from drupe.plugins.metrics.differences import differences
 from drupe.plugins.onnx.calibration import graph_inputs
 from drupe.plugins.onnx.made_up import made_up_batch, table_sizes
 
@@ -42,17 +43,12 @@ def differences_by_output(
     mask = batch.get("attention_mask")
     found = {}
     for name, ours in _outputs(pass_name, model, result, batch).items():
-        a, b = (_unpadded(np.asarray(value), mask) for value in (ours, theirs[name]))
+        a, b = (_unpadded(np.atleast_1d(value), mask) for value in (ours, theirs[name]))
         if a.shape != b.shape:
             raise PassError(f"{pass_name}: output {name!r} has the shape {a.shape}; the source's is {b.shape}")
-        wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
-        known = np.abs(wide_b[np.isfinite(wide_b)])
-        scale = float(known.max(initial=0.0)) or 1.0
-        same = (wide_a == wide_b) | (np.isnan(wide_a) & np.isnan(wide_b))
-        with np.errstate(invalid="ignore"):
-            errors = np.where(same, 0.0, np.abs(wide_a - wide_b))
-        errors = np.where(np.isnan(errors), np.inf, errors)
-        found[name] = (float(errors.max(initial=0.0)) / scale, b.dtype)
+        wide = b.astype(np.float64)
+        scale = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0)) or 1.0
+        found[name] = (differences(a, wide).largest / scale, b.dtype)
     return found
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
+from drupe.plugins.onnx.graphs import inner_graphs, rename_values
+from drupe.plugins.onnx.joining import same_functions, same_opsets
 
 __all__ = ["assign_nodes", "composed", "inputs_of", "pieces"]
 
@@ -61,12 +63,11 @@ def _of_module(name: str, assignments: Mapping[str, int]) -> int | None:
 def inputs_of(node: Any) -> Iterator[str]:
     """Yield the values that a node reads, those that graphs inside it take from around them as well."""
     yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            inside = {value.name for value in (*graph.input, *graph.initializer)}
-            inside |= {name for inner in graph.node for name in inner.output}
-            yield from (name for inner in graph.node for name in inputs_of(inner) if name not in inside)
-            yield from (value.name for value in graph.output if value.name not in inside)
+    for graph in inner_graphs(node):
+        inside = {value.name for value in (*graph.input, *graph.initializer)}
+        inside |= {name for inner in graph.node for name in inner.output}
+        yield from (name for inner in graph.node for name in inputs_of(inner) if name not in inside)
+        yield from (value.name for value in graph.output if value.name not in inside)
 
 
 def pieces(proto: Any, places: Sequence[int], scratch: Path) -> list[Any]:
@@ -161,9 +162,9 @@ def composed(pass_name: str, models: Mapping[str, Any], kept: Sequence[str]) -> 
     nodes: list[Any] = []
     taken: set[str] = set()
     used: set[str] = set()
-    functions: dict[tuple[str, str], Any] = {}
     types: dict[str, Any] = {}
-    opsets = _opsets(pass_name, models)
+    functions = same_functions(pass_name, *models.values())
+    opsets = [helper.make_opsetid(*entry) for entry in same_opsets(pass_name, *models.values()).items()]
     for title, model in models.items():
         graph = model.graph
         own = {tensor.name for tensor in graph.initializer}
@@ -188,14 +189,13 @@ def composed(pass_name: str, models: Mapping[str, Any], kept: Sequence[str]) -> 
             tensor.name = renamed.get(tensor.name, tensor.name)
             weights.setdefault(tensor.name, tensor)
         for node in graph.node:
-            _rename(node, renamed)
+            rename_values(node, renamed)
             nodes.append(node)
             taken.update(node.output)
         outputs.update({value.name: value for value in graph.output})
         for value in graph.value_info:
             value.name = renamed.get(value.name, value.name)
             types[value.name] = value
-        functions.update({(f.domain, f.name): f for f in model.functions})
     for number, node in enumerate(_doubles(nodes)):
         node.name = f"{node.name}_{number}"
     order = {name: place for place, name in enumerate(kept)}
@@ -209,23 +209,8 @@ def composed(pass_name: str, models: Mapping[str, Any], kept: Sequence[str]) -> 
     graph = helper.make_graph(nodes, "composed", list(inputs.values()), last, list(weights.values()), value_info=told)
     version = max(model.ir_version for model in models.values())
     result = helper.make_model(graph, opset_imports=opsets, ir_version=version)
-    result.functions.extend(functions.values())
+    result.functions.extend(functions)
     return result
-
-
-def _opsets(pass_name: str, models: Mapping[str, Any]) -> list[Any]:
-    from onnx import helper
-
-    found: dict[str, tuple[int, str]] = {}
-    for title, model in models.items():
-        for item in model.opset_import:
-            version, first = found.setdefault(item.domain, (item.version, title))
-            if version != item.version:
-                raise ConfigError(
-                    f"{pass_name}: {first} has version {version} of the operators {item.domain or 'ai.onnx'}, and "
-                    f"{title} has {item.version}; put OnnxOpVersionConversion before it"
-                )
-    return [helper.make_opsetid(domain, version) for domain, (version, _) in found.items()]
 
 
 def _renamed(title: str, graph: Any, fixed: set[str], taken: set[str], weights: Mapping[str, Any]) -> dict[str, str]:
@@ -241,18 +226,6 @@ def _renamed(title: str, graph: Any, fixed: set[str], taken: set[str], weights: 
             if name and name not in fixed and (name in taken or name in weights):
                 renamed[name] = f"{title}/{name}"
     return renamed
-
-
-def _rename(node: Any, renamed: Mapping[str, str]) -> None:
-    if not renamed:
-        return
-    for names in (node.input, node.output):
-        for place, name in enumerate(names):
-            names[place] = renamed.get(name, name)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for inner in graph.node:
-                _rename(inner, renamed)
 
 
 def _doubles(nodes: Sequence[Any]) -> Iterator[Any]:

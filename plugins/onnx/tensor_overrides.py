@@ -12,7 +12,7 @@ from typing import Any
 
 from drupe.core.errors import ConfigError
 from drupe.core.model import ModelInfo
-from drupe.plugins.onnx.graphs import name_all_nodes
+from drupe.plugins.onnx.graphs import name_all_nodes, replace_name
 
 __all__ = [
     "ATTRIBUTE",
@@ -114,8 +114,7 @@ def fit_weights(proto: Any, types: Mapping[str, str], operators: Sequence[str]) 
             copy.name = f"{name}_{kind}"
             graph.initializer.append(copy)
             for node in nodes:
-                for index, taken in enumerate(node.input):
-                    node.input[index] = copy.name if taken == name else taken
+                replace_name(node.input, name, copy.name)
             result[copy.name] = kind
             copies.append(copy.name)
     return result, copies

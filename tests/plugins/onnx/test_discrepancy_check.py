@@ -12,15 +12,18 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import numpy_helper
 from pydantic import ValidationError
 
+from drupe.core.cli.validate import validate
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.discrepancy_check import OnnxDiscrepancyCheckConfig
 from drupe.testing import PassContract, make_context, tiny_causal_lm, tiny_encoder, tiny_onnx_mlp
 from tests.plugins.onnx.graphs import CPU, proto_of, run_pass, saved
+from tests.support.workflows import write_workflow
 
 ROWS = np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32)
 
@@ -68,6 +71,16 @@ def test_what_is_equal_goes_on_as_it_came(tmp_path: Path) -> None:
     result, found = check(source, source.folder, tmp_path / "job", data_config="d", max_mae=0.0, min_cosine=0.9999)
     assert result.digest == source.digest and found["failures"] == [] and found["inputs"] == 6
     assert found["outputs"]["logits"]["max_error"] == 0.0 and found["outputs"]["logits"]["elements"] == 18
+
+
+def test_one_number_is_compared_too(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3] x) => (float sum) { some = Mul (x, factor)  sum = ReduceSum <keepdims = 0> (some) }"""
+    ours, theirs = (
+        saved(tmp_path / str(factor), text, {"factor": np.array(factor, np.float32)}) for factor in (1.0, 3.0)
+    )
+    with pytest.raises(PassError, match=r"max_mae: .* \(output sum, worst for input \d\)"):
+        check(ours, theirs.folder, tmp_path / "job", max_mae=0.1)
 
 
 def test_errors_are_counted(tmp_path: Path) -> None:
@@ -163,10 +176,41 @@ def test_bad_references_are_named(tmp_path: Path) -> None:
         check(source, tmp_path / "empty", tmp_path / "b")
     with pytest.raises(ConfigError, match="the reference can't generate; leave min_longest_common_tokens out"):
         check(source, source.folder, tmp_path / "c", min_longest_common_tokens=1)
-    with pytest.raises(ValidationError, match="the reference is not copied into results"):
-        OnnxDiscrepancyCheckConfig(reference_model_path="m", save_reference_model_state_dict=True)
     with pytest.raises(ValidationError, match="reference_model_path"):
         OnnxDiscrepancyCheckConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "unused"),
+    [
+        ({"data_config": "d", "made_up_num": 2}, ["made_up_num"]),
+        ({"made_up_num": 2, "shape_kwargs": {"n": 3}}, []),
+        ({"generate_prompt": "Once", "warmup_iterations": 1}, ["generate_prompt", "warmup_iterations"]),
+        ({"generate_prompt": "Once", "min_longest_common_tokens": 1}, []),
+    ],
+)
+def test_what_has_no_effect_is_told(values: dict[str, Any], unused: list[str]) -> None:
+    notices: list[str] = []
+    values = {"reference_model_path": "m", **values}
+    OnnxDiscrepancyCheckConfig.model_validate(values, context={"notices": notices})
+    assert [notice.split()[0] for notice in notices] == unused
+
+
+def test_keys_of_olive_files_without_effect_are_told_before_work(tmp_path: Path) -> None:
+    source = tiny_onnx_mlp(tmp_path / "m")
+    document = {
+        "input_model": {"type": "ONNXModel", "model_path": str(source.folder / "model.onnx")},
+        "passes": {
+            "check": {"type": "OnnxDiscrepancyCheck", "reference_model_path": str(source.folder),
+                      "warmup_iterations": 1, "report_output_dir": "x"},
+            "tune": {"type": "OrtSessionParamsTuning", "disable_force_evaluate_ep_param": True},
+        },
+        "output_dir": str(tmp_path / "out"),
+    }  # fmt: skip
+    told = CliRunner().invoke(validate, [str(write_workflow(tmp_path, document))])
+    assert told.exit_code == 0, told.output
+    for key in ("check.report_output_dir", "check: warmup_iterations has no effect", "tune.disable_force_evaluate"):
+        assert f"passes.{key}" in told.output
 
 
 def test_pickled_weights_need_consent(tmp_path: Path) -> None:

@@ -6,10 +6,8 @@ Qualcomm's package compiles for its chips on any x86 machine, and runs there wha
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-import drupe as drupe_package
 from drupe.core.accelerators import Accelerator
 from drupe.core.cli.plan import plan as plan_command
 from drupe.core.cli.validate import validate
@@ -27,10 +24,12 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import ModelInfo
 from drupe.core.registry import get_registry
 from drupe.core.requirements import installed_version
+from drupe.plugins.onnx import providers
 from drupe.plugins.onnx.ep_context import EPContextConfig
 from drupe.plugins.onnx.providers import ProviderAbsent, make_available
 from drupe.testing import tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, run_pass, saved
+from tests.support.environments import environment_with
 from tests.support.real_runs import noted_from
 from tests.support.vision import digits
 from tests.support.workflows import drupe, write_workflow
@@ -75,6 +74,16 @@ def test_a_plan_says_for_which_provider_the_result_is() -> None:
 
 def test_a_provider_that_is_not_here_is_told_with_its_package() -> None:
     with pytest.raises(ProviderAbsent, match=r"this onnxruntime has no VitisAIExecutionProvider; it has .*CPU"):
+        make_available("VitisAIExecutionProvider", "npu")
+
+
+def test_a_library_that_does_not_load_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "libprovider.so"
+    library.write_text("no library")
+    monkeypatch.setattr(providers, "library_of", lambda _: str(library))
+    with pytest.raises(
+        ProviderAbsent, match=r"can't load the library of VitisAIExecutionProvider: .*; install versions"
+    ):
         make_available("VitisAIExecutionProvider", "npu")
 
 
@@ -126,24 +135,9 @@ def test_a_workflow_says_which_package_its_target_lacks(tmp_path: Path) -> None:
     assert list((tmp_path / "there").rglob("*_ctx.onnx")) == []
 
 
-def made(folder: Path, package: str) -> Path:
-    """An environment with one package in front of this one's other libraries."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-input", package]
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean, timeout=300)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        pytest.skip(f"{package} can't be installed here: {errors[-1] if errors else done.returncode}")
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    ours = Path(drupe_package.__path__[0]).parent
-    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ours}\n")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def qnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("qnn") / "environment", "onnxruntime-qnn~=2.7")
+    return environment_with(tmp_path_factory.mktemp("qnn") / "environment", "onnxruntime-qnn~=2.7")
 
 
 def python(environment: Path, script: str, *arguments: Path | str) -> Any:
@@ -161,18 +155,8 @@ ort.register_execution_provider_library("QNNExecutionProvider", qnn.get_library_
 device = next(d for d in ort.get_ep_devices() if d.ep_name == "QNNExecutionProvider")
 settings = ort.SessionOptions()
 settings.add_provider_for_devices([device], {"backend_type": "htp"})
-x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 16)
-print(json.dumps(ort.InferenceSession(sys.argv[1], settings).run(None, {"x": x})[0].tolist()))
-"""
-CLASSES = """
-import json, sys
-import numpy as np, onnxruntime as ort, onnxruntime_qnn as qnn
-ort.register_execution_provider_library("QNNExecutionProvider", qnn.get_library_path())
-device = next(d for d in ort.get_ep_devices() if d.ep_name == "QNNExecutionProvider")
-settings = ort.SessionOptions()
-settings.add_provider_for_devices([device], {"backend_type": "htp"})
-pictures = np.load(sys.argv[2])
-print(json.dumps(ort.InferenceSession(sys.argv[1], settings).run(None, {"pixel_values": pictures})[0].tolist()))
+session = ort.InferenceSession(sys.argv[1], settings)
+print(json.dumps(session.run(None, {session.get_inputs()[0].name: np.load(sys.argv[2])})[0].tolist()))
 """
 SAY = """
 import json, sys
@@ -191,6 +175,13 @@ for prompt in json.loads(sys.argv[2]):
         said[-1].append(int(generator.get_next_tokens()[0]))
 print(json.dumps(said))
 """
+
+
+def answered(environment: Path, graph: Path, batch: np.ndarray) -> np.ndarray:
+    """What ONNX Runtime with Qualcomm's provider makes of a batch for a graph of one input."""
+    file = graph.parent.parent / "batch.npy"
+    np.save(file, batch)
+    return np.array(python(environment, RUN, graph, file))
 
 
 def compiled_nodes(path: Path) -> list[Any]:
@@ -214,7 +205,7 @@ def test_a_graph_compiled_for_qualcomms_chips_answers_as_its_source(qnn: Path, t
     (graph,) = (tmp_path / "out").rglob("model_ctx.onnx")
     (node,) = compiled_nodes(graph)
     assert (node["source"], node["embed_mode"]) == (b"QNNExecutionProvider", 1)
-    np.testing.assert_allclose(python(qnn, RUN, graph), np.maximum(X @ WEIGHT, 0), atol=1e-2)
+    np.testing.assert_allclose(answered(qnn, graph, X), np.maximum(X @ WEIGHT, 0), atol=1e-2)
 
 
 @pytest.mark.slow
@@ -226,7 +217,6 @@ def test_a_network_that_knows_digits_knows_them_when_compiled(
     from transformers import AutoModelForImageClassification
 
     pictures = digits(32, 3)[0][-20:]
-    np.save(tmp_path / "pictures.npy", pictures)
     model = {"type": "HfModel", "model_path": str(digits_resnet_dir), "task": "image-classification"}
     passes = {
         "export": {"type": "OnnxConversion", "use_dynamo_exporter": False, "target_opset": 17},
@@ -242,7 +232,7 @@ def test_a_network_that_knows_digits_knows_them_when_compiled(
     source = AutoModelForImageClassification.from_pretrained(digits_resnet_dir).eval()
     with torch.inference_mode():
         expected = source(pixel_values=torch.from_numpy(pictures)).logits.numpy()
-    found = np.array(python(qnn, CLASSES, graph, tmp_path / "pictures.npy"))
+    found = answered(qnn, graph, pictures)
     assert (found.argmax(1) == expected.argmax(1)).all() and len(set(expected.argmax(1))) > 5
     np.testing.assert_allclose(found, expected, atol=0.05)
 
@@ -261,7 +251,7 @@ def test_graphs_in_a_row_are_compiled_each_and_put_together(qnn: Path, tmp_path:
     assert sorted(path.name for path in graph.parent.glob("*.bin")) == ["first_ctx_qnn.bin", "second_ctx_qnn.bin"]
     assert len(compiled_nodes(graph)) == 2
     expected = np.maximum(np.maximum(X @ WEIGHT, 0) @ WEIGHT[:8], 0)
-    np.testing.assert_allclose(python(qnn, RUN, graph), expected, atol=5e-2)
+    np.testing.assert_allclose(answered(qnn, graph, X), expected, atol=5e-2)
 
 
 @pytest.mark.slow
@@ -310,7 +300,7 @@ def test_a_decoder_goes_the_way_of_the_public_workflows(qnn: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_what_openvino_compiles_for_a_processor_opens_or_is_no_success(tmp_path: Path) -> None:
     """The package's releases so far compile, and lack what reads the result again."""
-    environment = made(tmp_path / "environment", "onnxruntime-openvino~=1.24.1")
+    environment = environment_with(tmp_path / "environment", "onnxruntime-openvino~=1.24.1")
     saved(tmp_path / "model", DENSE, {"w": WEIGHT}, check=False)
     model = {"type": "ONNXModel", "model_path": str(tmp_path / "model"), "onnx_file_name": "model.onnx"}
     target = system(environment, "OpenVINOExecutionProvider", "cpu")

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from pydantic import ValidationError
 
@@ -20,7 +19,8 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.plugins.onnx.mixed_precision_overrides import MixedPrecisionOverridesConfig
 from drupe.testing import PassContract, make_context, tiny_onnx_mlp
-from tests.plugins.onnx.graphs import CPU, answers, cosine, proto_of, run_pass, saved
+from tests.plugins.onnx.graphs import CPU, answers, proto_of, run_pass, saved
+from tests.plugins.real_models import Sentences
 
 RANDOM = np.random.default_rng(7)
 ROWS = RANDOM.normal(size=(24, 16)).astype(np.float32)
@@ -158,6 +158,15 @@ def test_bad_configs_are_told_before_work(config: dict[str, Any], message: str) 
         MixedPrecisionOverridesConfig.model_validate(config)
 
 
+def test_what_has_no_effect_beside_given_tensors_is_told() -> None:
+    notices: list[str] = []
+    given = {"overrides_config": {"h": "int16"}, "ratio": 0.2}
+    MixedPrecisionOverridesConfig.model_validate(given, context={"notices": notices})
+    assert notices == ["ratio has no effect: the tensors are given, and nothing is measured"]
+    MixedPrecisionOverridesConfig.model_validate({"data_config": "d", "ratio": 0.2}, context={"notices": notices})
+    assert len(notices) == 1
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     source = spiked(tmp_path / "m")
     with pytest.raises(ConfigError, match=r"no tensor 'shft' \(did you mean 'shift'\?\)"):
@@ -228,13 +237,6 @@ def test_sentences_come_back_with_few_activations_of_16_bits(minilm_dir: Path, t
     mixed, _ = run("OnnxStaticQuantization", noted, tmp_path / "b", data, data_config="d")
     others = ["A boat departed from the quay at sunrise.", "The central bank changed its policy."]
     batch = dict(tokenizer(others, padding=True, return_tensors="np"))
-    kept = batch["attention_mask"][..., None]
-
-    def embeddings(graph: Model) -> np.ndarray:
-        session = ort.InferenceSession(str(graph.folder / "model.onnx"), providers=["CPUExecutionProvider"])
-        states = session.run(["last_hidden_state"], batch)[0]
-        pooled: np.ndarray = (states * kept).sum(1) / kept.sum(1)
-        return pooled
-
+    ours, theirs = (Sentences.of(batch, answers(graph, batch)[0]) for graph in (mixed, source))
     # Measured: 0.962 and 0.918; with 8 bits everywhere 0.818 and 0.805, with 16 everywhere 0.971 and 0.943.
-    assert all(cosine(a, b) > 0.9 for a, b in zip(embeddings(mixed), embeddings(source), strict=True))
+    assert ours.cosines(theirs).min() > 0.9

@@ -237,7 +237,9 @@ def test_shares_that_are_looked_up_by_the_choice(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (("table = Gather (down, ids)", "table = Gather (down, ids)\n  all = ReduceSum (down)"),
-         r"node 'ReduceSum_\d+' \(ReduceSum\) reads down as a whole, the experts of 'TopK_2'"),
+         r"node 'ReduceSum_\d+' \(ReduceSum\) reads down, the experts of 'TopK_2', by another choice"),
+        (("table = Gather (down, ids)", "zero = Constant <value_int = 0> ()\n  all = Gather (down, zero)\n"
+          "  table = Gather (down, ids)"), r"node 'Gather_\d+' \(Gather\) reads down, the experts of 'TopK_2'"),
         (("said = Mul (flat, tall)", "said = Add (flat, tall)"), "'TopK_2' chooses experts, and no product"),
     ],
 )  # fmt: skip

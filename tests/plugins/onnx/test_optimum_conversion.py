@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,6 @@ import onnxruntime as ort
 import pytest
 from pydantic import ValidationError
 
-import drupe as drupe_package
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
@@ -25,6 +20,7 @@ from drupe.plugins.onnx.optimum_conversion import OptimumConversionConfig
 from drupe.testing import tiny_causal_lm
 from tests.plugins.onnx.test_past import generated, greedy
 from tests.plugins.real_models import Sentences
+from tests.support.environments import environment_with
 from tests.support.real_runs import noted_from
 from tests.support.workflows import drupe, write_workflow
 
@@ -153,30 +149,11 @@ def test_a_host_without_optimum_is_told_with_the_lines_that_help(tmp_path: Path)
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with Optimum and its own transformers in front of this one's other libraries.
-
-    Only what differs is installed: torch alone would take minutes.
-    """
-    folder = tmp_path_factory.mktemp("optimum") / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    """An environment with Optimum and its own transformers."""
     wanted = ["optimum-onnx>=0.1", "optimum~=2.1.0", "transformers<4.58", "tokenizers<0.23", "huggingface-hub<1.0"]
-    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-input", *wanted]
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean, timeout=300)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        pytest.skip(f"Optimum can't be installed here: {errors[-1] if errors else done.returncode}")
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    # Lines of the other environment's own .pth files are not followed: an editable Drupe is named as well.
-    ours = Path(drupe_package.__path__[0]).parent
-    # Optimum uses sentence-transformers where it finds it, and the one there is for transformers 5.
-    others = folder / "others"
-    others.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if not entry.name.startswith("sentence_transformers"):
-            (others / entry.name).symlink_to(entry)
-    (site / "others.pth").write_text(f"{others}\n{ours}\n")
-    return folder
+    folder = tmp_path_factory.mktemp("optimum") / "environment"
+    # Optimum uses sentence-transformers where it finds it, and the one here is for transformers 5.
+    return environment_with(folder, *wanted, hidden="sentence_transformers")
 
 
 @pytest.mark.slow

@@ -7,20 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.testing import PassContract, make_context, tiny_causal_lm, tiny_encoder, tiny_onnx_mlp
-from tests.plugins.onnx.graphs import CPU, answers, cosine, kinds, run_pass, saved
-
-SENTENCES = [
-    "The ship left the harbour before dawn.",
-    "A vessel sailed out of port early in the morning.",
-    "Interest rates were raised by a quarter of a point.",
-    "He forgot to water the plants.",
-]
+from tests.plugins.onnx.graphs import CPU, answers, kinds, run_pass, saved
+from tests.plugins.real_models import Sentences
 
 
 class TestOnnxScriptFusion(PassContract):
@@ -106,23 +99,10 @@ def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.real_run("OnnxScriptFusion")
-def test_sentences_stay_where_they_were(minilm_dir: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    model = Model.from_dir("hf", minilm_dir, {"task": "feature-extraction", "dtype": "float32"})
-    source = run_pass("OnnxConversion", model, tmp_path / "export")
+def test_sentences_stay_where_they_were(minilm: Model, sentences: Sentences, tmp_path: Path) -> None:
+    source = run_pass("OnnxConversion", minilm, tmp_path / "export")
     context = make_context(tmp_path / "job", accelerator=CPU)
     result = run_pass("OnnxScriptFusion", source, tmp_path, context=context)
     assert context.report["fusions"]["attention"] == 6 and context.report["operators"]["BiasGelu"] == 6
-    batch = dict(AutoTokenizer.from_pretrained(minilm_dir)(SENTENCES, padding=True, return_tensors="np"))
-    kept = batch["attention_mask"][..., None]
-
-    def embeddings(graph: Model) -> np.ndarray:
-        session = ort.InferenceSession(str(graph.folder / "model.onnx"), providers=["CPUExecutionProvider"])
-        states = session.run(["last_hidden_state"], batch)[0]
-        pooled: np.ndarray = (states * kept).sum(1) / kept.sum(1)
-        return pooled
-
-    ours, theirs = embeddings(result), embeddings(source)
-    assert all(cosine(a, b) > 0.99999 for a, b in zip(ours, theirs, strict=True))
-    assert cosine(ours[0], ours[1]) > 0.5 > cosine(ours[0], ours[2])
+    found = sentences.again(answers(result, sentences.batch)[0])
+    assert found.cosines(sentences).min() > 0.99999 and found.found() == len(sentences.embeddings)

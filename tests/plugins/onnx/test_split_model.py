@@ -206,6 +206,18 @@ def test_an_input_model_of_several_files(tmp_path: Path) -> None:
             )
 
 
+def test_functions_of_one_name_that_differ_are_told(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+    g (float[n, 4] {given}) => (float[n, 4] {made}) {{ {made} = own.Twist ({given}) }}
+    <domain: "own", opset_import: ["" : 17]> Twist (a) => (b) {{ b = {kind} (a) }}"""
+    for name, given, made, kind in (("first", "x", "y", "Neg"), ("second", "y", "z", "Abs")):
+        saved(tmp_path / "m" / name, text.format(given=given, made=made, kind=kind))
+    components = [{"name": name, "file": f"{name}/model.onnx"} for name in ("first", "second")]
+    both = Model.from_dir("composite", tmp_path / "m", {"components": components})
+    with pytest.raises(ConfigError, match="two graphs have a function Twist, and they differ"):
+        run_pass("ComposeOnnxModels", both, tmp_path / "job")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

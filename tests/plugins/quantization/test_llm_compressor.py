@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from drupe.plugins.quantization.compressor.schemes import SCHEMES
 from drupe.testing import tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU
 from tests.plugins.quantization.measuring import measured_workflow
+from tests.support.environments import environment_with
 from tests.support.real_runs import noted_elsewhere
 from tests.support.workflows import drupe
 
@@ -148,23 +147,9 @@ def test_a_host_without_the_library_is_told_with_the_lines_that_help(tmp_path: P
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with llmcompressor and its own transformers in front of this one's other libraries.
-
-    Only what differs is installed, as pip sees it: torch alone would take minutes.
-    """
+    """An environment with llmcompressor and its own transformers."""
     folder = tmp_path_factory.mktemp("llmcompressor") / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    (site,) = (folder / "lib").glob("python*/site-packages")
-    # Lines of the other environment's own .pth files are not followed: an editable Drupe is named as well.
-    ours = Path(drupe_package.__path__[0]).parent
-    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ours}\n")
-    command = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-input", "llmcompressor>=0.14"]
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean, timeout=400)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        pytest.skip(f"llmcompressor can't be installed here: {errors[-1] if errors else done.returncode}")
-    return folder
+    return environment_with(folder, "llmcompressor>=0.14", needed_too=True, timeout=400)
 
 
 def there(environment: Path, *arguments: str) -> None:

@@ -1,0 +1,40 @@
+"""Made-up inputs have lengths that fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drupe.plugins.metrics.made_up import made_up_inputs
+
+SHAPES: dict[str, tuple[tuple[int | str, ...], Any]] = {
+    "input_ids": (("batch", "length"), np.int64),
+    "attention_mask": (("batch", "past + length"), np.int64),
+    "later_mask": (("batch", "past + 1"), np.int64),
+    "position_ids": (("batch", "length"), np.int64),
+    "past_key_values.0.key": (("batch", 2, "past", 4), np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "past", "length"),
+    [({}, 0, 32), ({"length": 8}, 0, 8), ({"past": 5, "length": 3}, 5, 3)],
+)
+def test_masks_are_as_long_as_earlier_tokens_and_new_ones(lengths: dict[str, int], past: int, length: int) -> None:
+    made = made_up_inputs(SHAPES, seed=0, batch_size=2, lengths=lengths, past=("past_key_values",))
+    assert {name: value.shape for name, value in made.items()} == {
+        "input_ids": (2, length),
+        "attention_mask": (2, past + length),
+        "later_mask": (2, past + 1),
+        "position_ids": (2, length),
+        "past_key_values.0.key": (2, 2, past, 4),
+    }
+    assert (made["position_ids"] == np.arange(length)).all()
+
+
+def test_there_are_earlier_tokens_where_nothing_says_that_there_are_none() -> None:
+    made = made_up_inputs(SHAPES, seed=0, below={"input_ids": 9})
+    assert made["past_key_values.0.key"].shape == (1, 2, 32, 4) and made["attention_mask"].shape == (1, 64)
+    assert 2 <= made["input_ids"].max() < 9
