@@ -16,6 +16,7 @@ from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
 from drupe.plugins.quantization.decoders import check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, left_in_float, linear_layers, schemes
+from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = [
     "GridConfig",
@@ -86,7 +87,6 @@ class WeightQuantizer(Pass):
         """Load in float32, quantize, write."""
         import torch
 
-        from drupe.plugins.huggingface.files import copy_tree
         from drupe.plugins.huggingface.loading import load_model, read_config
 
         torch.set_num_threads(context.resources.thread_count)
@@ -122,14 +122,7 @@ class WeightQuantizer(Pass):
             group_size=int(before.get("group_size", config.group_size)),
             symmetric=bool(before.get("symmetric", config.sym)),
         )
-        weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-        copy_tree(
-            model.folder,
-            context.output_dir,
-            context,
-            lambda path: not path.name.endswith(weights) and path.name != "config.json",
-        )
-        context.report.pop("left_out", None)
+        copy_beside(model, context)
         bits: dict[str, int] = {}
         for layer in quantized.values():
             bits[str(layer.bits)] = bits.get(str(layer.bits), 0) + 1

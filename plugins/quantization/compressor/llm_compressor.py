@@ -25,6 +25,7 @@ from drupe.plugins.quantization.compressor.recipes import QUANTIZERS, modifiers,
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
 from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
 from drupe.plugins.quantization.decoders import check_zeros_stay
+from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = ["METHOD", "LLMCompressor"]
 
@@ -90,7 +91,6 @@ class LLMCompressor(Pass):
         """Load, calibrate, compress, write."""
         import torch
 
-        from drupe.plugins.huggingface.files import copy_tree
         from drupe.plugins.huggingface.loading import load_model
         from drupe.plugins.huggingface.scrub import scrub_folder
 
@@ -111,15 +111,7 @@ class LLMCompressor(Pass):
             context.report["rounded_to_nearest"] = fallen
         network.save_pretrained(context.output_dir, save_compressed=True)
         scrub_folder(context.output_dir)
-        written = {path.name for path in context.output_dir.iterdir()}
-        weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-        copy_tree(
-            model.folder,
-            context.output_dir,
-            context,
-            lambda path: not path.name.endswith(weights) and str(path) not in written,
-        )
-        context.report.pop("left_out", None)
+        copy_beside(model, context)
         context.progress(1, 1, "written")
         attributes = stored_attributes(model.attributes, network.dtype)
         attributes |= {} if config.sparsity is None else {"sparsity": _sparsity(config)}

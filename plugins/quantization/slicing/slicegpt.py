@@ -21,12 +21,12 @@ from drupe.core.passes import Pass
 from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
 from drupe.plugins.quantization.config import device_of
 from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
+from drupe.plugins.quantization.saving import copy_beside
 from drupe.plugins.quantization.slicing.slicing import Slicer, fuse_norms
 from drupe.plugins.quantization.slicing.structure import read_structure
 
 __all__ = ["SliceGPT", "SliceGPTConfig"]
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 _LARGEST_CHANGE = 1e-3
 """Largest change of a logit, as a share of the largest logit, that rounding in float32 accounts for."""
 
@@ -193,7 +193,7 @@ class SliceGPT(Pass):
         )
 
     def _write(self, network: Any, shape: dict[str, Any], stored: Any, model: Model, context: PassContext) -> None:
-        from drupe.plugins.huggingface.files import copy_file, copy_tree, plain_files
+        from drupe.plugins.huggingface.files import copy_file
         from drupe.plugins.huggingface.loading import read_config
         from drupe.plugins.huggingface.scrub import scrub_folder
         from drupe.plugins.quantization.slicing import sliced_decoder
@@ -202,17 +202,11 @@ class SliceGPT(Pass):
         out = context.output_dir
         out.mkdir(parents=True, exist_ok=True)
         write_weights(network, stored, out)
-
-        def wanted(path: Path) -> bool:
-            return not path.name.endswith(_WEIGHTS) and path.name not in ("config.json", "sliced_decoder.py")
-
-        if any(wanted(path) for path in plain_files(model.folder)):
-            copy_tree(model.folder, out, context, wanted)
-            context.report.pop("left_out", None)
         config = {**read_config(model.folder), "tie_word_embeddings": False, "slicing": shape}
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (out / "config.json").write_text(text + "\n", encoding="utf-8")
         copy_file(Path(sliced_decoder.__file__), out / "sliced_decoder.py")
+        copy_beside(model, context)
         scrub_folder(out)
 
 
