@@ -316,6 +316,28 @@ def test_arguments_of_older_files_are_read_and_what_has_no_effect_is_told(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("config", "idle"),
+    [
+        ({"w_bits": 16, "a_bits": 8, "w_group_size": 64, "w_symmetric": True}, ["w_group_size", "w_symmetric"]),
+        ({"a_symmetric": False, "a_per_token": False}, ["a_symmetric", "a_per_token"]),
+        ({"w_group_size": 64, "w_symmetric": True, "a_bits": 8, "a_per_token": False}, []),
+    ],
+)
+def test_grids_of_what_is_not_rounded_are_told(tmp_path: Path, config: dict[str, Any], idle: list[str]) -> None:
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "x"},
+        "passes": {"s": {"type": "SpinQuant", **config}},
+        "output_dir": "out",
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(document))
+    found = examine(tmp_path / "workflow.json", get_registry())
+    assert not [fault for fault in found.faults if fault.kind != "needs"]
+    told = [str(notice) for notice in found.notices]
+    assert len(told) == len(idle)
+    assert all(f"{name} has no effect" in line for name, line in zip(idle, told, strict=True)), told
+
+
+@pytest.mark.parametrize(
     ("kind", "config", "values", "message"),
     [
         ("Gemma2", {"head_dim": 16}, {}, "Gemma2ForCausalLM: model.layers.0 has norms elsewhere"),
