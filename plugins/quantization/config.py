@@ -111,7 +111,7 @@ class WeightQuantizer(Pass):
         quantized = self.quantize_layers(network, chosen, model, config, context)
         source = read_config(model.folder)
         state = _state(network, _stored_dtype(source))
-        self.finish(state, config, context)
+        self.finish(network, state, config, context)
         before = source.get("quantization_config") or {}
         write_checkpoint(
             context.output_dir,
@@ -130,8 +130,8 @@ class WeightQuantizer(Pass):
         kept = {key: value for key, value in model.attributes.items() if key != "mixed_precision"}
         return Model.from_dir("hf", context.output_dir, {**kept, "quantization": METHOD})
 
-    def finish(self, state: dict[str, Any], config: Any, context: PassContext) -> None:
-        """Change the tensors that stay in float, before they are written."""
+    def finish(self, network: Any, state: dict[str, Any], config: Any, context: PassContext) -> None:
+        """Change the tensors that stay in float (`state`, by their names in the network), before they are written."""
 
 
 def check_device(name: str, wanted: str | None) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from drupe.core.errors import PassError
 from drupe.core.model import Model
+from drupe.plugins.quantization.checkpoint import float_state
 from drupe.testing import byte_tokenizer
 from tests.plugins.onnx.graphs import kinds, run_pass
 from tests.plugins.quantization.decoders import decoder, logits
@@ -39,6 +40,13 @@ def test_a_head_that_shares_the_table_of_another_name_is_found_again(tmp_path: P
     source = saved(tmp_path / "model", "OPTForCausalLM", **opt)
     result = run_pass("Rtn", source, tmp_path / "job", bits=8, group_size=32)
     np.testing.assert_allclose(logits(result), logits(source), atol=0.02 * abs(logits(source)).max())
+
+
+def test_a_table_of_another_name_is_rounded_where_it_is_asked_for(tmp_path: Path) -> None:
+    source = decoder(tmp_path / "model", "GPTNeoX")
+    made = run_pass("Rtn", source, tmp_path / "job", group_size=32, embeds=True)
+    before, after = (float_state(model.folder)["gpt_neox.embed_in.weight"] for model in (source, made))
+    assert 0 < float((after - before).abs().max()) < 0.2 * float(before.abs().max())
 
 
 def test_blocks_without_linear_layers_are_refused_and_their_graph_tells_the_way(
