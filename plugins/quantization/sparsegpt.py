@@ -110,7 +110,16 @@ class SparseGPT(Pass):
         wanted = None if config.compute_device == "auto" else config.compute_device
         network = load_model(model, dtype="float32", device=device_of(wanted, context))
         layers = self._layers(network, config)
-        tokens = self._tokens(network, model, config, context)
+        tokens = calibration_tokens(
+            self.spec.name,
+            network,
+            model,
+            config.data_config,
+            config.nsamples,
+            config.seqlen,
+            context,
+            written=OWN_TEXT,
+        )
         zeros = 0
 
         def solve(name: str, layer: Any, hessian: Any) -> None:
@@ -132,11 +141,6 @@ class SparseGPT(Pass):
         context.report["pruned"] = {"layers": len(layers), "weights": count, "zeros": zeros}
         save_decoder(network, stored, model, context)
         return Model.from_dir("hf", context.output_dir, {**model.attributes, "sparsity": _told(config.sparsity)})
-
-    def _tokens(self, network: Any, model: Model, config: SparseGPTConfig, context: PassContext) -> list[Any]:
-        length = config.seqlen if config.data_config else min(config.seqlen, OWN_TEXT)
-        length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
-        return calibration_tokens(self.spec.name, network, model, config.data_config, config.nsamples, length, context)
 
     def _layers(self, network: Any, config: SparseGPTConfig) -> dict[str, Any]:
         """Return the layers to prune by name. Raises ConfigError where the config fits none of them."""

@@ -110,7 +110,16 @@ class SliceGPT(Pass):
         ids = torch.randint(0, network.config.vocab_size, (1, 32), generator=generator).to(network.device)
         structure = read_structure(self.spec.name, network, ids)
         width = self._width(structure.hidden_size, config)
-        tokens = self._tokens(network, model, config, context)
+        tokens = calibration_tokens(
+            self.spec.name,
+            network,
+            model,
+            config.calibration_data_config,
+            config.calibration_nsamples,
+            config.calibration_seqlen,
+            context,
+            written=OWN_TEXT,
+        )
         if (count := sum(row.numel() for row in tokens)) < 2 * structure.hidden_size:
             context.log.warning(
                 "%s: %d tokens calibrate %d directions, too few to tell which ones texts use; give more text",
@@ -160,21 +169,6 @@ class SliceGPT(Pass):
             )
         # A width that can't be rounded down without cutting is left alone.
         return size if config.sparsity == 0 else width
-
-    def _tokens(self, network: Any, model: Model, config: SliceGPTConfig, context: PassContext) -> list[Any]:
-        length = config.calibration_seqlen
-        if config.calibration_data_config is None:
-            length = min(length, OWN_TEXT)
-        length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
-        return calibration_tokens(
-            self.spec.name,
-            network,
-            model,
-            config.calibration_data_config,
-            config.calibration_nsamples,
-            length,
-            context,
-        )
 
     def _same(self, network: Any, ids: Any, said: Any) -> None:
         """Raise PassError where the logits are not what they were."""

@@ -74,7 +74,16 @@ class SpinQuant(Pass):
         ids = torch.randint(0, network.config.vocab_size, (1, 32), generator=generator).to(network.device)
         structure = read_structure(self.spec.name, network, ids)
         grids = self._schemes(network, structure, config)
-        tokens = self._tokens(network, model, config, context)
+        tokens = calibration_tokens(
+            self.spec.name,
+            network,
+            model,
+            config.data_config,
+            config.nsamples,
+            config.seqlen,
+            context,
+            written=OWN_TEXT,
+        )
         with torch.no_grad():
             said = network(input_ids=ids, use_cache=False).logits
         decoder = self._turned(network, structure, config, generator)
@@ -104,11 +113,6 @@ class SpinQuant(Pass):
             for name in (*part.reads, part.writes)
         }
         return schemes(self.spec.name, layers, Scheme(config.w_bits, config.w_group_size, config.w_symmetric), {})
-
-    def _tokens(self, network: Any, model: Model, config: SpinQuantConfig, context: PassContext) -> list[Any]:
-        length = config.seqlen if config.data_config else min(config.seqlen, OWN_TEXT)
-        length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
-        return calibration_tokens(self.spec.name, network, model, config.data_config, config.nsamples, length, context)
 
     def _turned(self, network: Any, structure: Structure, config: SpinQuantConfig, generator: Any) -> Any:
         from drupe.plugins.quantization.spinning.turning import TurnedDecoder

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drupe.core.data import Sample
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.plugins.quantization.checkpoint import float_state
-from drupe.testing import byte_tokenizer
+from drupe.testing import byte_tokenizer, make_context
 from tests.plugins.onnx.graphs import kinds, run_pass
 from tests.plugins.quantization.decoders import decoder, logits
 
@@ -70,3 +71,13 @@ def test_experts_that_stay_in_float_are_told(tmp_path: Path, caplog: pytest.LogC
     assert "% of the weights of MixtralForCausalLM's blocks are in no linear layer" in caplog.text
     with pytest.raises(PassError, match="experts of MixtralForCausalLM are one tensor"):
         run_pass("AutoRound", source, tmp_path / "round", group_size=32)
+
+
+def test_calibration_has_no_more_tokens_than_the_model_has_places(tmp_path: Path) -> None:
+    opt = {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 20}
+    source = decoder(tmp_path / "model", "OPT", **opt)
+    data = {"text": [Sample("s", {"input_ids": np.arange(40)}, content_key="k")]}
+    for name, more in (("given", {"data_config": "text"}), ("written", {"nsamples": 2})):
+        context = make_context(tmp_path / name, data=data)
+        run_pass("Gptq", source, tmp_path / name, context=context, group_size=32, seqlen=30, **more)
+        assert context.report["calibration"]["tokens"] == 20 * context.report["calibration"]["sequences"]
