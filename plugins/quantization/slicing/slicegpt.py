@@ -15,20 +15,18 @@ from pydantic import Field
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, DataRef, FloatRange, PassConfig, searchable
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, PassError
+from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
 from drupe.plugins.quantization.config import device_of
 from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
+from drupe.plugins.quantization.probe import Probe
 from drupe.plugins.quantization.saving import copy_beside
 from drupe.plugins.quantization.slicing.slicing import Slicer, fuse_norms
 from drupe.plugins.quantization.slicing.structure import read_structure
 
 __all__ = ["SliceGPT", "SliceGPTConfig"]
-
-_LARGEST_CHANGE = 1e-3
-"""Largest change of a logit, as a share of the largest logit, that rounding in float32 accounts for."""
 
 
 class SliceGPTConfig(PassConfig):
@@ -107,8 +105,8 @@ class SliceGPT(Pass):
         before = sum(parameter.numel() for parameter in network.parameters())
         seed = context.seed if config.seed is None else config.seed
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, network.config.vocab_size, (1, 32), generator=generator).to(network.device)
-        structure = read_structure(self.spec.name, network, ids)
+        probe = Probe(network, generator)
+        structure = read_structure(self.spec.name, network, probe.ids)
         width = self._width(structure.hidden_size, config)
         tokens = calibration_tokens(
             self.spec.name,
@@ -128,9 +126,8 @@ class SliceGPT(Pass):
                 structure.hidden_size,
             )
         with torch.no_grad():
-            said = network(input_ids=ids, use_cache=False).logits
             shape = fuse_norms(self.spec.name, network, structure)
-            self._same(network, ids, said)
+            probe.check(self.spec.name, network)
             slicer = Slicer(
                 network,
                 structure,
@@ -143,7 +140,7 @@ class SliceGPT(Pass):
             )
             slicer.slice()
             if width == structure.hidden_size:
-                self._same(network, ids, said)
+                probe.check(self.spec.name, network)
         after = sum(parameter.numel() for parameter in network.parameters())
         context.report["width"] = {"before": structure.hidden_size, "after": width}
         context.report["parameters"] = {"before": before, "after": after}
@@ -169,22 +166,6 @@ class SliceGPT(Pass):
             )
         # A width that can't be rounded down without cutting is left alone.
         return size if config.sparsity == 0 else width
-
-    def _same(self, network: Any, ids: Any, said: Any) -> None:
-        """Raise PassError where the logits are not what they were."""
-        try:
-            says = network(input_ids=ids, use_cache=False).logits
-            change = float((says - said).abs().max() / said.abs().max())
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise self._unknown(network, f"the rebuilt blocks do not run: {error}") from error
-        if not change < _LARGEST_CHANGE:
-            raise self._unknown(network, f"turning the states changed the logits by {change:.2g} of the largest")
-
-    def _unknown(self, network: Any, what: str) -> PassError:
-        return PassError(
-            f"{self.spec.name}: {what}; this architecture ({type(network).__name__}) does more with its states than "
-            "the pass knows, and can't be sliced"
-        )
 
     def _write(self, network: Any, shape: dict[str, Any], stored: Any, model: Model, context: PassContext) -> None:
         from drupe.plugins.huggingface.files import copy_file
