@@ -148,7 +148,6 @@ def test_whether_the_result_is_quantized_is_known_before(config: dict[str, Any],
         ({"adapter": "adapter"}, "MergeAdapterWeights"),
         ({"quantization": "gptq"}, r"quantized already \(gptq\)"),
         ({"mixed_precision": {"a": 8}}, "an earlier pass chose bits"),
-        ({"sparsity": [2, 4]}, "would fill the zeros of a model that was pruned"),
         ({"task": "text-classification"}, "a model for text-classification writes none itself; give a data_config"),
     ],
 )

@@ -14,8 +14,8 @@ import torch
 from pydantic import ValidationError
 
 from drupe.core.data import Sample
-from drupe.core.errors import ConfigError, DrupeError
-from drupe.core.model import Model, ModelInfo
+from drupe.core.errors import DrupeError
+from drupe.core.model import Model
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
@@ -356,19 +356,6 @@ def test_what_can_not_be_rotated_is_told(
 ) -> None:
     with pytest.raises(DrupeError, match=message):
         spun(decoder(tmp_path / "m", kind, **config), tmp_path / "job", **values)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"adapter": "adapter"}, "MergeAdapterWeights"),
-        ({"quantization": "gptq"}, "goes before the quantizer"),
-        ({"architecture": "BertModel"}, "rotates decoders"),
-    ],
-)
-def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        get_registry().create("drupe_passes", "SpinQuant").plan(ModelInfo("hf", attributes), SpinQuantConfig(), CPU)
 
 
 @pytest.mark.slow
