@@ -77,6 +77,10 @@ class WeightQuantizer(Pass):
             check_zeros_stay(self.spec.name, "use Rtn, KQuant or AutoAWQQuantizer, whose grids keep them", info)
         return planned.with_(quantization=METHOD, mixed_precision=None)
 
+    def check(self, config: Any, accelerator: Accelerator) -> None:
+        """Refuse a device that is not there."""
+        check_device(self.spec.name, config.device)
+
     def quantize_layers(
         self, network: Any, chosen: Mapping[str, Scheme], model: Model, config: Any, context: PassContext
     ) -> dict[str, QuantizedLayer]:
@@ -136,19 +140,21 @@ class WeightQuantizer(Pass):
 
 def check_device(name: str, wanted: str | None) -> None:
     """Raise ConfigError where a parameter `device` names what PyTorch does not have here."""
+    kind, _, number = str(wanted or "cpu").partition(":")
+    if kind not in ("cpu", "cuda", "gpu") or (number and not number.isdecimal()):
+        raise ConfigError(f"{name}: device is {wanted}; expected cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return
     import torch
 
-    kind = str(wanted or "cpu").partition(":")[0]
-    if kind not in ("cpu", "cuda", "gpu"):
-        raise ConfigError(f"{name}: device is {wanted}; expected cpu, cuda or cuda:N")
-    if kind != "cpu" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise ConfigError(f"{name}: device is {wanted}, and PyTorch sees no GPU where the pass runs")
 
 
 def device_of(wanted: str | None, context: PassContext) -> str:
     """Return the torch device that a parameter `device` names, or that the job has."""
     if wanted is not None:
-        return {"gpu": "cuda"}.get(wanted, wanted)
+        return wanted.replace("gpu", "cuda", 1)
     import torch
 
     return "cuda" if context.resources.gpus and torch.cuda.is_available() else "cpu"

@@ -18,7 +18,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.blocks import Blocks
 from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
-from drupe.plugins.quantization.config import device_of
+from drupe.plugins.quantization.config import check_device, device_of
 from drupe.plugins.quantization.decoders import check_float_decoder
 from drupe.plugins.quantization.hessian import inverse_root, solvable
 from drupe.plugins.quantization.layers import blocks_of
@@ -95,6 +95,10 @@ class SparseGPT(Pass):
         check_float_decoder(self.spec.name, "prunes", info)
         return planned.with_(sparsity=_told(config.sparsity))
 
+    def check(self, config: Any, accelerator: Accelerator) -> None:
+        """Refuse a device that is not there."""
+        check_device(self.spec.name, _device(config))
+
     def rehearsal(self, config: Any) -> Any:
         """Two short sequences."""
         return config.model_copy(update={"nsamples": 2, "seqlen": 16})
@@ -107,8 +111,7 @@ class SparseGPT(Pass):
 
         torch.set_num_threads(context.resources.thread_count)
         stored = load_model(model).dtype
-        wanted = None if config.compute_device == "auto" else config.compute_device
-        network = load_model(model, dtype="float32", device=device_of(wanted, context))
+        network = load_model(model, dtype="float32", device=device_of(_device(config), context))
         layers = self._layers(network, config)
         tokens = calibration_tokens(
             self.spec.name,
@@ -184,6 +187,10 @@ class SparseGPT(Pass):
                         f"multiple of {config.sparsity[1]}; leave it out with layer_name_filter, or give a share"
                     )
         return layers
+
+
+def _device(config: SparseGPTConfig) -> str | None:
+    return None if config.compute_device == "auto" else config.compute_device
 
 
 def _rows(layer: Any) -> Any:

@@ -14,7 +14,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
-from drupe.plugins.quantization.config import device_of
+from drupe.plugins.quantization.config import check_device, device_of
 from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, schemes
 from drupe.plugins.quantization.probe import Probe
@@ -50,6 +50,10 @@ class SpinQuant(Pass):
         check_float_decoder(self.spec.name, "rotates", info)
         check_zeros_stay(self.spec.name, f"put {self.spec.name} before the pruning", info)
         return planned.with_(rotation="learned")
+
+    def check(self, config: Any, accelerator: Accelerator) -> None:
+        """Refuse a device that is not there."""
+        check_device(self.spec.name, config.device)
 
     def rehearsal(self, config: Any) -> Any:
         """One step on two short sequences."""
