@@ -14,7 +14,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
-from drupe.plugins.quantization.decoders import check_zeros_stay
+from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, left_in_float, linear_layers, schemes
 from drupe.plugins.quantization.saving import copy_beside
 
@@ -68,11 +68,7 @@ class WeightQuantizer(Pass):
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse adapters and models that are quantized."""
         planned = super().plan(info, config, accelerator)
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{self.spec.name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        quantization = info.attributes.get("quantization")
-        if quantization and not (self.keeps_quantized and quantization == METHOD):
-            raise ConfigError(f"{self.spec.name}: the model is quantized already ({quantization})")
+        check_float(self.spec.name, info, takes=METHOD if self.keeps_quantized else None)
         if not self.keeps_zeros:
             check_zeros_stay(self.spec.name, "use Rtn, KQuant or AutoAWQQuantizer, whose grids keep them", info)
         return planned.with_(quantization=METHOD, mixed_precision=None)

@@ -17,6 +17,7 @@ from drupe.plugins.quantization.ao.header import settle_header
 from drupe.plugins.quantization.ao.layers import chosen_layers
 from drupe.plugins.quantization.ao.library import library_config
 from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
+from drupe.plugins.quantization.decoders import check_float
 from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = ["METHOD", "TorchAO"]
@@ -44,10 +45,7 @@ class TorchAO(Pass):
         """Refuse adapters, quantized models, and schemes that the target's device has no kernels for."""
         planned = super().plan(info, config, accelerator)
         name, scheme = self.spec.name, config.scheme
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        if quantization := info.attributes.get("quantization"):
-            raise ConfigError(f"{name}: the model is quantized already ({quantization})")
+        check_float(name, info)
         if info.attributes.get("mixed_precision") and scheme not in INTX:
             raise ConfigError(
                 f"{name}: an earlier pass chose bits for layers, and {scheme} has one width for all; take "

@@ -24,7 +24,7 @@ from drupe.plugins.quantization.compressor.library import (
 from drupe.plugins.quantization.compressor.recipes import QUANTIZERS, modifiers, read_recipe
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
 from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
-from drupe.plugins.quantization.decoders import check_zeros_stay
+from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
 from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = ["METHOD", "LLMCompressor"]
@@ -54,10 +54,7 @@ class LLMCompressor(Pass):
         """Refuse adapters and quantized models; say whether the result is quantized, as far as the file tells."""
         planned = super().plan(info, config, accelerator)
         name = self.spec.name
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        if quantization := info.attributes.get("quantization"):
-            raise ConfigError(f"{name}: the model is quantized already ({quantization})")
+        check_float(name, info)
         if info.attributes.get("mixed_precision"):
             raise ConfigError(
                 f"{name}: an earlier pass chose bits for layers, which it can't follow; leave that pass out, or give "
