@@ -191,7 +191,8 @@ def _dtype(config: LLMCompressorConfig) -> str | None:
 def _fills_zeros(config: LLMCompressorConfig, recipe: Mapping[str, Any] | None) -> bool:
     """Whether weights that were zero are not afterwards."""
     if recipe is not None:
-        return any(name in ("GPTQModifier", "QuIPModifier", "SpinQuantModifier") for name, _ in modifiers(recipe))
+        fillers = ("AutoRoundModifier", "GPTQModifier", "QuIPModifier", "SpinQuantModifier")
+        return any(name in fillers for name, _ in modifiers(recipe))
     return not config.has_recipe and config.scheme is not None and config.algorithm == "gptq"
 
 

@@ -156,6 +156,13 @@ def test_inputs_that_it_cannot_take_are_refused(attributes: dict[str, Any], mess
         planned(attributes)
 
 
+@pytest.mark.parametrize("name", ["AutoRoundModifier", "GPTQModifier", "QuIPModifier", "SpinQuantModifier"])
+def test_recipes_that_would_fill_zeros_refuse_pruned_models(name: str) -> None:
+    with pytest.raises(ConfigError, match="would fill the zeros of a model that was pruned"):
+        planned({"sparsity": [2, 4]}, recipe={name: {}})
+    planned({"sparsity": [2, 4]}, recipe={"QuantizationModifier": {"scheme": "W8A16"}})
+
+
 def test_a_host_without_the_library_is_told_with_the_lines_that_help(tmp_path: Path) -> None:
     tiny_causal_lm(tmp_path / "model")
     done = drupe(
