@@ -17,17 +17,27 @@ _TOGETHER = 64
 
 
 def calibration_tokens(
-    pass_name: str, network: Any, model: Model, data: str | None, count: int, length: int, context: PassContext
+    pass_name: str,
+    network: Any,
+    model: Model,
+    data: str | None,
+    count: int,
+    length: int,
+    context: PassContext,
+    *,
+    written: int | None = None,
 ) -> list[Any]:
-    """Return up to `count` tensors (1, n) of token ids, n at most `length`.
+    """Return up to `count` tensors (1, n) of token ids, n at most `length` and what the model has places for.
 
     data: the name of a data config. Without one the model writes the text itself, sampled from its own distribution
     (Williams et al. 2024, arXiv 2410.17170): no foreign text is needed, and the same seed gives the same tokens.
+    written: the most tokens of a sequence that the model writes; default: `length`.
     """
     import torch
 
+    length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
     if data is None:
-        return _written(network, count, length, context)
+        return _written(network, count, min(length, written or length), context)
     found = []
     for sample in context.data(data, model=model):
         ids = sample.inputs.get("input_ids")

@@ -14,8 +14,9 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
-from drupe.plugins.quantization.decoders import check_zeros_stay
+from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
 from drupe.plugins.quantization.layers import Scheme, left_in_float, linear_layers, schemes
+from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = [
     "GridConfig",
@@ -67,14 +68,14 @@ class WeightQuantizer(Pass):
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse adapters and models that are quantized."""
         planned = super().plan(info, config, accelerator)
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{self.spec.name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        quantization = info.attributes.get("quantization")
-        if quantization and not (self.keeps_quantized and quantization == METHOD):
-            raise ConfigError(f"{self.spec.name}: the model is quantized already ({quantization})")
+        check_float(self.spec.name, info, takes=METHOD if self.keeps_quantized else None)
         if not self.keeps_zeros:
             check_zeros_stay(self.spec.name, "use Rtn, KQuant or AutoAWQQuantizer, whose grids keep them", info)
         return planned.with_(quantization=METHOD, mixed_precision=None)
+
+    def check(self, config: Any, accelerator: Accelerator) -> None:
+        """Refuse a device that is not there."""
+        check_device(self.spec.name, config.device)
 
     def quantize_layers(
         self, network: Any, chosen: Mapping[str, Scheme], model: Model, config: Any, context: PassContext
@@ -86,7 +87,6 @@ class WeightQuantizer(Pass):
         """Load in float32, quantize, write."""
         import torch
 
-        from drupe.plugins.huggingface.files import copy_tree
         from drupe.plugins.huggingface.loading import load_model, read_config
 
         torch.set_num_threads(context.resources.thread_count)
@@ -111,7 +111,7 @@ class WeightQuantizer(Pass):
         quantized = self.quantize_layers(network, chosen, model, config, context)
         source = read_config(model.folder)
         state = _state(network, _stored_dtype(source))
-        self.finish(state, config, context)
+        self.finish(network, state, config, context)
         before = source.get("quantization_config") or {}
         write_checkpoint(
             context.output_dir,
@@ -122,14 +122,7 @@ class WeightQuantizer(Pass):
             group_size=int(before.get("group_size", config.group_size)),
             symmetric=bool(before.get("symmetric", config.sym)),
         )
-        weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-        copy_tree(
-            model.folder,
-            context.output_dir,
-            context,
-            lambda path: not path.name.endswith(weights) and path.name != "config.json",
-        )
-        context.report.pop("left_out", None)
+        copy_beside(model, context)
         bits: dict[str, int] = {}
         for layer in quantized.values():
             bits[str(layer.bits)] = bits.get(str(layer.bits), 0) + 1
@@ -137,25 +130,27 @@ class WeightQuantizer(Pass):
         kept = {key: value for key, value in model.attributes.items() if key != "mixed_precision"}
         return Model.from_dir("hf", context.output_dir, {**kept, "quantization": METHOD})
 
-    def finish(self, state: dict[str, Any], config: Any, context: PassContext) -> None:
-        """Change the tensors that stay in float, before they are written."""
+    def finish(self, network: Any, state: dict[str, Any], config: Any, context: PassContext) -> None:
+        """Change the tensors that stay in float (`state`, by their names in the network), before they are written."""
 
 
 def check_device(name: str, wanted: str | None) -> None:
     """Raise ConfigError where a parameter `device` names what PyTorch does not have here."""
+    kind, _, number = str(wanted or "cpu").partition(":")
+    if kind not in ("cpu", "cuda", "gpu") or (number and not number.isdecimal()):
+        raise ConfigError(f"{name}: device is {wanted}; expected cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return
     import torch
 
-    kind = str(wanted or "cpu").partition(":")[0]
-    if kind not in ("cpu", "cuda", "gpu"):
-        raise ConfigError(f"{name}: device is {wanted}; expected cpu, cuda or cuda:N")
-    if kind != "cpu" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise ConfigError(f"{name}: device is {wanted}, and PyTorch sees no GPU where the pass runs")
 
 
 def device_of(wanted: str | None, context: PassContext) -> str:
     """Return the torch device that a parameter `device` names, or that the job has."""
     if wanted is not None:
-        return {"gpu": "cuda"}.get(wanted, wanted)
+        return wanted.replace("gpu", "cuda", 1)
     import torch
 
     return "cuda" if context.resources.gpus and torch.cuda.is_available() else "cpu"

@@ -1,11 +1,19 @@
-"""What passes over the weights of a float decoder refuse before work."""
+"""What passes over float weights refuse before work."""
 
 from __future__ import annotations
 
 from drupe.core.errors import ConfigError
 from drupe.core.model import ModelInfo
 
-__all__ = ["check_float_decoder", "check_zeros_stay"]
+__all__ = ["check_float", "check_float_decoder", "check_zeros_stay"]
+
+
+def check_float(name: str, info: ModelInfo, *, takes: str | None = None) -> None:
+    """Raise ConfigError for adapters and quantized models, except for those of the method `takes`."""
+    _check_merged(name, info)
+    quantization = info.attributes.get("quantization")
+    if quantization and quantization != takes:
+        raise ConfigError(f"{name}: the model is quantized already ({quantization})")
 
 
 def check_float_decoder(name: str, does: str, info: ModelInfo) -> None:
@@ -13,8 +21,7 @@ def check_float_decoder(name: str, does: str, info: ModelInfo) -> None:
 
     name: the pass's; does: what it does to a decoder, for a person ("rotates").
     """
-    if info.attributes.get("adapter"):
-        raise ConfigError(f"{name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
+    _check_merged(name, info)
     if quantization := info.attributes.get("quantization"):
         raise ConfigError(f"{name} goes before the quantizer; the model is quantized ({quantization})")
     architecture = info.attributes.get("architecture")
@@ -30,3 +37,8 @@ def check_zeros_stay(name: str, way_out: str, info: ModelInfo) -> None:
     sparsity = info.attributes.get("sparsity")
     if sparsity:
         raise ConfigError(f"{name} would fill the zeros of a model that was pruned (sparsity {sparsity}); {way_out}")
+
+
+def _check_merged(name: str, info: ModelInfo) -> None:
+    if info.attributes.get("adapter"):
+        raise ConfigError(f"{name}: the model has an unmerged adapter; put MergeAdapterWeights before it")

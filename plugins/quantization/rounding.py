@@ -45,17 +45,19 @@ class RoundingQuantizer(WeightQuantizer):
             found[name] = self.rounded(network.get_submodule(name).weight.detach(), scheme, config)
         return found
 
-    def finish(self, state: dict[str, Any], config: Any, context: PassContext) -> None:
+    def finish(self, network: Any, state: dict[str, Any], config: Any, context: PassContext) -> None:
         """Round the embedding."""
-        name = "model.embed_tokens.weight"
-        if config.embeds and name in state:
-            own = config.overrides.get("model.embed_tokens", {})
-            width = state[name].shape[1]
-            size = int(own.get("group_size", config.group_size))
-            group = width if size == -1 or width % size else size
-            scheme = Scheme(int(own.get("bits", config.bits)), group, config.sym)
-            state[name] = self.rounded(state[name].float(), scheme, config).weights().to(state[name].dtype)
-            context.report["embedding_bits"] = scheme.bits
+        if not config.embeds:
+            return
+        table = network.get_input_embeddings()
+        layer = next(name for name, module in network.named_modules() if module is table)
+        name, own = f"{layer}.weight", config.overrides.get(layer, {})
+        width = state[name].shape[1]
+        size = int(own.get("group_size", config.group_size))
+        group = width if size == -1 or width % size else size
+        scheme = Scheme(int(own.get("bits", config.bits)), group, config.sym)
+        state[name] = self.rounded(state[name].float(), scheme, config).weights().to(state[name].dtype)
+        context.report["embedding_bits"] = scheme.bits
 
 
 def on_grid(groups: Any, scale: Any, zero: Any, scheme: Scheme) -> QuantizedLayer:

@@ -18,7 +18,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.blocks import Blocks
 from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
-from drupe.plugins.quantization.config import device_of
+from drupe.plugins.quantization.config import check_device, device_of
 from drupe.plugins.quantization.decoders import check_float_decoder
 from drupe.plugins.quantization.hessian import inverse_root, solvable
 from drupe.plugins.quantization.layers import blocks_of
@@ -95,6 +95,10 @@ class SparseGPT(Pass):
         check_float_decoder(self.spec.name, "prunes", info)
         return planned.with_(sparsity=_told(config.sparsity))
 
+    def check(self, config: Any, accelerator: Accelerator) -> None:
+        """Refuse a device that is not there."""
+        check_device(self.spec.name, _device(config))
+
     def rehearsal(self, config: Any) -> Any:
         """Two short sequences."""
         return config.model_copy(update={"nsamples": 2, "seqlen": 16})
@@ -107,10 +111,18 @@ class SparseGPT(Pass):
 
         torch.set_num_threads(context.resources.thread_count)
         stored = load_model(model).dtype
-        wanted = None if config.compute_device == "auto" else config.compute_device
-        network = load_model(model, dtype="float32", device=device_of(wanted, context))
+        network = load_model(model, dtype="float32", device=device_of(_device(config), context))
         layers = self._layers(network, config)
-        tokens = self._tokens(network, model, config, context)
+        tokens = calibration_tokens(
+            self.spec.name,
+            network,
+            model,
+            config.data_config,
+            config.nsamples,
+            config.seqlen,
+            context,
+            written=OWN_TEXT,
+        )
         zeros = 0
 
         def solve(name: str, layer: Any, hessian: Any) -> None:
@@ -132,11 +144,6 @@ class SparseGPT(Pass):
         context.report["pruned"] = {"layers": len(layers), "weights": count, "zeros": zeros}
         save_decoder(network, stored, model, context)
         return Model.from_dir("hf", context.output_dir, {**model.attributes, "sparsity": _told(config.sparsity)})
-
-    def _tokens(self, network: Any, model: Model, config: SparseGPTConfig, context: PassContext) -> list[Any]:
-        length = config.seqlen if config.data_config else min(config.seqlen, OWN_TEXT)
-        length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
-        return calibration_tokens(self.spec.name, network, model, config.data_config, config.nsamples, length, context)
 
     def _layers(self, network: Any, config: SparseGPTConfig) -> dict[str, Any]:
         """Return the layers to prune by name. Raises ConfigError where the config fits none of them."""
@@ -180,6 +187,10 @@ class SparseGPT(Pass):
                         f"multiple of {config.sparsity[1]}; leave it out with layer_name_filter, or give a share"
                     )
         return layers
+
+
+def _device(config: SparseGPTConfig) -> str | None:
+    return None if config.compute_device == "auto" else config.compute_device
 
 
 def _rows(layer: Any) -> Any:

@@ -10,28 +10,22 @@ from pydantic import AfterValidator, Field, model_validator
 
 from drupe.core.config import Choice, Ordered, PassConfig, searchable
 
-__all__ = ["FLOAT8", "INT4", "INTX", "ON_GPUS", "SCHEMES", "Grid", "TorchAOConfig"]
+__all__ = ["FLOAT8", "GROUPS", "INT4", "INTX", "ON_GPUS", "Grid", "TorchAOConfig"]
 
-SCHEMES = (
-    "int8_weight_only",
-    "int8_dynamic_activation_int8_weight",
-    "intx_weight_only",
-    "int8_dynamic_activation_intx_weight",
-    "float8_weight_only",
-    "float8_dynamic_activation_float8_weight",
-    "int4_weight_only",
-)
 INTX = ("intx_weight_only", "int8_dynamic_activation_intx_weight")
 INT4 = "int4_weight_only"
 FLOAT8 = "float8_dynamic_activation_float8_weight"
 ON_GPUS = (FLOAT8, INT4)
 """Schemes whose kernels are for GPUs only."""
+_GROUPED = (*INTX, INT4)
+"""Schemes that have groups where nothing else is said."""
 _EMBEDDINGS = ("int8_weight_only", "intx_weight_only")
-_GROUPS: Mapping[str, tuple[int, ...]] = {
+GROUPS: Mapping[str, tuple[int, ...]] = {
     "int8_weight_only": (-1, 16, 32, 64, 128, 256),
     **dict.fromkeys(INTX, (-1, 16, 32, 64, 128, 256)),
     INT4: (32, 64, 128, 256),
 }
+"""Scheme → sizes of groups that it may have; -1: the whole row."""
 _OWN_GROUP: Mapping[str, int] = {"int8_weight_only": -1, **dict.fromkeys(INTX, 32), INT4: 128}
 _OVERRIDDEN = ("bits", "group_size", "sym")
 
@@ -54,7 +48,7 @@ def _known_overrides(values: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Ma
         bits, group, sym = own.get("bits", 4), own.get("group_size", -1), own.get("sym", True)
         if isinstance(bits, bool) or bits not in range(1, 9):
             raise ValueError(f"{name}.bits is {bits!r}; expected a whole number from 1 to 8")
-        if isinstance(group, bool) or group not in _GROUPS["intx_weight_only"]:
+        if isinstance(group, bool) or group not in GROUPS["intx_weight_only"]:
             raise ValueError(f"{name}.group_size is {group!r}; expected -1, 16, 32, 64, 128 or 256")
         if not isinstance(sym, bool):
             raise ValueError(f"{name}.sym is {sym!r}; expected true or false")
@@ -137,8 +131,8 @@ class TorchAOConfig(PassConfig):
 
     def _faults(self) -> list[str]:
         scheme, found = self.scheme, []
-        if self.group_size is not None and self.group_size not in _GROUPS.get(scheme, ()):
-            sizes = ", ".join(map(str, _GROUPS.get(scheme, ())))
+        if self.group_size is not None and self.group_size not in GROUPS.get(scheme, ()):
+            sizes = ", ".join(map(str, GROUPS.get(scheme, ())))
             found.append(
                 f"group_size is {self.group_size}; {scheme} has " + (f"groups of {sizes}" if sizes else "none")
             )
@@ -146,15 +140,19 @@ class TorchAOConfig(PassConfig):
         found += [f"{asked} is for {' and '.join(INTX)}; the scheme is {scheme}" for asked in elsewhere]
         if not self.activation_sym and scheme != "int8_dynamic_activation_int8_weight":
             found.append(f"activation_sym: false is for int8_dynamic_activation_int8_weight; the scheme is {scheme}")
-        if self.granularity == "tensor" and (scheme in INTX or scheme == INT4):
-            found.append(f"granularity: tensor is not for {scheme}, which has groups or whole rows")
         if self.granularity is not None and self.group_size not in (None, -1):
             found.append(f"granularity {self.granularity} and group_size {self.group_size} contradict each other")
-        if self.ranges == "hqq" and not (scheme == INT4 or (scheme in INTX and self.sym)):
+        elif self.granularity is not None and scheme in _GROUPED and (self.granularity, self.group_size) != ("row", -1):
+            found.append(f"granularity: {self.granularity} is not for {scheme}, which has groups"
+                         + (" or, by group_size: -1, whole rows" if scheme in INTX else ""))  # fmt: skip
+        symmetric = self.sym and all(own.get("sym", True) for own in self.overrides.values())
+        if self.ranges == "hqq" and not (scheme == INT4 or (scheme in INTX and symmetric)):
             found.append(f"ranges: hqq is for int4_weight_only and, with sym, the intx schemes; the scheme is {scheme}"
-                         + ("" if self.sym else " with sym: false"))  # fmt: skip
+                         + ("" if symmetric else " with sym: false"))  # fmt: skip
         if self.embeddings and scheme not in _EMBEDDINGS:
             found.append(f"embeddings: true is for {' and '.join(_EMBEDDINGS)}; the scheme is {scheme}")
+        if scheme in ON_GPUS and str(self.device or "cuda").startswith("cpu"):
+            found.append(f"device is {self.device}; the kernels of {scheme} are for GPUs only")
         if scheme in ON_GPUS and self.dtype not in (None, "bfloat16"):
             found.append(f"dtype is {self.dtype}; the kernels of {scheme} calculate in bfloat16")
         return found

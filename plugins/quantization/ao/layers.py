@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from drupe.core.errors import ConfigError
-from drupe.plugins.quantization.ao.config import FLOAT8, INT4, INTX, Grid, TorchAOConfig
+from drupe.plugins.quantization.ao.config import FLOAT8, GROUPS, INTX, Grid, TorchAOConfig
 
 __all__ = ["chosen_layers"]
 
@@ -81,7 +81,7 @@ def _grid(layer: str, config: TorchAOConfig, mixed: Mapping[str, int]) -> Grid:
 def _check(name: str, layer: str, shape: tuple[int, int], grid: Grid, config: TorchAOConfig) -> None:
     """What the library would leave as it was without a word, or fail on in the middle of the work."""
     rows, columns = shape
-    grouped = grid.group_size != -1 and (config.scheme in (*INTX, INT4, "int8_weight_only"))
+    grouped = grid.group_size != -1 and (config.scheme in GROUPS)
     if grouped and columns % grid.group_size:
         fitting = [size for size in (256, 128, 64, 32, 16) if columns % size == 0 and size < grid.group_size]
         hint = f"; the largest that does is {fitting[0]}" if fitting else ""

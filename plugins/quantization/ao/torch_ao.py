@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from drupe.core.accelerators import Accelerator
@@ -17,6 +17,8 @@ from drupe.plugins.quantization.ao.header import settle_header
 from drupe.plugins.quantization.ao.layers import chosen_layers
 from drupe.plugins.quantization.ao.library import library_config
 from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
+from drupe.plugins.quantization.decoders import check_float
+from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = ["METHOD", "TorchAO"]
 
@@ -43,10 +45,7 @@ class TorchAO(Pass):
         """Refuse adapters, quantized models, and schemes that the target's device has no kernels for."""
         planned = super().plan(info, config, accelerator)
         name, scheme = self.spec.name, config.scheme
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        if quantization := info.attributes.get("quantization"):
-            raise ConfigError(f"{name}: the model is quantized already ({quantization})")
+        check_float(name, info)
         if info.attributes.get("mixed_precision") and scheme not in INTX:
             raise ConfigError(
                 f"{name}: an earlier pass chose bits for layers, and {scheme} has one width for all; take "
@@ -85,12 +84,11 @@ class TorchAO(Pass):
         """Load, quantize layer by layer, write."""
         import torch
 
-        from drupe.plugins.huggingface.files import copy_tree
         from drupe.plugins.huggingface.loading import load_model
         from drupe.plugins.huggingface.scrub import scrub_folder
 
         torch.set_num_threads(context.resources.thread_count)
-        device = "cuda" if config.scheme in ON_GPUS else device_of(config.device, context)
+        device = device_of(config.device or ("cuda" if config.scheme in ON_GPUS else None), context)
         network = load_model(model, dtype=_dtype(config), device=device)
         mixed = model.attributes.get("mixed_precision") or {}
         layers = chosen_layers(self.spec.name, network, config, mixed)
@@ -101,15 +99,7 @@ class TorchAO(Pass):
         for path in context.output_dir.glob("*.safetensors"):
             settle_header(path)
         scrub_folder(context.output_dir)
-        written = {path.name for path in context.output_dir.iterdir()}
-        weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-        copy_tree(
-            model.folder,
-            context.output_dir,
-            context,
-            lambda path: not path.name.endswith(weights) and str(path) not in written,
-        )
-        context.report.pop("left_out", None)
+        copy_beside(model, context)
         context.report["layers"] = len(layers)
         if config.scheme in INTX:
             bits: dict[str, int] = {}
@@ -147,7 +137,6 @@ class TorchAO(Pass):
 
     def _describe(self, network: Any, layers: Mapping[str, Grid], configs: Mapping[Grid, Any]) -> None:
         """Give the network the description that transformers writes, and reads the checkpoint by."""
-        import torch
         from torchao.quantization import FqnToConfig
         from transformers import TorchAoConfig
         from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
@@ -160,7 +149,7 @@ class TorchAO(Pass):
         beyond = any(network.get_submodule(name) is end for name in layers for end in ends)
         described = TorchAoConfig(
             kind,
-            modules_to_not_convert=_left(network, layers, torch.nn.Linear),
+            modules_to_not_convert=_left(network, layers),
             include_input_output_embeddings=beyond,
         )
         network.hf_quantizer = TorchAoHfQuantizer(described, pre_quantized=False)
@@ -171,8 +160,12 @@ def _dtype(config: TorchAOConfig) -> str | None:
     return config.dtype or ("bfloat16" if config.scheme in ON_GPUS else None)
 
 
-def _left(network: Any, layers: Mapping[str, Grid], kind: type) -> Sequence[str]:
-    return sorted(name for name, module in network.named_modules() if isinstance(module, kind) and name not in layers)
+def _left(network: Any, layers: Mapping[str, Grid]) -> list[str]:
+    """Return the names of the linear layers that are not quantized."""
+    import torch
+
+    linear = (name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear))
+    return sorted(name for name in linear if name not in layers)
 
 
 def _untie(network: Any, layers: Mapping[str, Grid]) -> None:

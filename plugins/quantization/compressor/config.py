@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from drupe.core.config import Choice, DataRef, FileRef, FloatRange, Ordered, PassConfig, searchable
+from drupe.core.config import Choice, DataRef, FileRef, FloatRange, Ordered, PassConfig, searchable, tell
 from drupe.plugins.quantization.compressor.recipes import staged
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
 
@@ -106,10 +106,25 @@ class LLMCompressorConfig(PassConfig):
         return None if value is None else staged(value)
 
     @model_validator(mode="after")
-    def _together(self) -> LLMCompressorConfig:
+    def _together(self, info: ValidationInfo) -> LLMCompressorConfig:
         for fault in self._faults():
             raise ValueError(fault)
+        tell(info, *self._without_effect())
         return self
+
+    def _without_effect(self) -> list[str]:
+        """What is said and changes nothing, as far as no recipe says what is done."""
+        if self.has_recipe:
+            return []
+        solves = self.scheme is not None and self.algorithm == "gptq"
+        idle: dict[str, str] = {}
+        if not solves:
+            idle["actorder"] = "GPTQ does not run"
+        if not solves and self.sparsity is None:
+            idle |= dict.fromkeys(("dampening_frac", "block_size"), "neither GPTQ nor SparseGPT runs")
+        if not self.calibrates:
+            idle |= dict.fromkeys(("pipeline", "sequential_targets"), "nothing that was asked for calibrates")
+        return [f"{name} has no effect: {why}" for name, why in idle.items() if name in self.model_fields_set]
 
     def _faults(self) -> list[str]:
         found = []

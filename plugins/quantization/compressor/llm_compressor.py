@@ -24,7 +24,8 @@ from drupe.plugins.quantization.compressor.library import (
 from drupe.plugins.quantization.compressor.recipes import QUANTIZERS, modifiers, read_recipe
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
 from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
-from drupe.plugins.quantization.decoders import check_zeros_stay
+from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
+from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = ["METHOD", "LLMCompressor"]
 
@@ -53,10 +54,7 @@ class LLMCompressor(Pass):
         """Refuse adapters and quantized models; say whether the result is quantized, as far as the file tells."""
         planned = super().plan(info, config, accelerator)
         name = self.spec.name
-        if info.attributes.get("adapter"):
-            raise ConfigError(f"{name}: the model has an unmerged adapter; put MergeAdapterWeights before it")
-        if quantization := info.attributes.get("quantization"):
-            raise ConfigError(f"{name}: the model is quantized already ({quantization})")
+        check_float(name, info)
         if info.attributes.get("mixed_precision"):
             raise ConfigError(
                 f"{name}: an earlier pass chose bits for layers, which it can't follow; leave that pass out, or give "
@@ -90,7 +88,6 @@ class LLMCompressor(Pass):
         """Load, calibrate, compress, write."""
         import torch
 
-        from drupe.plugins.huggingface.files import copy_tree
         from drupe.plugins.huggingface.loading import load_model
         from drupe.plugins.huggingface.scrub import scrub_folder
 
@@ -111,15 +108,7 @@ class LLMCompressor(Pass):
             context.report["rounded_to_nearest"] = fallen
         network.save_pretrained(context.output_dir, save_compressed=True)
         scrub_folder(context.output_dir)
-        written = {path.name for path in context.output_dir.iterdir()}
-        weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-        copy_tree(
-            model.folder,
-            context.output_dir,
-            context,
-            lambda path: not path.name.endswith(weights) and str(path) not in written,
-        )
-        context.report.pop("left_out", None)
+        copy_beside(model, context)
         context.progress(1, 1, "written")
         attributes = stored_attributes(model.attributes, network.dtype)
         attributes |= {} if config.sparsity is None else {"sparsity": _sparsity(config)}
@@ -202,7 +191,8 @@ def _dtype(config: LLMCompressorConfig) -> str | None:
 def _fills_zeros(config: LLMCompressorConfig, recipe: Mapping[str, Any] | None) -> bool:
     """Whether weights that were zero are not afterwards."""
     if recipe is not None:
-        return any(name in ("GPTQModifier", "QuIPModifier", "SpinQuantModifier") for name, _ in modifiers(recipe))
+        fillers = ("AutoRoundModifier", "GPTQModifier", "QuIPModifier", "SpinQuantModifier")
+        return any(name in fillers for name, _ in modifiers(recipe))
     return not config.has_recipe and config.scheme is not None and config.algorithm == "gptq"
 
 

@@ -15,20 +15,18 @@ from pydantic import Field
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, DataRef, FloatRange, PassConfig, searchable
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, PassError
+from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.calibration import OWN_TEXT, calibration_tokens
-from drupe.plugins.quantization.config import device_of
+from drupe.plugins.quantization.config import check_device, device_of
 from drupe.plugins.quantization.decoders import check_float_decoder, check_zeros_stay
+from drupe.plugins.quantization.probe import Probe
+from drupe.plugins.quantization.saving import copy_beside
 from drupe.plugins.quantization.slicing.slicing import Slicer, fuse_norms
 from drupe.plugins.quantization.slicing.structure import read_structure
 
 __all__ = ["SliceGPT", "SliceGPTConfig"]
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-_LARGEST_CHANGE = 1e-3
-"""Largest change of a logit, as a share of the largest logit, that rounding in float32 accounts for."""
 
 
 class SliceGPTConfig(PassConfig):
@@ -91,6 +89,10 @@ class SliceGPT(Pass):
         check_zeros_stay(self.spec.name, f"put {self.spec.name} before the pruning", info)
         return planned.with_(sparsity=config.sparsity)
 
+    def check(self, config: Any, accelerator: Accelerator) -> None:
+        """Refuse a device that is not there."""
+        check_device(self.spec.name, config.device)
+
     def rehearsal(self, config: Any) -> Any:
         """Two short sequences."""
         return config.model_copy(update={"calibration_nsamples": 2, "calibration_seqlen": 16})
@@ -107,10 +109,19 @@ class SliceGPT(Pass):
         before = sum(parameter.numel() for parameter in network.parameters())
         seed = context.seed if config.seed is None else config.seed
         generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, network.config.vocab_size, (1, 32), generator=generator).to(network.device)
-        structure = read_structure(self.spec.name, network, ids)
+        probe = Probe(network, generator)
+        structure = read_structure(self.spec.name, network, probe.ids)
         width = self._width(structure.hidden_size, config)
-        tokens = self._tokens(network, model, config, context)
+        tokens = calibration_tokens(
+            self.spec.name,
+            network,
+            model,
+            config.calibration_data_config,
+            config.calibration_nsamples,
+            config.calibration_seqlen,
+            context,
+            written=OWN_TEXT,
+        )
         if (count := sum(row.numel() for row in tokens)) < 2 * structure.hidden_size:
             context.log.warning(
                 "%s: %d tokens calibrate %d directions, too few to tell which ones texts use; give more text",
@@ -119,9 +130,8 @@ class SliceGPT(Pass):
                 structure.hidden_size,
             )
         with torch.no_grad():
-            said = network(input_ids=ids, use_cache=False).logits
             shape = fuse_norms(self.spec.name, network, structure)
-            self._same(network, ids, said)
+            probe.check(self.spec.name, network)
             slicer = Slicer(
                 network,
                 structure,
@@ -134,7 +144,7 @@ class SliceGPT(Pass):
             )
             slicer.slice()
             if width == structure.hidden_size:
-                self._same(network, ids, said)
+                probe.check(self.spec.name, network)
         after = sum(parameter.numel() for parameter in network.parameters())
         context.report["width"] = {"before": structure.hidden_size, "after": width}
         context.report["parameters"] = {"before": before, "after": after}
@@ -161,39 +171,8 @@ class SliceGPT(Pass):
         # A width that can't be rounded down without cutting is left alone.
         return size if config.sparsity == 0 else width
 
-    def _tokens(self, network: Any, model: Model, config: SliceGPTConfig, context: PassContext) -> list[Any]:
-        length = config.calibration_seqlen
-        if config.calibration_data_config is None:
-            length = min(length, OWN_TEXT)
-        length = min(length, getattr(network.config, "max_position_embeddings", None) or length)
-        return calibration_tokens(
-            self.spec.name,
-            network,
-            model,
-            config.calibration_data_config,
-            config.calibration_nsamples,
-            length,
-            context,
-        )
-
-    def _same(self, network: Any, ids: Any, said: Any) -> None:
-        """Raise PassError where the logits are not what they were."""
-        try:
-            says = network(input_ids=ids, use_cache=False).logits
-            change = float((says - said).abs().max() / said.abs().max())
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise self._unknown(network, f"the rebuilt blocks do not run: {error}") from error
-        if not change < _LARGEST_CHANGE:
-            raise self._unknown(network, f"turning the states changed the logits by {change:.2g} of the largest")
-
-    def _unknown(self, network: Any, what: str) -> PassError:
-        return PassError(
-            f"{self.spec.name}: {what}; this architecture ({type(network).__name__}) does more with its states than "
-            "the pass knows, and can't be sliced"
-        )
-
     def _write(self, network: Any, shape: dict[str, Any], stored: Any, model: Model, context: PassContext) -> None:
-        from drupe.plugins.huggingface.files import copy_file, copy_tree, plain_files
+        from drupe.plugins.huggingface.files import copy_file
         from drupe.plugins.huggingface.loading import read_config
         from drupe.plugins.huggingface.scrub import scrub_folder
         from drupe.plugins.quantization.slicing import sliced_decoder
@@ -202,17 +181,11 @@ class SliceGPT(Pass):
         out = context.output_dir
         out.mkdir(parents=True, exist_ok=True)
         write_weights(network, stored, out)
-
-        def wanted(path: Path) -> bool:
-            return not path.name.endswith(_WEIGHTS) and path.name not in ("config.json", "sliced_decoder.py")
-
-        if any(wanted(path) for path in plain_files(model.folder)):
-            copy_tree(model.folder, out, context, wanted)
-            context.report.pop("left_out", None)
         config = {**read_config(model.folder), "tie_word_embeddings": False, "slicing": shape}
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (out / "config.json").write_text(text + "\n", encoding="utf-8")
         copy_file(Path(sliced_decoder.__file__), out / "sliced_decoder.py")
+        copy_beside(model, context)
         scrub_folder(out)
 
 

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from drupe.core.config import Choice, DataRef, FloatRange, PassConfig, PluginConfig, searchable
+from drupe.core.config import Choice, DataRef, FloatRange, PassConfig, PluginConfig, searchable, tell
 from drupe.plugins.tuning.argument_names import NEUTRAL, known_names
 
 __all__ = ["RotationTrainingArgs", "SpinQuantConfig"]
@@ -63,6 +63,10 @@ _NOTHING = (("weight_decay", 0), ("save_strategy", "no"), ("eval_strategy", "no"
 """Arguments whose values ask for what is done anyway."""
 
 
+_OF_BITS = {"w_bits": ("w_group_size", "w_symmetric"), "a_bits": ("a_symmetric", "a_per_token")}
+"""Parameters of a grid, by that which says whether there is one."""
+
+
 class SpinQuantConfig(PassConfig):
     """The rotations, what is rounded while they are learned, and the text."""
 
@@ -106,10 +110,14 @@ class SpinQuantConfig(PassConfig):
         return data
 
     @model_validator(mode="after")
-    def _something_is_rounded(self) -> SpinQuantConfig:
+    def _something_is_rounded(self, info: ValidationInfo) -> SpinQuantConfig:
         if self.w_bits == 16 and self.a_bits == 16:
             raise ValueError(
                 "w_bits and a_bits are both 16, so nothing is rounded and there is nothing to learn; give fewer bits "
                 "to one of them, or use QuaRot"
             )
+        for bits, others in _OF_BITS.items():
+            if getattr(self, bits) == 16:
+                given = [name for name in others if name in self.model_fields_set]
+                tell(info, *(f"{name} has no effect: {bits} is 16, so there is no grid" for name in given))
         return self

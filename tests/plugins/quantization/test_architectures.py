@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drupe.core.data import Sample
 from drupe.core.errors import PassError
 from drupe.core.model import Model
-from drupe.testing import byte_tokenizer
+from drupe.plugins.quantization.checkpoint import float_state
+from drupe.testing import byte_tokenizer, make_context
 from tests.plugins.onnx.graphs import kinds, run_pass
 from tests.plugins.quantization.decoders import decoder, logits
 
@@ -41,6 +43,13 @@ def test_a_head_that_shares_the_table_of_another_name_is_found_again(tmp_path: P
     np.testing.assert_allclose(logits(result), logits(source), atol=0.02 * abs(logits(source)).max())
 
 
+def test_a_table_of_another_name_is_rounded_where_it_is_asked_for(tmp_path: Path) -> None:
+    source = decoder(tmp_path / "model", "GPTNeoX")
+    made = run_pass("Rtn", source, tmp_path / "job", group_size=32, embeds=True)
+    before, after = (float_state(model.folder)["gpt_neox.embed_in.weight"] for model in (source, made))
+    assert 0 < float((after - before).abs().max()) < 0.2 * float(before.abs().max())
+
+
 def test_blocks_without_linear_layers_are_refused_and_their_graph_tells_the_way(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,3 +71,13 @@ def test_experts_that_stay_in_float_are_told(tmp_path: Path, caplog: pytest.LogC
     assert "% of the weights of MixtralForCausalLM's blocks are in no linear layer" in caplog.text
     with pytest.raises(PassError, match="experts of MixtralForCausalLM are one tensor"):
         run_pass("AutoRound", source, tmp_path / "round", group_size=32)
+
+
+def test_calibration_has_no_more_tokens_than_the_model_has_places(tmp_path: Path) -> None:
+    opt = {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 20}
+    source = decoder(tmp_path / "model", "OPT", **opt)
+    data = {"text": [Sample("s", {"input_ids": np.arange(40)}, content_key="k")]}
+    for name, more in (("given", {"data_config": "text"}), ("written", {"nsamples": 2})):
+        context = make_context(tmp_path / name, data=data)
+        run_pass("Gptq", source, tmp_path / name, context=context, group_size=32, seqlen=30, **more)
+        assert context.report["calibration"]["tokens"] == 20 * context.report["calibration"]["sequences"]

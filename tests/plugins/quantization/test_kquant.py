@@ -23,6 +23,7 @@ from drupe.plugins.quantization.grid import dequantize, fit, quantize
 from drupe.plugins.quantization.kquant import KQuantConfig, fit_by_least_squares
 from drupe.testing import PassContract, tiny_causal_lm
 from tests.plugins.onnx.graphs import answers, graph_file, run_pass, saved
+from tests.plugins.real_models import by_genai, by_transformers
 
 
 class TestKQuant(PassContract):
@@ -65,15 +66,15 @@ def test_no_group_is_further_off_than_by_rounding(
 
 
 @pytest.mark.parametrize(("symmetric", "share"), [(False, 0.98), (True, 0.99)])
-def test_what_it_gains_over_rounding_with_a_search(symmetric: bool, share: float) -> None:
+def test_what_it_gains_over_rounding_with_a_search(
+    symmetric: bool, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = torch.randn(64, 4, 32, generator=torch.Generator().manual_seed(0))
     found = errors(weights, 4, fit_by_least_squares(weights, 4, symmetric)).sum()
     assert found < share * errors(weights, 4, fit(weights, 4, symmetric)).sum()
     # Parts of a large layer are fitted apart, which changes nothing.
-    from unittest.mock import patch
-
-    with patch("drupe.plugins.quantization.kquant._AT_ONCE", 4 * 32 * 5):
-        assert errors(weights, 4, fit_by_least_squares(weights, 4, symmetric)).sum() == found
+    monkeypatch.setattr("drupe.plugins.quantization.kquant._AT_ONCE", 4 * 32 * 5)
+    assert errors(weights, 4, fit_by_least_squares(weights, 4, symmetric)).sum() == found
 
 
 GRAPH = """<ir_version: 8, opset_import: ["" : 17]>
@@ -99,8 +100,6 @@ def test_it_is_nearer_to_the_weights_than_the_k_quants_of_graphs(tmp_path: Path,
     "config", [{}, {"group_size": 64, "sym": True, "bits": 8}, {"sym": True, "overrides": {"lm_head": {"bits": 8}}}]
 )
 def test_model_builder_takes_the_numbers_over(tmp_path: Path, config: dict[str, Any]) -> None:
-    import onnxruntime_genai as og
-
     source = tiny_causal_lm(tmp_path / "m", hidden_size=128, num_attention_heads=4)
     quantized = run_pass("KQuant", source, tmp_path / "a", lm_head="overrides" in config, **config)
     assert quantized.attributes["quantization"] == "olive"
@@ -112,14 +111,8 @@ def test_model_builder_takes_the_numbers_over(tmp_path: Path, config: dict[str, 
     sizes = {a.i for node in nodes for a in node.attribute if a.name == "block_size"}
     assert sizes == {config.get("group_size", 32)}
     ids = np.arange(30, 50)
-    with torch.inference_mode():
-        expected = load_model(quantized, dtype="float32")(torch.as_tensor(ids)[None]).logits.numpy()
-    loaded = og.Model(str(built.folder))
-    parameters = og.GeneratorParams(loaded)
-    parameters.set_search_options(max_length=len(ids) + 1)
-    generator = og.Generator(loaded, parameters)
-    generator.append_tokens(ids.astype(np.int32))
-    np.testing.assert_allclose(np.asarray(generator.get_output("logits")), expected, atol=2e-3)
+    expected = by_transformers(load_model(quantized, dtype="float32"), ids)
+    np.testing.assert_allclose(by_genai(built.folder, ids), expected, atol=2e-3)
 
 
 def test_the_checkpoint_and_its_embedding_are_nearer_to_the_source_than_rtns(tmp_path: Path) -> None:

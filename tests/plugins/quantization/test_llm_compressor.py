@@ -19,6 +19,7 @@ import drupe as drupe_package
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
+from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
 from drupe.plugins.quantization.compressor.config import LLMCompressorConfig
 from drupe.plugins.quantization.compressor.recipes import read_recipe
@@ -76,6 +77,30 @@ def test_what_does_not_go_together_is_told(config: dict[str, Any], message: str)
 
 
 @pytest.mark.parametrize(
+    ("config", "idle"),
+    [
+        ({"actorder": None, "dampening_frac": 0.1, "pipeline": "sequential"}, []),
+        ({"algorithm": "rtn", "actorder": None, "block_size": 64}, ["actorder", "block_size"]),
+        ({"algorithm": "rtn", "pipeline": "basic", "sequential_targets": ["X"]}, ["pipeline", "sequential_targets"]),
+        ({"scheme": None, "sparsity": 0.5, "actorder": None, "dampening_frac": 0.1}, ["actorder"]),
+        ({"scheme": "FP8", "algorithm": "rtn", "dampening_frac": 0.1, "pipeline": "basic"}, ["dampening_frac"]),
+    ],
+)
+def test_what_has_no_effect_is_told(tmp_path: Path, config: dict[str, Any], idle: list[str]) -> None:
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "x"},
+        "passes": {"c": {"type": "LLMCompressor", **config}},
+        "output_dir": "out",
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(document))
+    found = examine(tmp_path / "workflow.json", get_registry())
+    assert not [fault for fault in found.faults if fault.kind != "needs"]
+    told = [str(notice) for notice in found.notices]
+    assert len(told) == len(idle)
+    assert all(f"{name} has no effect" in line for name, line in zip(idle, told, strict=True)), told
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [", "r.yaml is no YAML"),
@@ -122,13 +147,19 @@ def test_whether_the_result_is_quantized_is_known_before(config: dict[str, Any],
         ({"adapter": "adapter"}, "MergeAdapterWeights"),
         ({"quantization": "gptq"}, r"quantized already \(gptq\)"),
         ({"mixed_precision": {"a": 8}}, "an earlier pass chose bits"),
-        ({"sparsity": [2, 4]}, "would fill the zeros of a model that was pruned"),
         ({"task": "text-classification"}, "a model for text-classification writes none itself; give a data_config"),
     ],
 )
 def test_inputs_that_it_cannot_take_are_refused(attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         planned(attributes)
+
+
+@pytest.mark.parametrize("name", ["AutoRoundModifier", "GPTQModifier", "QuIPModifier", "SpinQuantModifier"])
+def test_recipes_that_would_fill_zeros_refuse_pruned_models(name: str) -> None:
+    with pytest.raises(ConfigError, match="would fill the zeros of a model that was pruned"):
+        planned({"sparsity": [2, 4]}, recipe={name: {}})
+    planned({"sparsity": [2, 4]}, recipe={"QuantizationModifier": {"scheme": "W8A16"}})
 
 
 def test_a_host_without_the_library_is_told_with_the_lines_that_help(tmp_path: Path) -> None:
@@ -220,8 +251,6 @@ def test_the_contract_holds_there(environment: Path) -> None:
 
 @pytest.mark.slow
 def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: Compress, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     source = tiny_causal_lm(tmp_path / "model", hidden_size=128, num_attention_heads=4, initializer_range=0.1)
     quick: dict[str, Any] = {"data_config": "text", "nsamples": 8, "seqlen": 32}
     eight = {"targets": ["Linear"], "scheme": "W8A16", "ignore": ["lm_head"]}
@@ -285,8 +314,7 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
 
     presets = told["presets"]
     for name, scheme in SCHEMES.items():
-        kind = {"int4": "int4", "int8": "int8", "float8": "float8", "float4": "float4"}[scheme.weights]
-        assert presets[name]["type"] == kind, name
+        assert presets[name]["type"] == scheme.weights, name
         assert (presets[name]["group_size"], presets[name]["static"]) == (scheme.group_size, scheme.static), name
         assert presets[name]["symmetric"] != scheme.asymmetric, name
 

@@ -10,13 +10,11 @@ import pytest
 import torch
 
 from drupe.core.errors import ConfigError
-from drupe.core.model import Model, ModelInfo
-from drupe.core.registry import get_registry
+from drupe.core.model import Model
 from drupe.plugins.quantization.checkpoint import float_state
 from drupe.plugins.quantization.hadamard import hadamard, rotation
-from drupe.plugins.quantization.quarot import QuaRotConfig
 from drupe.testing import PassContract, tiny_causal_lm
-from tests.plugins.onnx.graphs import CPU, run_pass
+from tests.plugins.onnx.graphs import run_pass
 from tests.plugins.quantization.decoders import decoder, logits
 
 
@@ -94,16 +92,3 @@ def test_outliers_are_spread(tmp_path: Path) -> None:
 def test_what_can_not_be_rotated_is_told(tmp_path: Path, kind: str, config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run_pass("QuaRot", decoder(tmp_path / "m", kind, **config), tmp_path / "job")
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"adapter": "adapter"}, "MergeAdapterWeights"),
-        ({"quantization": "gptq"}, "goes before the quantizer"),
-        ({"architecture": "BertModel"}, "rotates decoders"),
-    ],
-)
-def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        get_registry().create("drupe_passes", "QuaRot").plan(ModelInfo("hf", attributes), QuaRotConfig(), CPU)

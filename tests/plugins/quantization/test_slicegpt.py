@@ -20,7 +20,6 @@ from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.quantization.hadamard import rotation
 from drupe.plugins.quantization.slicing import slicing
 from drupe.plugins.quantization.slicing.kind import SlicedConfig
-from drupe.plugins.quantization.slicing.slicegpt import SliceGPTConfig
 from drupe.testing import PassContract, make_context, tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, answers, run_pass
 from tests.plugins.quantization.decoders import decoder, logits
@@ -262,19 +261,6 @@ def test_it_is_an_input_model_again(tmp_path: Path) -> None:
 def test_other_structures_are_told(tmp_path: Path, kind: str, config: dict[str, Any], message: str) -> None:
     with pytest.raises(DrupeError, match=message):
         sliced(decoder(tmp_path / "m", kind, **config), tmp_path / "job")
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"adapter": "adapter"}, "MergeAdapterWeights"),
-        ({"quantization": "gptq"}, "goes before the quantizer"),
-        ({"architecture": "BertModel"}, "slices decoders"),
-    ],
-)
-def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        get_registry().create("drupe_passes", "SliceGPT").plan(ModelInfo("hf", attributes), SliceGPTConfig(), CPU)
 
 
 def test_nothing_left_is_told(tmp_path: Path) -> None:

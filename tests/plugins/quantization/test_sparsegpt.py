@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError, PassError
-from drupe.core.model import Model, ModelInfo
-from drupe.core.registry import get_registry
+from drupe.core.model import Model
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
 from drupe.plugins.quantization.checkpoint import quantized_layers
 from drupe.plugins.quantization.sparsegpt import SparseGPTConfig, prune_with_hessian
@@ -247,26 +246,6 @@ def test_a_layer_that_no_text_reaches_is_told(tmp_path: Path, monkeypatch: pytes
 def test_experts_that_are_no_layers_of_their_own_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.layers\.0\.mlp\.experts.* holds the weights of several layers"):
         pruned(decoder(tmp_path / "m", "Mixtral", num_local_experts=2), tmp_path / "job")
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"adapter": "adapter"}, "MergeAdapterWeights"),
-        ({"quantization": "gptq"}, "goes before the quantizer"),
-        ({"architecture": "BertModel"}, "prunes decoders"),
-    ],
-)
-def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        get_registry().create("drupe_passes", "SparseGPT").plan(ModelInfo("hf", attributes), SparseGPTConfig(), CPU)
-
-
-@pytest.mark.parametrize("name", ["QuaRot", "SpinQuant", "SliceGPT", "Gptq", "AutoRound"])
-def test_passes_that_would_fill_the_zeros_refuse_the_model_before_work(name: str) -> None:
-    subject = get_registry().create("drupe_passes", name)
-    with pytest.raises(ConfigError, match=rf"{name} would fill the zeros .*sparsity \[2, 4\]\); (put|use)"):
-        subject.plan(ModelInfo("hf", {"sparsity": [2, 4]}), type(subject).Config(), CPU)
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ import torch
 from pydantic import ValidationError
 
 from drupe.core.data import Sample
-from drupe.core.errors import ConfigError, DrupeError
-from drupe.core.model import Model, ModelInfo
+from drupe.core.errors import DrupeError
+from drupe.core.model import Model
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
@@ -316,6 +316,28 @@ def test_arguments_of_older_files_are_read_and_what_has_no_effect_is_told(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("config", "idle"),
+    [
+        ({"w_bits": 16, "a_bits": 8, "w_group_size": 64, "w_symmetric": True}, ["w_group_size", "w_symmetric"]),
+        ({"a_symmetric": False, "a_per_token": False}, ["a_symmetric", "a_per_token"]),
+        ({"w_group_size": 64, "w_symmetric": True, "a_bits": 8, "a_per_token": False}, []),
+    ],
+)
+def test_grids_of_what_is_not_rounded_are_told(tmp_path: Path, config: dict[str, Any], idle: list[str]) -> None:
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "x"},
+        "passes": {"s": {"type": "SpinQuant", **config}},
+        "output_dir": "out",
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(document))
+    found = examine(tmp_path / "workflow.json", get_registry())
+    assert not [fault for fault in found.faults if fault.kind != "needs"]
+    told = [str(notice) for notice in found.notices]
+    assert len(told) == len(idle)
+    assert all(f"{name} has no effect" in line for name, line in zip(idle, told, strict=True)), told
+
+
+@pytest.mark.parametrize(
     ("kind", "config", "values", "message"),
     [
         ("Gemma2", {"head_dim": 16}, {}, "Gemma2ForCausalLM: model.layers.0 has norms elsewhere"),
@@ -334,19 +356,6 @@ def test_what_can_not_be_rotated_is_told(
 ) -> None:
     with pytest.raises(DrupeError, match=message):
         spun(decoder(tmp_path / "m", kind, **config), tmp_path / "job", **values)
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"adapter": "adapter"}, "MergeAdapterWeights"),
-        ({"quantization": "gptq"}, "goes before the quantizer"),
-        ({"architecture": "BertModel"}, "rotates decoders"),
-    ],
-)
-def test_models_that_can_be_known_not_to_fit_are_refused_before_work(attributes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        get_registry().create("drupe_passes", "SpinQuant").plan(ModelInfo("hf", attributes), SpinQuantConfig(), CPU)
 
 
 @pytest.mark.slow

@@ -81,8 +81,6 @@ class TestTorchAO(PassContract):
 def test_every_scheme_of_a_cpu_stays_near_the_source(
     source: Model, tmp_path: Path, config: dict[str, Any], kind: str, least: float
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
     result = run_pass("TorchAO", source, tmp_path, **config)
     assert least < likeness(source, result) < 0.9999999
     plain = AutoModelForCausalLM.from_pretrained(result.folder)
@@ -159,6 +157,13 @@ def test_an_encoder(tmp_path: Path) -> None:
         ({"scheme": "int4_weight_only", "group_size": 16}, "int4_weight_only has groups of 32, 64, 128, 256"),
         ({"granularity": "row", "group_size": 32}, "contradict each other"),
         ({"scheme": "intx_weight_only", "granularity": "tensor"}, "granularity: tensor is not for intx_weight_only"),
+        ({"scheme": "intx_weight_only", "granularity": "row"}, "has groups or, by group_size: -1, whole rows"),
+        ({"scheme": "int4_weight_only", "granularity": "row"}, "granularity: row is not for int4_weight_only"),
+        (
+            {"scheme": "intx_weight_only", "ranges": "hqq", "overrides": {"*": {"sym": False}}},
+            "the scheme is intx_weight_only with sym: false",
+        ),
+        ({"scheme": "int4_weight_only", "device": "cpu"}, "device is cpu; the kernels of int4_weight_only are for"),
         ({"ranges": "hqq"}, "ranges: hqq is for int4_weight_only and, with sym, the intx schemes"),
         ({"activation_sym": False}, "activation_sym: false is for int8_dynamic_activation_int8_weight"),
         ({"scheme": DYNAMIC, "embeddings": True}, "embeddings: true is for int8_weight_only and intx_weight_only"),
