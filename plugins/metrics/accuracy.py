@@ -16,7 +16,7 @@ from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics import answers, classification
 from drupe.plugins.metrics.batches import array, batches
-from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.outputs import post_processed
 
 if TYPE_CHECKING:
@@ -128,7 +128,6 @@ class Accuracy(Metric):
     ) -> Rows:
         """See Metric.measure."""
         assert session is not None
-        note_settings(config, context)
         method = config.method
         if method == "auto":
             asks = samples and isinstance(samples[0].inputs.get("prompt"), str) and config.dataloader_func is None

@@ -55,9 +55,6 @@ class OnnxDiscrepancyCheckConfig(DataSourceConfig, GenerationOptions):
     shape_kwargs: Mapping[str, int] = Field(
         default_factory=dict, description="Lengths of named axes for made-up inputs."
     )
-    report_output_dir: str | None = Field(
-        None, description="Read from Olive files; what is found is in the run's report."
-    )
     save_reference_model_state_dict: bool = Field(
         False, description="Read from Olive files; the reference stays where it is."
     )
@@ -97,8 +94,6 @@ class OnnxDiscrepancyCheck(Pass):
 
     def run(self, model: Model, config: OnnxDiscrepancyCheckConfig, context: PassContext) -> Model:
         """Compare, tell, and judge."""
-        if config.report_output_dir is not None:
-            context.log.warning("%s: report_output_dir: what is found is in the run's report", self.spec.name)
         reference = reference_model(self.spec.name, str(config.reference_model_path), context)
         graph = self._graph(model)
         with (

@@ -30,9 +30,6 @@ class MoEExpertsDistributorConfig(GraphPassConfig):
     """How many ranks there are."""
 
     world_size: int = Field(ge=2, description="How many processes, each with a device, share the experts.")
-    parallel_jobs: int | None = Field(
-        None, ge=0, description="Read from Olive files; ranks are written one after another, to hold one at a time."
-    )
 
 
 class MoEExpertsDistributor(Pass):
@@ -61,8 +58,6 @@ class MoEExpertsDistributor(Pass):
         import onnx
 
         name = self.spec.name
-        if config.parallel_jobs is not None:
-            context.log.info("%s: parallel_jobs: ranks are written one after another", name)
         path = graph_paths(model)[0]
         proto = onnx.load(str(path))
         scrub_graph(proto)

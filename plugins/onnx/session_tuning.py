@@ -57,17 +57,12 @@ class OrtSessionParamsTuningConfig(DataSourceConfig):
     extra_session_config: Mapping[str, str] | None = Field(
         None, description="Entries of the session config that every trial has."
     )
-    enable_profiling: bool = Field(False, description="Keep ONNX Runtime's profile of the best options in the report.")
     shape_kwargs: Mapping[str, int] = Field(
         default_factory=dict, description="Lengths of named axes for made-up input, where there are no data."
     )
     trials: int = Field(24, ge=1, description="How many sets of options are tried at most.")
     repeats: int = Field(20, ge=3, description="Calls per set, each beside one of the default session.")
     least_gain: float = Field(0.02, ge=0, lt=1, description="A set must be faster by this share to be taken.")
-    device: str | None = Field(None, description="The device that was meant; the target's holds.")
-    disable_force_evaluate_ep_param: bool = Field(
-        False, description="Read from Olive files; only the target's provider is tried."
-    )
 
     @field_validator("execution_mode_list")
     @classmethod

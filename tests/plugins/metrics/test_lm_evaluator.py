@@ -259,14 +259,6 @@ def test_what_the_session_can_not_do_is_told_before_it_is_asked(model: Model, tm
     assert session.lengths == []
 
 
-def test_settings_of_olive_files_are_told(model: Model, tmp_path: Path) -> None:
-    write_tasks(tmp_path / "tasks")
-    options = {"provider_options": {"enable_skip_layer_norm_strict_mode": "1"}, "limit": 2}
-    found, *_, surroundings = measured(model, Knowing(), tmp_path, ["tone_choice"], **options)
-    assert found["tone_choice-acc"] == 1.0
-    assert any("provider_options" in note for note in surroundings.report["notes"])
-
-
 class Together(Knowing):
     """Takes so many sequences at once, and no more."""
 

@@ -176,14 +176,6 @@ def test_no_data_and_no_shapes_say_what_to_give(tmp_path: Path) -> None:
         run("latency", ForwardSession(echo), (), tmp_path)
 
 
-def test_settings_that_change_nothing_are_told(tmp_path: Path) -> None:
-    made = metric("latency")
-    config = configured(made, user_config={"io_bind": True, "repeat_test_num": 1, "warmup_num": 0})
-    surroundings = context(tmp_path)
-    made.measure(model(tmp_path), ForwardSession(echo), NUMBERS, config, surroundings)
-    assert any(note.startswith("io_bind") for note in surroundings.report["notes"])
-
-
 @pytest.mark.parametrize("mode", ["auto", "forward", "generate"])
 def test_the_mode_says_which_capability_is_needed(mode: str) -> None:
     made = metric("latency")
