@@ -29,9 +29,6 @@ class DataMetricConfig(MetricConfig):
     backend: Literal["torch_metrics", "huggingface_metrics"] | None = Field(
         None, description="Whose names the sub-types go by; both are known, and computed here without the library."
     )
-    metric_config: dict[str, Any] = Field(
-        default_factory=dict, description="Options of sub-types (task, num_classes, average, …), flat or by sub-type."
-    )
     user_script: FileRef | None = Field(None, description="A Python file of the user's; needs --allow user-scripts.")
     script_dir: FileRef | None = Field(None, description="A folder that the script imports from.")
     data_dir: FileRef | None = Field(None, description="A folder given to the script's functions as data_dir.")
@@ -59,12 +56,6 @@ class DataMetricConfig(MetricConfig):
             if getattr(self, name, None) is not None and self.user_script is None:
                 raise ValueError(f"{name} names a function of user_script, which is not given; add user_script")
         return self
-
-    def options_of(self, sub_type: str) -> Mapping[str, Any]:
-        """Return metric_config as it applies to a sub-type: what is flat, then what stands under its name."""
-        flat = {key: value for key, value in self.metric_config.items() if not isinstance(value, Mapping)}
-        own = self.metric_config.get(sub_type, {})
-        return {**flat, **own}
 
 
 def note(text: str, context: JobContext) -> None:

@@ -47,7 +47,7 @@ def test_keys_of_a_benchmark_are_told_and_left_out(tmp_path: Path, name: str, gr
 
 @pytest.mark.parametrize("group", [None, "user_config"])
 def test_keys_of_a_metric_are_told_and_left_out(tmp_path: Path, group: str | None) -> None:
-    keys = {"io_bind": True, "inference_settings": {"onnx": {}}}
+    keys = {"io_bind": True, "inference_settings": {"onnx": {}}, "post_processing_func": "argmax"}
     metric = {"name": "speed", "type": "latency", **({group: keys} if group else keys)}
     found = examined(tmp_path, {"metrics": [metric]})
     where = f"evaluators.judge.metrics.0.{group}" if group else "evaluators.judge.metrics.0"
@@ -58,6 +58,12 @@ def test_keys_of_a_metric_are_told_and_left_out(tmp_path: Path, group: str | Non
 def test_a_key_of_another_metric_is_still_a_fault(tmp_path: Path) -> None:
     found = examined(tmp_path, {"metrics": [{"name": "size", "type": "size_on_disk", "user_config": {"ep": "x"}}]})
     assert [fault.path for fault in found.faults] == ["evaluators.judge.metrics.0.user_config.ep"]
+
+
+def test_options_of_a_sub_type_are_no_options_of_a_metric_that_has_none(tmp_path: Path) -> None:
+    sub_type = {"name": "loss", "metric_config": {"average": "macro"}}
+    found = examined(tmp_path, {"metrics": [{"name": "p", "type": "perplexity", "sub_types": [sub_type]}]})
+    assert [fault.path for fault in found.faults] == ["evaluators.judge.metrics.0.sub_types.0.metric_config"]
 
 
 def test_the_command_shows_it(tmp_path: Path) -> None:
