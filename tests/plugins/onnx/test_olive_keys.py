@@ -19,6 +19,7 @@ from drupe.core.workflow.read import examine
             {"type": "OrtSessionParamsTuning"},
             {"device": "cpu", "disable_force_evaluate_ep_param": True, "enable_profiling": False},
         ),
+        ({"type": "OrtTransformersOptimization"}, {"num_key_value_heads": 4}),
         ({"type": "MoEExpertsDistributor", "world_size": 2}, {"parallel_jobs": 4}),
         ({"type": "OnnxDiscrepancyCheck", "reference_model_path": "model"}, {"report_output_dir": "reports"}),
     ],
