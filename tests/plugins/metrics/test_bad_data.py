@@ -66,11 +66,7 @@ def doubled(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         ("accuracy", {"post_processing_func": "short"}, r"returned an array of shape \(1,\); .* for each of 2 samples"),
         ("accuracy", {"post_processing_func": "broken"}, r"broken \(s.py, line 27\) raised ValueError: post trouble"),
         ("custom", {"evaluate_func": "words"}, "words must return a number, a mapping of numbers, or one number per"),
-        (
-            "custom",
-            {"evaluate_func": "text"},
-            r"text \(s.py\) raised TypeError: .*batch_size|text must return a number",
-        ),
+        ("custom", {"evaluate_func": "text"}, "text must return a number"),
         ("custom", {"metric_func": "raises"}, r"raises \(s.py\) raised TypeError"),
     ],
 )
