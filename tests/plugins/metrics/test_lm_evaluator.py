@@ -274,6 +274,18 @@ class Together(Knowing):
         return super().score_batch(sequences)
 
 
+def test_sessions_that_do_not_tell_the_likeliest_tokens_are_asked_once(model: Model, tmp_path: Path) -> None:
+    class Silent(Together):
+        def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
+            return Result({"logprobs": super().score(input_ids, labels).outputs["logprobs"]})
+
+    write_tasks(tmp_path / "tasks")
+    session = Silent()
+    with pytest.raises(EvaluationError, match="do not tell which of the scored tokens are the likeliest"):
+        measured(model, session, tmp_path, ["tone_choice"], batch_size=4)
+    assert [len(batch) for batch in session.batches] == [4]
+
+
 @pytest.mark.parametrize(("size", "most"), [(4, 4), ("auto", 6), ("auto:4", 6), (1, 1)])
 def test_sequences_are_scored_in_batches_of_like_length(
     model: Model, tmp_path: Path, size: int | str, most: int
