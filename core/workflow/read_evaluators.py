@@ -132,6 +132,8 @@ def _metric(
     metric_ = factory(registered.spec)
     told = Findings()
     checked = check_config(factory.Config, config, "", told)
+    for notice in told.notices:
+        findings.notice(path, notice.found, notice.now, notice.why)
     for fault in told.faults:
         first = fault.path.partition(".")[0]
         inside = bool(user) and (first not in metric if first else not own)

@@ -9,7 +9,7 @@ from typing import Any
 from drupe.core.catalogue import Catalogue, ParameterUpgrades
 from drupe.core.workflow.findings import Findings, join, shown
 
-__all__ = ["apply_rules", "flatten"]
+__all__ = ["apply_parameters", "apply_rules", "flatten"]
 
 _ABSENT = object()
 
@@ -28,7 +28,7 @@ def apply_rules(
         older, current = (catalogue.parameters(section, name) for name in (type_name, today))
         # What holds for all types is told once.
         older = replace(older, noted={k: v for k, v in older.noted.items() if k not in current.noted})
-        entry = _apply(older, {**entry, "type": today}, path, findings)
+        entry = apply_parameters(older, {**entry, "type": today}, path, findings)
         for key, value in older.defaults.items():
             if _get(entry, key) is _ABSENT:
                 findings.notice(join(path, key), f"no {key}", f"{key}: {shown(value)}", f"the default of {type_name}")
@@ -40,10 +40,11 @@ def apply_rules(
             findings.notice(join(path, "type"), f"{type_name} with {name}", other, f"{name} says that {other} is meant")
             type_name = entry["type"] = other
             break
-    return _apply(catalogue.parameters(section, type_name), entry, path, findings)
+    return apply_parameters(catalogue.parameters(section, type_name), entry, path, findings)
 
 
-def _apply(rules: ParameterUpgrades, entry: dict[str, Any], path: str, findings: Findings) -> dict[str, Any]:
+def apply_parameters(rules: ParameterUpgrades, entry: dict[str, Any], path: str, findings: Findings) -> dict[str, Any]:
+    """Return an entry, or a mapping inside one, with its parameters as they are written today."""
     for key, reason in rules.noted.items():
         if _matches(entry, key):
             findings.notice(join(path, key), f"{key} {shown(_get(entry, key))}", reason)

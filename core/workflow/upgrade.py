@@ -15,7 +15,7 @@ from drupe.core.specs import AcceleratorSpec
 from drupe.core.workflow.findings import Findings, join, shown
 from drupe.core.workflow.rules import apply_rules, flatten
 from drupe.core.workflow.upgrade_data import upgrade_data_configs
-from drupe.core.workflow.upgrade_metrics import upgrade_post_processing
+from drupe.core.workflow.upgrade_metrics import upgrade_metric_parameters, upgrade_post_processing
 from drupe.core.workflow.upgrade_model import upgrade_input_model
 from drupe.core.workflow.upgrade_search import upgrade_search_strategy
 
@@ -71,6 +71,7 @@ def upgrade(
             name: _pass(value, join("passes", name), result, catalogue, findings)
             for name, value in result["passes"].items()
         }
+    upgrade_metric_parameters(result, catalogue, findings)
     upgrade_search_strategy(result, origins, findings)
     return result
 

@@ -1,4 +1,4 @@
-"""Moves what a data config says about a model's outputs to the metrics that look at them."""
+"""Upgrades metrics: their older parameters, and what a data config says about the outputs that they look at."""
 
 from __future__ import annotations
 
@@ -10,10 +10,38 @@ from drupe.core.errors import PluginError
 from drupe.core.registry import Registry
 from drupe.core.specs import MetricSpec
 from drupe.core.workflow.findings import Findings, join
+from drupe.core.workflow.rules import apply_parameters
 
-__all__ = ["upgrade_post_processing"]
+__all__ = ["upgrade_metric_parameters", "upgrade_post_processing"]
 
 _GROUP = "post_process_data_config"
+
+
+def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue, findings: Findings) -> None:
+    """Write the parameters of metrics, and of evaluators that are one, as today's, in place."""
+    evaluators = document.get("evaluators")
+    if not isinstance(evaluators, dict):
+        return
+    for name, evaluator in evaluators.items():
+        path = join("evaluators", name)
+        metrics = evaluator.get("metrics") if isinstance(evaluator, dict) else None
+        if isinstance(metrics, list):
+            for index, metric in enumerate(metrics):
+                place = join(join(path, "metrics"), index)
+                metrics[index] = _parameters(metric, "user_config", place, catalogue, findings)
+        else:
+            evaluators[name] = _parameters(evaluator, "type_args", path, catalogue, findings)
+
+
+def _parameters(metric: Any, group: str, path: str, catalogue: Catalogue, findings: Findings) -> Any:
+    """group: the key of the mapping that may hold parameters; they may stand beside it as well."""
+    if not isinstance(metric, dict) or not isinstance(metric.get("type"), str):
+        return metric
+    rules = catalogue.parameters("metrics", metric["type"])
+    metric = apply_parameters(rules, metric, path, findings)
+    if isinstance(metric.get(group), dict):
+        metric = {**metric, group: apply_parameters(rules, metric[group], join(path, group), findings)}
+    return metric
 
 
 def upgrade_post_processing(

@@ -61,6 +61,8 @@ def _has_no_rows(path: Path, kind: str | None) -> bool:
     if kind not in ("json", "csv") or path.suffix not in (".json", ".jsonl", ".csv") or path.stat().st_size > 10_000:
         return False
     lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if kind == "json" and "".join("".join(lines).split()) == "[]":
+        return True
     return len(lines) <= (1 if kind == "csv" else 0)
 
 

@@ -16,7 +16,7 @@ from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics import answers, classification
 from drupe.plugins.metrics.batches import array, batches
-from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.outputs import post_processed
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class AccuracyConfig(DataMetricConfig):
         "auto",
         description="generate: compare the generated answer; choice: the label of highest log-likelihood; "
         "classify: the class of highest output. auto: generate where samples have prompts, else classify.",
+    )
+    metric_config: dict[str, Any] = Field(
+        default_factory=dict, description="Options of sub-types (task, num_classes, average, …), flat or by sub-type."
     )
     labels: list[str] | None = Field(None, description="The classes, in order; default: the targets in the data.")
     max_new_tokens: int = Field(32, ge=1, description="Longest generated answer.")
@@ -68,7 +71,10 @@ class AccuracyConfig(DataMetricConfig):
         return values
 
     def options_of(self, sub_type: str) -> Mapping[str, Any]:
-        """See DataMetricConfig; the compute_params of huggingface metrics count as options."""
+        """Return metric_config as it applies to a sub-type: what is flat, then what stands under its name.
+
+        The compute_params of huggingface metrics count as options.
+        """
         flat = {key: value for key, value in self.metric_config.items() if key in _OPTIONS}
         merged = {**flat, **self.metric_config.get(sub_type, {})}
         return {**merged, **merged.pop("compute_params", {})}
@@ -128,7 +134,6 @@ class Accuracy(Metric):
     ) -> Rows:
         """See Metric.measure."""
         assert session is not None
-        note_settings(config, context)
         method = config.method
         if method == "auto":
             asks = samples and isinstance(samples[0].inputs.get("prompt"), str) and config.dataloader_func is None
@@ -245,7 +250,7 @@ def _add_rows(
     import numpy as np
 
     target = np.squeeze(target)
-    if target.dtype.kind not in "iub" and not np.array_equal(target, np.trunc(target)):
+    if target.dtype.kind in "US" or (target.dtype.kind == "f" and not np.array_equal(target, np.trunc(target))):
         raise EvaluationError(
             f"the target {target.tolist()} of sample {key} is no class; expected whole numbers or names"
         )

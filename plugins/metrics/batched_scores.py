@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from drupe.core.errors import EvaluationError
-from drupe.core.runtimes import Session
+from drupe.core.runtimes import Result, Session
 
 __all__ = ["BatchSize", "BatchedScores", "Scored"]
 
@@ -70,8 +70,12 @@ class BatchedScores:
             at += size
 
     def _scores(self, batch: Sequence[Scored]) -> list[tuple[float, bool]]:
+        given = []
+        for tokens, scored in batch:
+            ids = np.asarray(tokens, dtype=np.int64)
+            given.append((ids, np.where(np.arange(len(ids)) < len(ids) - scored, -100, ids)))
         try:
-            return self._asked(batch)
+            results = self._session.score_batch(given)
         except (EvaluationError, MemoryError, RuntimeError) as error:
             if len(batch) == 1:
                 raise
@@ -80,21 +84,17 @@ class BatchedScores:
                 self._size = half
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 self._note(f"{len(batch)} sequences can't be scored at once, {half} are tried: {reason[0][:200]}")
-        return [*self._scores(batch[:half]), *self._scores(batch[half:])]
+            return [*self._scores(batch[:half]), *self._scores(batch[half:])]
+        return [_told(scored, result) for (_, scored), result in zip(batch, results, strict=True)]
 
-    def _asked(self, batch: Sequence[Scored]) -> list[tuple[float, bool]]:
-        given = []
-        for tokens, scored in batch:
-            ids = np.asarray(tokens, dtype=np.int64)
-            given.append((ids, np.where(np.arange(len(ids)) < len(ids) - scored, -100, ids)))
-        found = []
-        for (tokens, scored), result in zip(batch, self._session.score_batch(given), strict=True):
-            if "greedy" not in result.outputs:
-                raise EvaluationError(
-                    "the runtime's sessions do not tell which of the scored tokens are the likeliest ones (the output "
-                    "'greedy' of score), which tasks count"
-                )
-            start = len(tokens) - scored
-            logprobs = np.asarray(result.outputs["logprobs"])[start:]
-            found.append((float(logprobs.sum()), bool(np.asarray(result.outputs["greedy"])[start:].all())))
-        return found
+
+def _told(scored: int, result: Result) -> tuple[float, bool]:
+    """Return the log-likelihood of the last `scored` tokens, and whether each of them is the likeliest."""
+    if "greedy" not in result.outputs:
+        raise EvaluationError(
+            "the runtime's sessions do not tell which of the scored tokens are the likeliest ones (the output 'greedy' "
+            "of score), which tasks count"
+        )
+    logprobs, greedy = (np.asarray(result.outputs[name]) for name in ("logprobs", "greedy"))
+    start = len(logprobs) - scored
+    return float(logprobs[start:].sum()), bool(greedy[start:].all())

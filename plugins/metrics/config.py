@@ -11,7 +11,7 @@ from drupe.core.config import FileRef
 from drupe.core.context import JobContext
 from drupe.core.metrics import MetricConfig
 
-__all__ = ["DataMetricConfig", "flattened", "note", "note_settings"]
+__all__ = ["DataMetricConfig", "flattened", "note"]
 
 
 def flattened(values: Any) -> Any:
@@ -27,10 +27,7 @@ class DataMetricConfig(MetricConfig):
 
     batch_size: int = Field(1, ge=1, description="Samples per forward call.")
     backend: Literal["torch_metrics", "huggingface_metrics"] | None = Field(
-        None, description="Whose names and defaults the sub-types follow; both are computed here, without the library."
-    )
-    metric_config: dict[str, Any] = Field(
-        default_factory=dict, description="Options of sub-types (task, num_classes, average, …), flat or by sub-type."
+        None, description="Whose names the sub-types go by; both are known, and computed here without the library."
     )
     user_script: FileRef | None = Field(None, description="A Python file of the user's; needs --allow user-scripts.")
     script_dir: FileRef | None = Field(None, description="A folder that the script imports from.")
@@ -47,12 +44,6 @@ class DataMetricConfig(MetricConfig):
     shape_kwargs: dict[str, int] = Field(
         default_factory=dict, description="Sizes of named axes for made-up input where there is no data."
     )
-    io_bind: bool = Field(
-        False, description="Read from Olive files; runtimes bind inputs and outputs themselves where that helps."
-    )
-    inference_settings: dict[str, Any] | None = Field(
-        None, description="Read from Olive files; a session is opened with the system's runtime_options instead."
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -65,23 +56,6 @@ class DataMetricConfig(MetricConfig):
             if getattr(self, name, None) is not None and self.user_script is None:
                 raise ValueError(f"{name} names a function of user_script, which is not given; add user_script")
         return self
-
-    def options_of(self, sub_type: str) -> Mapping[str, Any]:
-        """Return metric_config as it applies to a sub-type: what is flat, then what stands under its name."""
-        flat = {key: value for key, value in self.metric_config.items() if not isinstance(value, Mapping)}
-        own = self.metric_config.get(sub_type, {})
-        return {**flat, **own}
-
-
-def note_settings(config: DataMetricConfig, context: JobContext) -> None:
-    """Tell, in the log and the report, about settings that are read and change nothing here."""
-    notes = []
-    if config.io_bind:
-        notes.append("io_bind: the runtime decides by itself where inputs and outputs lie")
-    if config.inference_settings:
-        notes.append("inference_settings: the session was opened with the system's runtime_options")
-    for text in notes:
-        note(text, context)
 
 
 def note(text: str, context: JobContext) -> None:

@@ -17,7 +17,7 @@ from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.core.user_scripts import blamed, call_with_known, script_function
 from drupe.plugins.metrics.batches import array, batches, call_arguments
-from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
 
@@ -82,7 +82,6 @@ class Custom(Metric):
         import numpy as np
 
         assert session is not None
-        note_settings(config, context)
         evaluate = script_function(config, "evaluate_func", context)
         if evaluate is not None:
             return _rows(self._evaluated(evaluate, model, session, samples, config, context), str(config.evaluate_func))

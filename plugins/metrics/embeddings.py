@@ -14,7 +14,7 @@ from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.batches import array
-from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.references import compared_batches, reference_outputs
 
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ class EmbeddingSimilarity(Metric):
     ) -> Rows:
         """See Metric.measure. The reference is a sample's extras["reference"], else what the source model gives."""
         assert session is not None
-        note_settings(config, context)
         rows = {}
         for batch in compared_batches(session, samples, config, context, config.made_up_num):
             mask = batch.inputs.get("attention_mask")

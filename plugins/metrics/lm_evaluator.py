@@ -17,13 +17,14 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.digests import digest_of
 from drupe.core.errors import EvaluationError
-from drupe.core.metrics import Metric, MetricConfig, Rows, SubType
+from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.config import note
 from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.harness_tasks import load_tasks, require_harness, sandboxed_templates
 from drupe.plugins.metrics.harness_values import aggregated, found_in, named_sub_type, part_of
+from drupe.plugins.metrics.task_config import TasksConfig
 
 __all__ = ["LMEvaluator", "LMEvaluatorConfig"]
 
@@ -31,7 +32,7 @@ _SEED = 1234
 """Of the few-shot sampler: the harness's own default, so that prompts are those of published numbers."""
 
 
-class LMEvaluatorConfig(MetricConfig):
+class LMEvaluatorConfig(TasksConfig):
     """Which tasks, and how their prompts are made."""
 
     tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags of lm-eval, by their names.")
@@ -58,24 +59,6 @@ class LMEvaluatorConfig(MetricConfig):
     higher_is_better: bool | dict[str, bool] | None = Field(
         None, description="The direction, for all or by value; by default the harness's own."
     )
-    model_class: str | None = Field(None, description="Read from Olive files; the model's runtime answers the tasks.")
-    ep: str | None = Field(None, description="Read from Olive files; the target's accelerator decides.")
-    ep_options: dict[str, Any] | None = Field(None, description="Read from Olive files; the target's decide.")
-    provider_options: dict[str, Any] | None = Field(None, description="Read from Olive files; the target's decide.")
-    device: str | None = Field(None, description="Read from Olive files; the target's accelerator decides.")
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _one_task(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-    @field_validator("tasks")
-    @classmethod
-    def _each_once(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if value.count(name) > 1:
-                raise ValueError(f"{name} is listed twice; list each task once")
-        return value
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -145,7 +128,6 @@ class LMEvaluator(Metric):
         """See Metric.measure. All tasks are loaded before the model is asked anything."""
         assert session is not None
         require_harness()
-        _note_settings(config, context)
         folder = None
         if config.include_path is not None:
             folder = ((context.workflow_dir or Path()) / config.include_path).expanduser().resolve()
@@ -268,10 +250,3 @@ def _one_process() -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
-
-
-def _note_settings(config: LMEvaluatorConfig, context: JobContext) -> None:
-    told = {name: getattr(config, name) for name in ("model_class", "ep", "ep_options", "provider_options", "device")}
-    given = [name for name, value in told.items() if value]
-    if given:
-        note(f"{', '.join(given)}: the target's accelerator and its options decide where the model runs", context)

@@ -18,7 +18,6 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import note_settings
 from drupe.plugins.metrics.timing import TimedMetricConfig, repeated
 
 __all__ = ["PeakMemory"]
@@ -63,7 +62,6 @@ class PeakMemory(Metric):
         context: JobContext,
     ) -> Rows:
         """See Metric.measure."""
-        note_settings(config, context)
         if context.model_sessions is None:
             raise EvaluationError("peak_memory opens the model itself, and this job offers no way to open one")
         _give_back()

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from drupe.core.config import FileRef
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
-from drupe.core.metrics import Metric, MetricConfig, Rows, SubType
+from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import note
 from drupe.plugins.metrics.every_name import EveryName
+from drupe.plugins.metrics.task_config import TasksConfig
 
 __all__ = ["MTEBEvaluator", "MTEBEvaluatorConfig"]
 
 _LOWER = ("mae", "mse", "rmse")
 """Scores of MTEB's regression tasks that are errors; its others are better when they are higher."""
-_READ = ("model_class", "ep", "ep_options", "execution_provider", "provider_options", "device")
 
 
-class MTEBEvaluatorConfig(MetricConfig):
+class MTEBEvaluatorConfig(TasksConfig):
     """Which tasks, and what of a model's outputs is the embedding."""
 
     tasks: list[str] = Field(min_length=1, description="Tasks of MTEB by their names, such as STS17.")
@@ -57,26 +56,6 @@ class MTEBEvaluatorConfig(MetricConfig):
     higher_is_better: bool | dict[str, bool] | None = Field(
         None, description="The direction, for all or by value; by default higher, and lower for mae, mse and rmse."
     )
-    output_folder: str | None = Field(None, description="Read from Olive files; the scores are in the report.")
-    model_class: str | None = Field(None, description="Read from Olive files; the model's runtime embeds the texts.")
-    ep: str | None = Field(None, description="Read from Olive files; the target's accelerator decides.")
-    ep_options: dict[str, Any] | None = Field(None, description="Read from Olive files; the target's decide.")
-    execution_provider: str | None = Field(None, description="Read from Olive files; the target's decides.")
-    provider_options: dict[str, Any] | None = Field(None, description="Read from Olive files; the target's decide.")
-    device: str | None = Field(None, description="Read from Olive files; the target's accelerator decides.")
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _one_task(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-    @field_validator("tasks")
-    @classmethod
-    def _each_once(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if value.count(name) > 1:
-                raise ValueError(f"{name} is listed twice; list each task once")
-        return value
 
 
 class MTEBEvaluator(Metric):
@@ -123,7 +102,6 @@ class MTEBEvaluator(Metric):
         from drupe.plugins.metrics.mteb_model import SessionEncoder
         from drupe.plugins.metrics.mteb_tasks import load_tasks, scores_of
 
-        _note_settings(config, context)
         tasks = load_tasks(config, context)
         encoder = SessionEncoder(session, model.folder, config, context.progress)
         context.report.setdefault("notes", []).append(encoder.note)
@@ -156,11 +134,3 @@ def _require_library() -> None:
 
     if find_spec("mteb") is None:
         raise EvaluationError("MTEBEvaluator needs mteb>=2.26, which is not installed; pip install 'drupe[mteb]'")
-
-
-def _note_settings(config: MTEBEvaluatorConfig, context: JobContext) -> None:
-    given = [name for name in _READ if getattr(config, name)]
-    if given:
-        note(f"{', '.join(given)}: the target's accelerator and its options decide where the model runs", context)
-    if config.output_folder:
-        note("output_folder: MTEB's own scores are in the report of this step, and written nowhere else", context)

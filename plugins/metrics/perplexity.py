@@ -15,7 +15,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.config import DataMetricConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +58,6 @@ class Perplexity(Metric):
         import numpy as np
 
         assert session is not None
-        note_settings(config, context)
         rows = {}
         for index, sample in enumerate(samples):
             context.progress(index, len(samples), "scoring text")

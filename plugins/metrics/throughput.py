@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from drupe.core.errors import EvaluationError
 from drupe.core.metrics import SubType
 from drupe.plugins.metrics.timed import PERCENTILES, TimedMetric
 from drupe.plugins.metrics.timing import Call, TimedMetricConfig
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["Throughput"]
 

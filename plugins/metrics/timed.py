@@ -10,7 +10,6 @@ from drupe.core.data import Sample
 from drupe.core.metrics import Metric, Rows
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import note_settings
 from drupe.plugins.metrics.timing import Call, TimedMetricConfig, repeated
 
 __all__ = ["PERCENTILES", "TimedMetric"]
@@ -41,7 +40,6 @@ class TimedMetric(Metric):
     ) -> Rows:
         """See Metric.measure."""
         assert session is not None
-        note_settings(config, context)
         repetitions = repeated(session, samples, config, context, context.baseline_session)
         return {
             f"repetition-{index:05}": tuple(n for call in calls if call is not None for n in self.entries(call))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics.batches import Batch, batches, made_up_batch
-from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.config import DataMetricConfig, flattened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "TimedMetricConfig", "repeated"]
 
+_COUNTS = ("warmup_num", "repeat_test_num", "sleep_num")
+"""What Olive's files say in the metric_config of sub-types."""
 _MADE_UP_PROMPT = "Once upon a time"
 
 
@@ -39,6 +41,25 @@ class TimedMetricConfig(DataMetricConfig):
     sleep_num: float = Field(0, ge=0, description="Seconds to rest between timed calls.")
     max_new_tokens: int = Field(32, ge=1, description="Longest generated answer.")
     stop: list[str] = Field(default_factory=list, description="Where a generated answer ends besides its end token.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_sub_types(cls, values: Any) -> Any:
+        """Take what metric_config says, flat or by sub-type: the same calls give all values."""
+        values = flattened(values)
+        if not isinstance(values, Mapping) or not isinstance(values.get("metric_config"), Mapping):
+            return values
+        rest = {key: value for key, value in values.items() if key != "metric_config"}
+        for name, value in values["metric_config"].items():
+            for key, number in (value if isinstance(value, Mapping) else {name: value}).items():
+                if key not in _COUNTS:
+                    raise ValueError(f"metric_config: unknown option {key!r}; known: {', '.join(_COUNTS)}")
+                if rest.setdefault(key, number) != number:
+                    raise ValueError(
+                        f"metric_config: {key} is {number!r} and {rest[key]!r}; the same calls give all sub-types, so "
+                        "say it once, or make it another metric"
+                    )
+        return rest
 
     def wanted(self) -> Sequence[str]:
         """Return the capabilities of which a session must have one."""

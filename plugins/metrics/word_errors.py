@@ -17,7 +17,7 @@ from drupe.core.runtimes import GenerateOptions, Session
 from drupe.core.user_scripts import blamed, script_function
 from drupe.plugins.metrics import answers
 from drupe.plugins.metrics.batches import batches
-from drupe.plugins.metrics.config import DataMetricConfig, note_settings
+from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.outputs import tensors
 
 __all__ = ["WordErrors", "WordErrorsConfig", "edits"]
@@ -66,7 +66,6 @@ class WordErrors(Metric):
     ) -> Rows:
         """See Metric.measure."""
         assert session is not None
-        note_settings(config, context)
         if self._forward(config):
             pairs = self._read(session, samples, config, context)
         else:

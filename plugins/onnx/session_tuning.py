@@ -57,7 +57,6 @@ class OrtSessionParamsTuningConfig(DataSourceConfig):
     extra_session_config: Mapping[str, str] | None = Field(
         None, description="Entries of the session config that every trial has."
     )
-    enable_profiling: bool = Field(False, description="Keep ONNX Runtime's profile of the best options in the report.")
     shape_kwargs: Mapping[str, int] = Field(
         default_factory=dict, description="Lengths of named axes for made-up input, where there are no data."
     )

@@ -57,7 +57,6 @@ class OrtTransformersOptimizationConfig(GraphPassConfig):
     )
     num_heads: int = Field(0, ge=0, description="Attention heads; 0: from the model's config, or the graph.")
     hidden_size: int = Field(0, ge=0, description="Width of the model; 0: from the model's config, or the graph.")
-    num_key_value_heads: int = Field(0, ge=0, description="Heads of keys and values, for use_gqa; 0: from the config.")
     optimization_options: Mapping[str, Any] | None = Field(
         None, description="Single fusions by onnxruntime's names: enable_gelu, use_multi_head_attention, …"
     )

@@ -80,7 +80,6 @@ class TrainingArgs(PluginConfig):
     torch_compile_mode: str | None = Field(None, description="Mode of torch.compile.")
     use_liger_kernel: bool = Field(False, description="Use liger-kernel's fused layers (GPU only).")
     liger_kernel_config: dict[str, bool] | None = Field(None, description="Which of liger-kernel's layers to use.")
-    auto_find_batch_size: bool = Field(False, description="Fall back to a plan of less memory when memory runs out.")
     torch_empty_cache_steps: int | None = Field(None, ge=1, description="Empty the GPU's cache every so many steps.")
     logging_strategy: Strategy = Field("steps", description="When a line with loss and learning rate is logged.")
     logging_steps: float = Field(10, gt=0, description="Log every so many steps; below 1 the share of all steps.")

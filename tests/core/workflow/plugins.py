@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import (
@@ -19,6 +19,7 @@ from drupe.core.config import (
     PluginConfig,
     SecretRef,
     searchable,
+    tell,
 )
 from drupe.core.data import DataConfig, DataContainer
 from drupe.core.errors import ConfigError, Fault
@@ -130,6 +131,15 @@ class Latency(Metric):
 
 
 class Size(Metric):
+    class Config(MetricConfig):
+        unit: str | None = None
+
+        @model_validator(mode="after")
+        def _told(self, info: ValidationInfo) -> Size.Config:
+            if self.unit is not None:
+                tell(info, "unit has no effect: sizes are in bytes")
+            return self
+
     sub_types = {"bytes": SubType("bytes", "lower")}
     default_sub_type = "bytes"
 

@@ -146,6 +146,12 @@ def test_the_evaluator_of_the_last_pass_judges_where_none_is_named(read: Read) -
     assert read(base_document(evaluator=None)).evaluator is None
 
 
+def test_what_a_metric_says_of_its_values_is_told(read: Read) -> None:
+    size = {"name": "size", "type": "size_on_disk", "user_config": {"unit": "MB"}}
+    workflow = read(base_document(evaluators={"judge": {"metrics": [size]}}))
+    assert [str(n) for n in workflow.notices] == ["evaluators.judge.metrics.0: unit has no effect: sizes are in bytes"]
+
+
 def test_every_top_level_key_is_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "workflow.md").read_text(encoding="utf-8")
     assert [key for key in TOP_LEVEL if f"`{key}`" not in text] == []

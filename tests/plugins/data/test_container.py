@@ -360,3 +360,13 @@ def test_a_local_dataset_of_nothing_leaves_it_to_the_next_function(load: Load, t
     write_rows(tmp_path / "rows.jsonl", [{"text": "x"}])
     rows, _ = load({"load_dataset_config": {"type": "local_dataset", "data_files": "rows.jsonl"}})
     assert [s.inputs["text"] for s in rows] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("rows.json", " [ ]\n"), ("rows.jsonl", "\n"), ("rows.csv", "text,label\n")]
+)
+def test_files_without_rows_are_told_before_work(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    kind = "csv" if name.endswith("csv") else "json"
+    [fault] = checked(tmp_path, load_dataset_config={"data_name": kind, "data_files": name})
+    assert str(fault) == f"load_dataset_config.data_files: {name} has no rows; expected a row at least"

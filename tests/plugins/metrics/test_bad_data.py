@@ -66,11 +66,7 @@ def doubled(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         ("accuracy", {"post_processing_func": "short"}, r"returned an array of shape \(1,\); .* for each of 2 samples"),
         ("accuracy", {"post_processing_func": "broken"}, r"broken \(s.py, line 27\) raised ValueError: post trouble"),
         ("custom", {"evaluate_func": "words"}, "words must return a number, a mapping of numbers, or one number per"),
-        (
-            "custom",
-            {"evaluate_func": "text"},
-            r"text \(s.py\) raised TypeError: .*batch_size|text must return a number",
-        ),
+        ("custom", {"evaluate_func": "text"}, "text must return a number"),
         ("custom", {"metric_func": "raises"}, r"raises \(s.py\) raised TypeError"),
     ],
 )
@@ -89,6 +85,7 @@ def test_a_function_that_fails_is_named_with_its_line(
     ("target", "message"),
     [
         (0.5, "the target 0.5 of sample a is no class; expected whole numbers or names"),
+        (np.array(["cat", "dog"]), r"the target \['cat', 'dog'\] of sample a is no class"),
         (7, "a target is class 7, but the model gives scores for 3 classes"),
         (-1, "a target is class -1, but"),
         (None, "sample a has no target"),

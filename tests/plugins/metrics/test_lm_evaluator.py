@@ -259,14 +259,6 @@ def test_what_the_session_can_not_do_is_told_before_it_is_asked(model: Model, tm
     assert session.lengths == []
 
 
-def test_settings_of_olive_files_are_told(model: Model, tmp_path: Path) -> None:
-    write_tasks(tmp_path / "tasks")
-    options = {"provider_options": {"enable_skip_layer_norm_strict_mode": "1"}, "limit": 2}
-    found, *_, surroundings = measured(model, Knowing(), tmp_path, ["tone_choice"], **options)
-    assert found["tone_choice-acc"] == 1.0
-    assert any("provider_options" in note for note in surroundings.report["notes"])
-
-
 class Together(Knowing):
     """Takes so many sequences at once, and no more."""
 
@@ -280,6 +272,18 @@ class Together(Knowing):
             raise EvaluationError("out of memory\nand more")
         self.batches.append([len(ids) for ids, _ in sequences])
         return super().score_batch(sequences)
+
+
+def test_sessions_that_do_not_tell_the_likeliest_tokens_are_asked_once(model: Model, tmp_path: Path) -> None:
+    class Silent(Together):
+        def score(self, input_ids: np.ndarray, labels: np.ndarray) -> Result:
+            return Result({"logprobs": super().score(input_ids, labels).outputs["logprobs"]})
+
+    write_tasks(tmp_path / "tasks")
+    session = Silent()
+    with pytest.raises(EvaluationError, match="do not tell which of the scored tokens are the likeliest"):
+        measured(model, session, tmp_path, ["tone_choice"], batch_size=4)
+    assert [len(batch) for batch in session.batches] == [4]
 
 
 @pytest.mark.parametrize(("size", "most"), [(4, 4), ("auto", 6), ("auto:4", 6), (1, 1)])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
@@ -176,16 +177,29 @@ def test_no_data_and_no_shapes_say_what_to_give(tmp_path: Path) -> None:
         run("latency", ForwardSession(echo), (), tmp_path)
 
 
-def test_settings_that_change_nothing_are_told(tmp_path: Path) -> None:
-    made = metric("latency")
-    config = configured(made, user_config={"io_bind": True, "repeat_test_num": 1, "warmup_num": 0})
-    surroundings = context(tmp_path)
-    made.measure(model(tmp_path), ForwardSession(echo), NUMBERS, config, surroundings)
-    assert any(note.startswith("io_bind") for note in surroundings.report["notes"])
-
-
 @pytest.mark.parametrize("mode", ["auto", "forward", "generate"])
 def test_the_mode_says_which_capability_is_needed(mode: str) -> None:
     made = metric("latency")
     wanted = {"auto": ("generate", "forward"), "forward": ("forward",), "generate": ("generate",)}[mode]
     assert made.needs(configured(made, mode=mode)) == wanted
+
+
+def test_the_counts_of_sub_types_are_followed() -> None:
+    """As Olive's files write them: the metric_config of a sub-type, which hands it over by the sub-type's name."""
+    made = metric("latency")
+    config = configured(made, metric_config={"avg": {"warmup_num": 3, "repeat_test_num": 5}, "p90": {"warmup_num": 3}})
+    assert (config.warmup_num, config.repeat_test_num, config.sleep_num) == (3, 5, 0)
+    assert configured(made, user_config={"metric_config": {"sleep_num": 1}}).sleep_num == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"metric_config": {"avg": {"warmup": 3}}}, "unknown option 'warmup'; known: warmup_num"),
+        ({"metric_config": {"avg": {"warmup_num": 3}, "max": {"warmup_num": 4}}}, "warmup_num is 4 and 3; the same"),
+        ({"metric_config": {"avg": {"warmup_num": 3}}, "warmup_num": 5}, "warmup_num is 3 and 5"),
+    ],
+)
+def test_counts_that_can_not_be_followed_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        configured(metric("latency"), **config)

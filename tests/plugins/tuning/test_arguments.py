@@ -58,11 +58,12 @@ def test_both_spellings_keep_the_newer_and_tell() -> None:
     assert any("evaluation_strategy is dropped" in notice for notice in notices)
 
 
-def test_an_argument_without_effect_is_told_and_leaves_the_key() -> None:
-    args, notices = read(dataloader_num_workers=4)
+@pytest.mark.parametrize(("name", "value"), [("dataloader_num_workers", 4), ("auto_find_batch_size", True)])
+def test_an_argument_without_effect_is_told_and_leaves_the_key(name: str, value: Any) -> None:
+    args, notices = read(**{name: value})
     assert args == TrainingArgs()
     assert len(notices) == 1
-    assert "dataloader_num_workers has no effect" in notices[0]
+    assert f"{name} has no effect" in notices[0]
 
 
 def test_an_unknown_argument_is_a_fault_with_the_nearest_name() -> None:
