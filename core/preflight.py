@@ -13,12 +13,12 @@ from typing import cast
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.engine import Engine
-from drupe.core.errors import DrupeError, Fault, HostError
+from drupe.core.errors import ConfigError, DrupeError, Fault, HostError
 from drupe.core.hosts import HostDescription
 from drupe.core.placing import added_requirements, placed_passes
 from drupe.core.plan import MOST_CHECKS, Plan, check_points
 from drupe.core.registry import Registered
-from drupe.core.requirements import alternatives, unmet
+from drupe.core.requirements import told, unmet
 from drupe.core.serving import find_runtime
 from drupe.core.specs import HostSpec, MetricSpec, PassSpec
 from drupe.core.workflow.findings import join
@@ -167,10 +167,8 @@ def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Reg
     found: dict[str, tuple[str, str, str]] = {}
 
     def look(who: str, texts: Iterable[str]) -> None:
-        for text, there in unmet(texts, version_of).items():
-            any_of = alternatives(text)
-            hint = f"pip install {' or '.join(map(repr, any_of))} there"
-            found[text] = (f"{who} needs {' or '.join(any_of)}; there is {there}", "", hint)
+        for text, (lacks, command) in told(who, texts, version_of).items():
+            found[text] = (lacks, "", f"{command} there")
 
     metrics = _metrics(engine) if name in engine.workflow.targets else []
     for entry in (*_passes(engine, name), *metrics):
@@ -197,11 +195,11 @@ def _unmet_by_results(engine: Engine, name: str, version_of: VersionOf, plan: Pl
         try:
             info = plan.result(plan.steps(point), name)
             entry = find_runtime(engine.registry, info.kind, system.accelerators[0], system.runtime)
-            texts = engine.registry.resolve(entry)(entry.spec).requirements(info)
-        except DrupeError:
+        except ConfigError:
             # It fits nowhere, which is told where points are checked.
             continue
-        for text, there in unmet(texts, version_of).items():
-            who = f"measuring what the passes make, by the runtime {entry.spec.name},"
-            found[text] = (f"{who} needs {text}; there is {there}", "", f"pip install '{text}' there")
+        texts = engine.registry.resolve(entry)(entry.spec).requirements(info)
+        who = f"measuring what the passes make, by the runtime {entry.spec.name},"
+        for text, (lacks, command) in told(who, texts, version_of).items():
+            found[text] = (lacks, "", f"{command} there")
     return list(found.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable
 
-__all__ = ["alternatives", "installed_version", "unmet"]
+__all__ = ["alternatives", "installed_version", "told", "unmet"]
 
 
 def alternatives(text: str) -> list[str]:
@@ -24,6 +24,16 @@ def unmet(requirements: Iterable[str], version_of: Callable[[str], str | None]) 
         there = [_lacking(part, version_of) for part in alternatives(text)]
         if all(version is not None for version in there):
             found[text] = next((str(version) for version in there if version != "none"), "none")
+    return found
+
+
+def told(who: str, requirements: Iterable[str], version_of: Callable[[str], str | None]) -> dict[str, tuple[str, str]]:
+    """Return requirement → what is to be said of one that is not met: what was found, and the command that helps."""
+    found = {}
+    for text, there in unmet(requirements, version_of).items():
+        any_of = alternatives(text)
+        command = f"pip install {' or '.join(map(repr, any_of))}"
+        found[text] = (f"{who} needs {' or '.join(any_of)}; there is {there}", command)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, PluginError
 from drupe.core.hosts import HostDescription
 from drupe.core.model import Model
 from drupe.core.passes import Pass
+from drupe.core.placing import requirement_needs
 from drupe.core.plan import build_plan
 from drupe.core.preflight import _device_faults
 from drupe.core.registry import get_registry
@@ -75,6 +77,47 @@ def test_what_a_config_alone_needs_is_told_before_work(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
+def needs_of(folder: Path, systems: dict[str, Any], host: str, settings: dict[str, Any]) -> list[str]:
+    document = {
+        "input_model": {"type": "ONNXModel", "model_path": "m.onnx"},
+        "systems": systems,
+        "host": host,
+        "passes": {"clean": {"type": "OnnxPeepholeOptimizer", **settings}},
+    }
+    registry = get_registry()
+    workflow = examine(write_workflow(folder, document), registry).workflow
+    assert workflow is not None
+    return [str(fault) for fault in requirement_needs(workflow, registry)]
+
+
+@pytest.mark.skipif(installed_version("onnxoptimizer") is not None, reason="onnxoptimizer is installed here")
+def test_what_a_config_needs_is_told_of_systems_that_need_not_be_asked(tmp_path: Path) -> None:
+    """Of this environment and of one that is not there; not of one that is, whatever its name begins with."""
+    systems = {
+        "here": {"type": "LocalSystem"},
+        "old": {"type": "PythonEnvironment", "python_environment_path": sys.prefix},
+        "older": {"type": "PythonEnvironment", "python_environment_path": str(tmp_path / "gone")},
+    }
+    wanted = {"onnxoptimizer_optimize": True}
+    for host in ("here", "older"):
+        told = f"passes.clean: OnnxPeepholeOptimizer, on {host}, needs onnxoptimizer>=0.3.13; there is none; "
+        (need,) = needs_of(tmp_path, systems, host, wanted)
+        assert need == told + "pip install 'onnxoptimizer>=0.3.13' there"
+    assert needs_of(tmp_path, systems, "old", wanted) == []
+    assert needs_of(tmp_path, systems, "here", {}) == []
+
+
+def test_a_pass_that_can_not_tell_what_it_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Any, config: Any, accelerator: Any) -> Sequence[str]:
+        raise KeyError("lost")
+
+    monkeypatch.setattr("drupe.plugins.onnx.peephole.OnnxPeepholeOptimizer.requirements", fails)
+    with pytest.raises(
+        PluginError, match=r"passes.clean: OnnxPeepholeOptimizer of .* can't tell what it needs: KeyErr"
+    ):
+        needs_of(tmp_path, {"here": {"type": "LocalSystem"}}, "here", {})
+
+
 def test_what_a_searched_config_needs_is_told_when_its_job_starts(tmp_path: Path) -> None:
     class Needy(Pass):
         def requirements(self, config: Any, accelerator: Accelerator) -> Sequence[str]:
@@ -84,7 +127,7 @@ def test_what_a_searched_config_needs_is_told_when_its_job_starts(tmp_path: Path
             raise AssertionError("it must not begin")
 
     needy = Needy(PassSpec(name="Needy", target="here:Needy", summary="Needs what is not there."))
-    with pytest.raises(ConfigError, match="Needy needs not-there-at-all>=2 as it is set; there is none"):
+    with pytest.raises(ConfigError, match="Needy, as it is set, needs not-there-at-all>=2; there is none"):
         needy(tiny_onnx_mlp(tmp_path / "model"), PassConfig(), make_context(tmp_path / "job"))
 
 
