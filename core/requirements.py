@@ -7,6 +7,12 @@ from collections.abc import Callable, Iterable
 
 __all__ = ["alternatives", "installed_version", "told", "unmet"]
 
+_BUILDS = {
+    "onnxruntime": ("gpu", "openvino", "directml", "migraphx", "rocm"),
+    "onnxruntime-genai": ("cuda", "directml"),
+}
+"""Distributions whose modules come under other names as well, built for other devices: name → what the names end in."""
+
 
 def alternatives(text: str) -> list[str]:
     """Return the requirements of which one is enough: "a>=1 | b" is met by either."""
@@ -17,7 +23,8 @@ def unmet(requirements: Iterable[str], version_of: Callable[[str], str | None]) 
     """Return requirement → the version that is there instead, or "none".
 
     version_of: an environment's version of a distribution by its name in lower case with hyphens, None where it is
-    absent. What is no requirement, and what is for other platforms, counts as met; of alternatives one is enough.
+    absent. What is no requirement, and what is for other platforms, counts as met; of alternatives one is enough, and
+    so is a build for another device (onnxruntime-gpu for onnxruntime).
     """
     found = {}
     for text in requirements:
@@ -47,7 +54,9 @@ def _lacking(text: str, version_of: Callable[[str], str | None]) -> str | None:
         return None
     if requirement.marker is not None and not requirement.marker.evaluate():
         return None
-    there = version_of(requirement.name.lower().replace("_", "-"))
+    name = requirement.name.lower().replace("_", "-")
+    builds = (name, *(f"{name}-{end}" for end in _BUILDS.get(name, ())))
+    there = next((found for found in map(version_of, builds) if found is not None), None)
     if there is not None and requirement.specifier.contains(there, prereleases=True):
         return None
     return there or "none"

@@ -144,8 +144,11 @@ def test_what_opening_a_result_needs_is_told_before_it_is_made(tmp_path: Path) -
 
 
 def test_requirements_are_compared_with_what_is_there() -> None:
-    there = {"torch": "2.7.1", "onnx-ir": "0.1.6"}.get
+    there = {"torch": "2.7.1", "onnx-ir": "0.1.6", "onnxruntime-gpu": "1.23.0"}.get
     texts = [
+        "onnxruntime>=1.22",
+        "onnxruntime>=1.24",
+        "onnxruntime-genai",
         "torch>=2.7",
         "torch>=2.8",
         "onnx_ir>=0.1",
@@ -157,6 +160,7 @@ def test_requirements_are_compared_with_what_is_there() -> None:
         "absent | nowhere",
     ]
     lacking = {"torch>=2.8": "2.7.1", "absent": "none", "absent | torch>=3": "2.7.1", "absent | nowhere": "none"}
+    lacking |= {"onnxruntime>=1.24": "1.23.0", "onnxruntime-genai": "none"}
     assert unmet(texts, there) == lacking
 
 
