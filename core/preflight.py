@@ -67,8 +67,8 @@ def system_faults(engine: Engine, name: str, plan: Plan | None = None) -> list[F
     faults += [fault for entry in apart for fault in _own_environment_faults(engine, name, version_of, entry)]
     lacking = _unmet(engine, name, version_of, apart)
     if plan is not None and name in engine.workflow.targets and _measuring(engine):
-        lacking += _unmet_by_results(engine, name, version_of, plan)
-    return faults + [Fault(where, *told, kind="needs") for told in lacking]
+        lacking = {**_unmet_by_results(engine, name, version_of, plan), **lacking}
+    return faults + [Fault(where, *texts, kind="needs") for texts in lacking.values()]
 
 
 def _used(engine: Engine) -> list[str]:
@@ -159,8 +159,10 @@ def _own_environment_faults(engine: Engine, name: str, version_of: VersionOf, en
         yield Fault(alternative.where, found, "", hint, "needs")
 
 
-def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Registered]) -> list[tuple[str, str, str]]:
-    """Return (found, expected, hint) of each distribution that is not there in the version that is needed.
+def _unmet(
+    engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Registered]
+) -> dict[str, tuple[str, str, str]]:
+    """Return requirement → (found, expected, hint) of each that is not met.
 
     apart: passes whose own requirements are told elsewhere.
     """
@@ -184,11 +186,11 @@ def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Reg
     for _, alternative, entry in _alternatives(engine, name):
         added = added_requirements(engine.workflow, engine.registry, alternative, entry)
         look(f"{entry.spec.name}, as {alternative.where} sets it,", added)
-    return list(found.values())
+    return found
 
 
-def _unmet_by_results(engine: Engine, name: str, version_of: VersionOf, plan: Plan) -> list[tuple[str, str, str]]:
-    """Return (found, expected, hint) of each distribution that opening what a chain ends in needs on its target."""
+def _unmet_by_results(engine: Engine, name: str, version_of: VersionOf, plan: Plan) -> dict[str, tuple[str, str, str]]:
+    """Return requirement → (found, expected, hint) of each that opening what a chain ends in needs on its target."""
     found: dict[str, tuple[str, str, str]] = {}
     system = engine.workflow.systems[name]
     for point in itertools.islice(check_points(plan.space), MOST_CHECKS):
@@ -198,8 +200,8 @@ def _unmet_by_results(engine: Engine, name: str, version_of: VersionOf, plan: Pl
         except ConfigError:
             # It fits nowhere, which is told where points are checked.
             continue
-        texts = engine.registry.resolve(entry)(entry.spec).requirements(info)
+        texts = (*entry.spec.requires, *engine.registry.resolve(entry)(entry.spec).requirements(info))
         who = f"measuring what the passes make, by the runtime {entry.spec.name},"
         for text, (lacks, command) in told(who, texts, version_of).items():
             found[text] = (lacks, "", f"{command} there")
-    return list(found.values())
+    return found

@@ -12,16 +12,18 @@ import pytest
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
+from drupe.core.engine import Engine
 from drupe.core.errors import ConfigError, PluginError
 from drupe.core.hosts import HostDescription
 from drupe.core.model import Model
 from drupe.core.passes import Pass
 from drupe.core.placing import requirement_needs
 from drupe.core.plan import build_plan
-from drupe.core.preflight import _device_faults
+from drupe.core.preflight import _device_faults, _unmet_by_results
 from drupe.core.registry import get_registry
 from drupe.core.requirements import installed_version, unmet
 from drupe.core.specs import PassSpec
+from drupe.core.store import Store
 from drupe.core.workflow.read import examine
 from drupe.testing import make_context, tiny_onnx_mlp
 from tests.support.workflows import drupe, toy_document, write_workflow
@@ -141,6 +143,22 @@ def test_what_opening_a_result_needs_is_told_before_it_is_made(tmp_path: Path) -
     assert not list((tmp_path / "cache").rglob("*.json"))
     document.pop("evaluator")
     assert drupe("run", write_workflow(tmp_path, document), folder=tmp_path).returncode == 0
+
+
+def test_what_the_runtime_needs_is_told_before_a_model_is_made(tmp_path: Path) -> None:
+    tiny_onnx_mlp(tmp_path / "model")
+    document = {
+        "input_model": {"type": "ONNXModel", "model_path": str(tmp_path / "model")},
+        "passes": {"fix": {"type": "DynamicToFixedShape", "dim_param": ["batch"], "dim_value": [1]}},
+    }
+    registry = get_registry()
+    workflow = examine(write_workflow(tmp_path, document), registry).workflow
+    assert workflow is not None
+    engine, plan = Engine(workflow, registry, Store(tmp_path / "store")), build_plan(workflow, registry)
+    (lacks,) = _unmet_by_results(engine, workflow.host, {"onnx": "1.20.0"}.get, plan).values()
+    assert lacks[0] == "measuring what the passes make, by the runtime onnx, needs onnxruntime>=1.22; there is none"
+    assert _unmet_by_results(engine, workflow.host, {"onnxruntime-gpu": "1.23.0"}.get, plan) == {}
+    engine.close()
 
 
 def test_requirements_are_compared_with_what_is_there() -> None:
