@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable
 
-__all__ = ["alternatives", "installed_version", "told", "unmet"]
+__all__ = ["alternatives", "installed_builds", "installed_version", "told", "unmet"]
 
 _BUILDS = {
     "onnxruntime": ("gpu", "openvino", "directml", "migraphx", "rocm"),
@@ -54,12 +54,21 @@ def _lacking(text: str, version_of: Callable[[str], str | None]) -> str | None:
         return None
     if requirement.marker is not None and not requirement.marker.evaluate():
         return None
-    name = requirement.name.lower().replace("_", "-")
-    builds = (name, *(f"{name}-{end}" for end in _BUILDS.get(name, ())))
-    there = next((found for found in map(version_of, builds) if found is not None), None)
+    there = next(iter(_builds_there(requirement.name.lower().replace("_", "-"), version_of).values()), None)
     if there is not None and requirement.specifier.contains(there, prereleases=True):
         return None
     return there or "none"
+
+
+def _builds_there(name: str, version_of: Callable[[str], str | None]) -> dict[str, str]:
+    """Return distribution → version of what is there of a distribution, under its own name or that of a build of it."""
+    names = (name, *(f"{name}-{end}" for end in _BUILDS.get(name, ())))
+    return {one: version for one in names if (version := version_of(one)) is not None}
+
+
+def installed_builds(name: str) -> dict[str, str]:
+    """Return distribution → version of what is in this environment of one, builds for other devices among it."""
+    return _builds_there(name, installed_version)
 
 
 def installed_version(name: str) -> str | None:

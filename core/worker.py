@@ -216,13 +216,12 @@ _REPORTED = (
 
 def _versions_of_loaded() -> dict[str, str]:
     """Return the versions of the frameworks that this process has imported."""
-    found = {}
+    from drupe.core.requirements import installed_builds
+
+    found: dict[str, str] = {}
     for name in _REPORTED:
         if name.replace("-", "_") in sys.modules:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+            found |= installed_builds(name)
     return found
 
 

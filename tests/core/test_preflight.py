@@ -21,7 +21,7 @@ from drupe.core.placing import requirement_needs
 from drupe.core.plan import build_plan
 from drupe.core.preflight import _device_faults, _unmet_by_results
 from drupe.core.registry import get_registry
-from drupe.core.requirements import installed_version, unmet
+from drupe.core.requirements import installed_builds, installed_version, unmet
 from drupe.core.specs import PassSpec
 from drupe.core.store import Store
 from drupe.core.workflow.read import examine
@@ -204,3 +204,10 @@ def test_a_pass_that_belongs_on_the_target_runs_there_unless_it_has_a_host(tmp_p
     assert found.workflow is not None
     plan = build_plan(found.workflow, get_registry())
     assert [step.host for step in plan.chain({}, "one")] == ["here", "here"]
+
+
+def test_what_is_installed_is_told_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step records name the build that worked."""
+    monkeypatch.setattr("drupe.core.requirements.installed_version", {"onnxruntime-gpu": "1.23.0", "onnx": "1.20"}.get)
+    assert installed_builds("onnxruntime") == {"onnxruntime-gpu": "1.23.0"}
+    assert installed_builds("onnx") == {"onnx": "1.20"} and installed_builds("torch") == {}
