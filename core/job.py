@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.context import Resources
+from drupe.core.errors import PluginError
 from drupe.core.model import Model
 
-__all__ = ["SCHEMA", "Job", "JobData", "read_result", "write_json"]
+__all__ = ["SCHEMA", "Job", "JobData", "check_json", "read_result", "write_json"]
 
 SCHEMA = 1
 
@@ -115,6 +116,23 @@ class Job:
             workflow_dir=data["workflow_dir"],
             options=data["options"],
         )
+
+
+def check_json(what: str, told: dict[str, Any]) -> None:
+    """Take out what JSON can't hold of what a plugin tells, by name. Raises PluginError naming it.
+
+    what: what each is, for the message. What stays in `told` can be written.
+    """
+    faults = []
+    for name, value in list(told.items()):
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            faults.append(f"{what} {name!r} can't be written as JSON: {error}")
+            del told[name]
+    if faults:
+        expected = "expected finite numbers, texts, and lists and mappings of them"
+        raise PluginError(f"{'; '.join(faults)}; {expected}")
 
 
 def write_json(path: Path, data: Any, *, durable: bool = True) -> None:

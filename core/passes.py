@@ -14,7 +14,7 @@ from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
-from drupe.core.requirements import alternatives, installed_version, unmet
+from drupe.core.requirements import installed_version, told
 
 if TYPE_CHECKING:
     from drupe.core.specs import PassSpec
@@ -83,12 +83,9 @@ class Pass:
     def __call__(self, model: Model, config: Any, context: PassContext) -> Model:
         """Check, run, check. Raises PassError with the pass's name when it broke a promise."""
         promised = self.plan(model.info, config, context.accelerator)
-        lacking = unmet(self.requirements(config, context.accelerator), installed_version)
-        for text, there in lacking.items():
-            hint = f"pip install {' or '.join(map(repr, alternatives(text)))}"
-            raise ConfigError(
-                f"{self.spec.name} needs {' or '.join(alternatives(text))} as it is set; there is {there}; {hint}"
-            )
+        needed = self.requirements(config, context.accelerator)
+        for found, command in told(f"{self.spec.name}, as it is set,", needed, installed_version).values():
+            raise ConfigError(f"{found}; {command}")
         self.check(config, context.accelerator)
         result = self.run(model, config, context)
         if not isinstance(result, Model):

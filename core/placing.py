@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from drupe.core.errors import Fault
+from drupe.core.errors import Fault, PluginError
 from drupe.core.registry import Registered, Registry
-from drupe.core.requirements import alternatives, installed_version, unmet
+from drupe.core.requirements import installed_version, told
 from drupe.core.workflow.findings import join
 from drupe.core.workflow.markers import find_markers
 from drupe.core.workflow.model import PassAlternative, Workflow
@@ -39,16 +39,22 @@ def added_requirements(
     workflow: Workflow, registry: Registry, alternative: PassAlternative, entry: Registered
 ) -> Sequence[str]:
     """Return the requirements that a pass's config adds on any target, what is searched at its default."""
+    from pydantic import ValidationError
+
+    factory = registry.resolve(entry)
     given = {key: value for key, value in alternative.config.items() if not any(find_markers({key: value}))}
+    try:
+        config = factory.Config.model_validate(given)
+    except ValidationError:
+        # What is searched has no default, or not one that goes with the rest: told when the job starts.
+        return []
     found: list[str] = []
     for target in workflow.targets:
         try:
-            factory = registry.resolve(entry)
-            config = factory.Config.model_validate(given)
             found += factory(entry.spec).requirements(config, workflow.systems[target].accelerators[0])
-        except Exception:
-            # A config that needs what is searched, or a plugin's own fault: told when the step is run.
-            continue
+        except Exception as error:
+            problem = f"{entry.spec.name} of {entry.plugin} can't tell what it needs: {type(error).__name__}: {error}"
+            raise PluginError(f"{alternative.where}: {problem}") from error
     return list(dict.fromkeys(found))
 
 
@@ -58,16 +64,17 @@ def requirement_needs(workflow: Workflow, registry: Registry) -> list[Fault]:
     It is known of this environment, and of a system that is not there yet, such as an environment still to be made.
     """
     faults: list[Fault] = []
-    absent = [fault.path for fault in workflow.needs]
     for _, alternative, entry, hosts in placed_passes(workflow, registry):
-        for text in added_requirements(workflow, registry, alternative, entry):
-            for name in hosts:
-                host = registry.find("drupe_hosts", workflow.systems[name].type)
-                light = host is not None and getattr(registry.resolve(host), "light", False)
-                gone = any(path.startswith(join("systems", name)) for path in absent)
-                if (light and unmet([text], installed_version)) or gone:
-                    any_of = " or ".join(alternatives(text))
-                    found = f"{entry.spec.name} needs {any_of} on {name}"
-                    hint = "there is none of them" if light else "put it there"
-                    faults.append(Fault(alternative.where, found, "", hint, "needs"))
+        added = added_requirements(workflow, registry, alternative, entry)
+        for name in hosts if added else ():
+            host = registry.find("drupe_hosts", workflow.systems[name].type)
+            where = join("systems", name)
+            if host is not None and getattr(registry.resolve(host), "light", False):
+                lacking = told(f"{entry.spec.name}, on {name},", added, installed_version)
+            elif any(need.path == where or need.path.startswith(f"{where}.") for need in workflow.needs):
+                lacking = told(f"{entry.spec.name}, on {name},", added, lambda _: None)
+            else:
+                continue
+            for found, command in lacking.values():
+                faults.append(Fault(alternative.where, found, "", f"{command} there", "needs"))
     return faults

@@ -18,7 +18,7 @@ from drupe.core.model import ModelInfo
 from drupe.core.passes import Pass
 from drupe.core.placing import host_of
 from drupe.core.registry import Registry
-from drupe.core.space import FLOW, SpaceMap, build_space, first_values
+from drupe.core.space import FLOW, SpaceMap, build_space, first_values, walk
 from drupe.core.specs import MetricSpec
 from drupe.core.study import Dimension, Point, Space
 from drupe.core.workflow.markers import replaced
@@ -274,24 +274,16 @@ def _only(point: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in point.items() if name in names}
 
 
-def _walk(space: Space, free: set[str], fixed: Mapping[str, Any], at: int = 0) -> Iterator[dict[str, Any]]:
+def _walk(space: Space, free: set[str], fixed: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every point over the free dimensions; the others have their fixed or first value."""
-    points: list[tuple[int, dict[str, Any]]] = [(at, {})]
-    while points:
-        index, point = points.pop()
-        if index == len(space.dimensions):
-            yield point
-            continue
-        dimension = space.dimensions[index]
-        if not space.active(dimension, point):
-            points.append((index + 1, point))
-            continue
-        values = first_values(dimension)
+
+    def values(dimension: Dimension) -> list[Any]:
         if dimension.name in fixed:
-            values = [fixed[dimension.name]]
-        elif dimension.name not in free:
-            values = values[:1]
-        points.extend((index + 1, {**point, dimension.name: value}) for value in reversed(values))
+            return [fixed[dimension.name]]
+        listed = first_values(dimension)
+        return listed if dimension.name in free else listed[:1]
+
+    return walk(space, values)
 
 
 def all_points(space: Space, fixed: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:

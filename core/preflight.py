@@ -13,12 +13,12 @@ from typing import cast
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.engine import Engine
-from drupe.core.errors import DrupeError, Fault, HostError
+from drupe.core.errors import ConfigError, DrupeError, Fault, HostError
 from drupe.core.hosts import HostDescription
 from drupe.core.placing import added_requirements, placed_passes
 from drupe.core.plan import MOST_CHECKS, Plan, check_points
 from drupe.core.registry import Registered
-from drupe.core.requirements import alternatives, unmet
+from drupe.core.requirements import told, unmet
 from drupe.core.serving import find_runtime
 from drupe.core.specs import HostSpec, MetricSpec, PassSpec
 from drupe.core.workflow.findings import join
@@ -67,8 +67,8 @@ def system_faults(engine: Engine, name: str, plan: Plan | None = None) -> list[F
     faults += [fault for entry in apart for fault in _own_environment_faults(engine, name, version_of, entry)]
     lacking = _unmet(engine, name, version_of, apart)
     if plan is not None and name in engine.workflow.targets and _measuring(engine):
-        lacking += _unmet_by_results(engine, name, version_of, plan)
-    return faults + [Fault(where, *told, kind="needs") for told in lacking]
+        lacking = {**_unmet_by_results(engine, name, version_of, plan), **lacking}
+    return faults + [Fault(where, *texts, kind="needs") for texts in lacking.values()]
 
 
 def _used(engine: Engine) -> list[str]:
@@ -159,18 +159,18 @@ def _own_environment_faults(engine: Engine, name: str, version_of: VersionOf, en
         yield Fault(alternative.where, found, "", hint, "needs")
 
 
-def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Registered]) -> list[tuple[str, str, str]]:
-    """Return (found, expected, hint) of each distribution that is not there in the version that is needed.
+def _unmet(
+    engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Registered]
+) -> dict[str, tuple[str, str, str]]:
+    """Return requirement → (found, expected, hint) of each that is not met.
 
     apart: passes whose own requirements are told elsewhere.
     """
     found: dict[str, tuple[str, str, str]] = {}
 
     def look(who: str, texts: Iterable[str]) -> None:
-        for text, there in unmet(texts, version_of).items():
-            any_of = alternatives(text)
-            hint = f"pip install {' or '.join(map(repr, any_of))} there"
-            found[text] = (f"{who} needs {' or '.join(any_of)}; there is {there}", "", hint)
+        for text, (lacks, command) in told(who, texts, version_of).items():
+            found[text] = (lacks, "", f"{command} there")
 
     metrics = _metrics(engine) if name in engine.workflow.targets else []
     for entry in (*_passes(engine, name), *metrics):
@@ -186,22 +186,22 @@ def _unmet(engine: Engine, name: str, version_of: VersionOf, apart: Sequence[Reg
     for _, alternative, entry in _alternatives(engine, name):
         added = added_requirements(engine.workflow, engine.registry, alternative, entry)
         look(f"{entry.spec.name}, as {alternative.where} sets it,", added)
-    return list(found.values())
+    return found
 
 
-def _unmet_by_results(engine: Engine, name: str, version_of: VersionOf, plan: Plan) -> list[tuple[str, str, str]]:
-    """Return (found, expected, hint) of each distribution that opening what a chain ends in needs on its target."""
+def _unmet_by_results(engine: Engine, name: str, version_of: VersionOf, plan: Plan) -> dict[str, tuple[str, str, str]]:
+    """Return requirement → (found, expected, hint) of each that opening what a chain ends in needs on its target."""
     found: dict[str, tuple[str, str, str]] = {}
     system = engine.workflow.systems[name]
     for point in itertools.islice(check_points(plan.space), MOST_CHECKS):
         try:
             info = plan.result(plan.steps(point), name)
             entry = find_runtime(engine.registry, info.kind, system.accelerators[0], system.runtime)
-            texts = engine.registry.resolve(entry)(entry.spec).requirements(info)
-        except DrupeError:
+        except ConfigError:
             # It fits nowhere, which is told where points are checked.
             continue
-        for text, there in unmet(texts, version_of).items():
-            who = f"measuring what the passes make, by the runtime {entry.spec.name},"
-            found[text] = (f"{who} needs {text}; there is {there}", "", f"pip install '{text}' there")
-    return list(found.values())
+        texts = (*entry.spec.requires, *engine.registry.resolve(entry)(entry.spec).requirements(info))
+        who = f"measuring what the passes make, by the runtime {entry.spec.name},"
+        for text, (lacks, command) in told(who, texts, version_of).items():
+            found[text] = (lacks, "", f"{command} there")
+    return found

@@ -330,21 +330,10 @@ def _unmet(rules: Policy, plugins: Iterable[Plugin]) -> Iterable[str]:
 
 def _unmet_hint(spec: Spec) -> str:
     """Say which of a spec's requirements this environment does not meet."""
-    import importlib.metadata
+    from drupe.core.requirements import installed_version, unmet
 
-    from packaging.requirements import InvalidRequirement, Requirement
-
-    unmet = []
-    for text in spec.requires:
-        try:
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate():
-                version = importlib.metadata.version(requirement.name)
-                if not requirement.specifier.contains(version, prereleases=True):
-                    unmet.append(text)
-        except (InvalidRequirement, importlib.metadata.PackageNotFoundError):
-            unmet.append(text)
-    return f"; it requires {', '.join(unmet)}: pip install {' '.join(map(repr, unmet))}" if unmet else ""
+    lacking = unmet(spec.requires, installed_version)
+    return f"; it requires {', '.join(lacking)}: pip install {' '.join(map(repr, lacking))}" if lacking else ""
 
 
 _BASES = {

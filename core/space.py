@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from drupe.core.study import Dimension, Point, Space
 from drupe.core.workflow.markers import find_markers, range_of
 from drupe.core.workflow.model import PassAlternative, Workflow
 
-__all__ = ["FLOW", "Parameter", "SpaceMap", "build_space", "every_point", "first_values", "space_size"]
+__all__ = ["FLOW", "Parameter", "SpaceMap", "build_space", "every_point", "first_values", "space_size", "walk"]
 
 FLOW = "flow"
 """The dimension that chooses a flow."""
@@ -190,6 +190,11 @@ def first_values(dimension: Dimension) -> list[Any]:
 
 def every_point(space: Space) -> Iterator[dict[str, Any]]:
     """Every point of a space, in the order of its values; its ranges must have steps. See space_size."""
+    return walk(space, _all_values)
+
+
+def walk(space: Space, values: Callable[[Dimension], Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every point over some values of each dimension, in their order."""
     open_points: list[tuple[int, dict[str, Any]]] = [(0, {})]
     while open_points:
         index, point = open_points.pop()
@@ -200,7 +205,7 @@ def every_point(space: Space) -> Iterator[dict[str, Any]]:
         if not space.active(dimension, point):
             open_points.append((index + 1, point))
             continue
-        open_points.extend((index + 1, {**point, dimension.name: value}) for value in reversed(_all_values(dimension)))
+        open_points.extend((index + 1, {**point, dimension.name: value}) for value in reversed(values(dimension)))
 
 
 def _all_values(dimension: Dimension) -> list[Any]:

@@ -15,7 +15,7 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.context import JobContext
 from drupe.core.digests import digest_of
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError, HostError, Interrupted, StoreError
-from drupe.core.job import Job
+from drupe.core.job import Job, check_json
 from drupe.core.metrics import Metric
 from drupe.core.model import Model
 from drupe.core.registry import Registered, Registry, get_registry
@@ -135,6 +135,7 @@ def _measure_one(
         started = time.perf_counter()
         rows = metric.measure(model, session, samples, config, context)
         seconds = time.perf_counter() - started
+    check_json("report", context.report)
     if not rows:
         raise EvaluationError(f"metric {request['name']} gave no rows; its data may be empty")
     broken = next((key for key, row in rows.items() if not all(math.isfinite(x) for x in row)), None)

@@ -17,15 +17,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.disk import is_full
-from drupe.core.errors import DrupeError, HostError, Interrupted, StoreError
+from drupe.core.errors import DrupeError, HostError, Interrupted, PluginError, StoreError
 from drupe.core.host_faults import CANCEL, HEARTBEAT, HEARTBEAT_SECONDS, log_tail, write_fault
-from drupe.core.job import SCHEMA, Job, write_json
+from drupe.core.job import SCHEMA, Job, check_json, write_json
 from drupe.core.job_limits import limit_threads, memory_limit, peak_memory, reset_peak_memory
 from drupe.core.machine import MachineShare
 
@@ -94,7 +94,10 @@ def run_job(
                 reset_peak_memory()
                 from drupe.core.work import WORK
 
-                result |= WORK[job.kind](job, folder, context)
+                done = dict(WORK[job.kind](job, folder, context))
+                check_json("report", context.report)
+                check_json("attribute", dict((done.get("model") or {}).get("attributes", {})))
+                result |= done
         except Interrupted as error:
             result |= {"status": "interrupted", "error": _error(error)}
         except Exception as error:
@@ -103,6 +106,9 @@ def run_job(
                 raise fault from error
             log.exception("%s failed", job.name)
             result |= {"status": "failed", "error": _error(error)}
+        with suppress(PluginError):
+            # Of work that failed by itself, its own error is what counts.
+            check_json("report", context.report)
         result |= {
             "report": context.report,
             "seconds": time.perf_counter() - started,
@@ -210,13 +216,12 @@ _REPORTED = (
 
 def _versions_of_loaded() -> dict[str, str]:
     """Return the versions of the frameworks that this process has imported."""
-    found = {}
+    from drupe.core.requirements import installed_builds
+
+    found: dict[str, str] = {}
     for name in _REPORTED:
         if name.replace("-", "_") in sys.modules:
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+            found |= installed_builds(name)
     return found
 
 

@@ -37,6 +37,8 @@ from drupe.hosts.watching import EventFile, Heartbeat, Watch
 __all__ = ["Docker", "DockerConfig"]
 
 _POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 120
+"""How long an image's interpreter may take to say what is installed."""
 _LABEL = "drupe.job"
 _ENDED = ("exited", "dead", "stopped")
 
@@ -99,16 +101,13 @@ class Docker(Host):
             forget_attempt(job)
             follow, heart = EventFile(job, events), Heartbeat(job)
             watch = Watch(job, cancelled, options.timeout)
-            container = self._created(job, options, gpus)
-            try:
-                self._asked(container.start)
-                while (state := self._state(container))["Status"] not in _ENDED:
-                    follow.forward()
-                    heart.beat()
-                    watch.look((job / CANCEL).touch, lambda: None)
-                    time.sleep(_POLL_SECONDS)
-            finally:
-                self._removed(container)
+
+            def look() -> None:
+                follow.forward()
+                heart.beat()
+                watch.look((job / CANCEL).touch, lambda: None)
+
+            state = self._ended(self._created(job, options, gpus), look)
             follow.forward()
             how = "out of memory" if state.get("OOMKilled") else f"exit code {state.get('ExitCode')}"
             return result_of(job, f"its container ended: {how}")
@@ -172,28 +171,33 @@ class Docker(Host):
             return known
         except (OSError, ValueError):
             pass  # Not asked yet.
-        docker = _docker()
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        # Into a file: not every engine's logs are complete when the container has ended.
-        answer = self.state_dir / f"answer-{os.getpid()}"
-        command = [
-            "sh",
-            "-c",
-            'answer=$1; shift; "$@" >"$answer"',
-            "sh",
-            str(answer),
-            self.config.python,
-            "-c",
-            QUESTION,
-        ]
+        # Into files: not every engine's logs are complete when the container has ended.
+        answer, said = (self.state_dir / f"{name}-{os.getpid()}" for name in ("answer", "said"))
+        script = 'answer=$1; said=$2; shift 2; "$@" >"$answer" 2>"$said"'
+        command = ["sh", "-c", script, "sh", str(answer), str(said), self.config.python, "-c", QUESTION]
         options = self._options({str(self.state_dir): "rw"}, ())
+        deadline = time.monotonic() + _ANSWER_SECONDS
+
+        def look() -> None:
+            if time.monotonic() > deadline:
+                raise HostError(f"it gave no answer in {_ANSWER_SECONDS} s")
+
         try:
-            self._client().containers.run(self.config.image_name, command, remove=True, **options)
-            facts: Mapping[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        except (docker.errors.DockerException, OSError, ValueError) as error:
+            said.touch()
+            state = self._ended(self._asked(self._client().containers.create, image, command, **options), look)
+            try:
+                facts: Mapping[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                why = _last_line(said.read_text(encoding="utf-8", errors="replace"))
+                raise HostError(why or f"exit code {state.get('ExitCode')}, and no answer") from None
+            answer.replace(record)
+        except (HostError, OSError) as error:
             message = f"{self.config.python} does not run in the image {self.config.image_name}: {_short(error)}"
             raise HostError(message, retry=False) from error
-        answer.replace(record)
+        finally:
+            answer.unlink(missing_ok=True)
+            said.unlink(missing_ok=True)
         return facts
 
     def _options(self, mounts: Mapping[str, str], gpus: tuple[str, ...]) -> dict[str, Any]:
@@ -241,6 +245,21 @@ class Docker(Host):
             **created,
         )
 
+    def _ended(self, container: Any, look: Callable[[], None]) -> Mapping[str, Any]:
+        """Start a container, wait until it has ended, and remove it; return its state then.
+
+        look: called while it runs; what it raises ends the container. The engine is asked again and again: to be told
+        by it of an end that came at once may take as long as the client waits at all.
+        """
+        try:
+            self._asked(container.start)
+            while (state := self._state(container))["Status"] not in _ENDED:
+                look()
+                time.sleep(_POLL_SECONDS)
+            return state
+        finally:
+            self._removed(container)
+
     def _state(self, container: Any) -> Mapping[str, Any]:
         for left in range(5, 0, -1):
             try:
@@ -275,6 +294,9 @@ def _name_and_tag(image: str) -> tuple[str, ...]:
 
 
 def _short(error: Exception) -> str:
-    text = getattr(error, "explanation", None) or str(error)
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    return _last_line(str(getattr(error, "explanation", None) or error)) or type(error).__name__
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

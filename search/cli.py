@@ -95,7 +95,7 @@ def pareto(where: str, study: str | None, as_json: bool) -> None:
         return
     if not rows:
         click.echo(f"{view.name}: no trial was measured yet, or every one failed; `drupe search explain` says why")
-    if rows:
+    else:
         names = "  ".join(o.metric for o in view.objectives) or "what was measured"
         click.echo(f"candidate  {names} [interval]  parameters; * is best, ! breaks a goal")
     for row in rows:

@@ -23,22 +23,29 @@ from drupe.core.testing.sites import install_plugin
 from drupe.core.worker import HOST_FAULT
 
 _PLUGIN = """
-from drupe import PassSpec, hookimpl
+from drupe import MetricSpec, PassSpec, hookimpl
 
 
 @hookimpl
 def drupe_passes():
-    names = ("Say", "Grow", "Full", "FullInside", "Wait", "Leave", "Rank")
+    names = ("Say", "Grow", "Full", "FullInside", "Wait", "Leave", "Rank", "Report")
     return [PassSpec(name=n, target=f"drupe_worker_test.passes:{n}", accepts={"text"}, produces="text") for n in names]
+
+
+@hookimpl
+def drupe_metrics():
+    return [MetricSpec(name=name, target=f"drupe_worker_test.passes:{name}") for name in ("Dated", "Plain")]
 """
 _PASSES = """
 import errno
+import math
 import os
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
-from drupe import Model, Pass, PassConfig
+from drupe import Metric, MetricConfig, Model, Pass, PassConfig, SubType
 
 
 class Text(Pass):
@@ -92,6 +99,18 @@ class Leave(Text):
         sys.exit("gone")
 
 
+class Report(Text):
+    def run(self, model, config, context):
+        context.report |= {"steps": 3, "curve": [0.5, math.nan], "begun": datetime(2024, 1, 2)}
+        if (context.workflow_dir or Path()).name == "fails":
+            raise ValueError("its own")
+        made = self.made(context, "b")
+        if (context.workflow_dir or Path()).name == "attributes":
+            context.report.clear()
+            return Model("text", made.files, {"scale": math.inf})
+        return made
+
+
 class Rank(Text):
     def run(self, model, config, context):
         import torch.distributed as dist
@@ -101,6 +120,25 @@ class Rank(Text):
         dist.all_gather_object(ranks, dist.get_rank())
         dist.destroy_process_group()
         return self.made(context, repr(ranks))
+
+
+class Plain(Metric):
+    Config = MetricConfig
+    sub_types = {"size": SubType("characters", "lower")}
+    default_sub_type = "size"
+
+    def measure(self, model, session, samples, config, context):
+        context.report["plain"] = 1
+        return {"model": (1.0,)}
+
+    def aggregate(self, rows, sub_type, config):
+        return rows[0][0]
+
+
+class Dated(Plain):
+    def measure(self, model, session, samples, config, context):
+        context.report["begun"] = datetime(2024, 1, 2)
+        return super().measure(model, session, samples, config, context)
 """
 
 
@@ -230,6 +268,45 @@ def test_a_full_disk_is_not_the_passes_fault(stage: Callable[..., Path], environ
     assert run(job, environment).returncode == HOST_FAULT
     assert not (job / "result.json").exists()
     assert "make room" in json.loads((job / "host_error.json").read_text())["message"]
+
+
+@pytest.mark.parametrize(
+    ("case", "told", "kept"),
+    [
+        (
+            "",
+            ["PluginError", "report 'curve'", "float values", "report 'begun'", "finite numbers"],
+            {"steps": 3},
+        ),
+        ("fails", ["ValueError", "its own"], {"steps": 3}),
+        ("attributes", ["PluginError", "attribute 'scale'", "float values"], {}),
+    ],
+)
+def test_what_is_not_json_is_the_passes_fault(
+    stage: Callable[..., Path], environment: dict[str, str], case: str, told: list[str], kept: dict[str, Any]
+) -> None:
+    """And not the machine's, where it would be tried again; what else was reported stays."""
+    job = stage("Report")
+    data = json.loads((job / "job.json").read_text())
+    write_json(job / "job.json", data | {"workflow_dir": str(job / case)})
+    assert run(job, environment).returncode == 1
+    result = json.loads((job / "result.json").read_text())
+    assert (result["status"], result["model"], result["report"]) == ("failed", None, kept)
+    assert all(text in f"{result['error']['type']}: {result['error']['message']}" for text in told)
+
+
+def test_a_metric_that_reports_what_is_not_json_fails_alone(
+    stage: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    job = stage("")
+    data = json.loads((job / "job.json").read_text())
+    metrics = [{"name": n, "type": n, "config": {}, "data": None, "sub_types": ["size"]} for n in ("Dated", "Plain")]
+    write_json(job / "job.json", data | {"kind": "measure", "options": {"metrics": metrics}})
+    assert run(job, environment).returncode == 0
+    result = json.loads((job / "result.json").read_text())
+    assert "report 'begun' can't be written as JSON" in result["measurements"]["Dated"]["error"]
+    assert result["measurements"]["Plain"]["values"]["size"]["value"] == 1.0
+    assert result["report"] == {"plain": 1}
 
 
 def test_code_that_leaves_its_process_is_told(stage: Callable[..., Path], environment: dict[str, str]) -> None:

@@ -95,6 +95,8 @@ def podman(folder: Path) -> Iterator[Engine]:
         service = subprocess.Popen(
             [*_podman(folder), "system", "service", "--time=0", f"unix://{socket}"],
             env=_environment(folder),
+            # What watches a container says of its end, out of memory above all, in a file of this folder.
+            cwd=folder,
             stdout=subprocess.DEVNULL,
             stderr=log,
         )

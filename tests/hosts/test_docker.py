@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,26 @@ def test_an_interpreter_that_is_not_in_the_image(engine: Engine, tmp_path: Path)
     host = reach(engine, tmp_path, python="/no/such/python")
     (fault,) = host.check()
     assert "/no/such/python does not run in the image" in str(fault)
+    assert "not found" in str(fault)
     host.close()
+
+
+def test_an_interpreter_that_does_not_answer(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for without end, and its container is removed."""
+    monkeypatch.setattr("drupe.hosts.docker._ANSWER_SECONDS", 2)
+    script = tmp_path / "sleeping" / "python"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    host = reach(engine, tmp_path, python=str(script), volumes=[*engine.volumes, f"{script.parent}:{script.parent}:ro"])
+    begun = time.monotonic()
+    (fault,) = host.check()
+    assert time.monotonic() - begun < 30
+    assert f"{script} does not run in the image" in str(fault)
+    assert "no answer in 2 s" in str(fault)
+    host.close()
+    assert docker.DockerClient(base_url=engine.url).containers.list(all=True) == []
+    assert list((tmp_path / "state").iterdir()) == []
 
 
 @pytest.mark.parametrize(
