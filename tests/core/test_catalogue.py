@@ -49,6 +49,20 @@ def test_the_shipped_catalogue_lists_each_name_once() -> None:
     assert set(document["renamed"]["passes"].values()) <= set(get_catalogue().names("passes"))
 
 
+def test_no_parameter_has_two_rules() -> None:
+    [document] = get_catalogue().documents
+    told = [
+        (section, name, kind, parameter)
+        for section, rules in document["parameters"].items()
+        for rule in rules
+        for name in rule["types"]
+        for kind, own in rule.items()
+        if kind != "types"
+        for parameter in own
+    ]
+    assert [entry for entry in told if told.count(entry) > 1] == []
+
+
 def test_the_shipped_catalogue_knows_what_is_installed() -> None:
     from drupe.core.registry import get_registry
 
