@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("core", "plugins", "search", "hosts", "src")
 WORDS = ("openvino", "nncf", "acme")
-# Words of others that a backend's name is part of: ONNX Runtime's name for one of its execution providers, and a folder
-# that hub repositories have.
+# Words of others that a backend's name is part of: ONNX Runtime's names for one of its execution providers and for the
+# distribution built with it, and a folder that hub repositories have.
 OTHERS = {
+    "core/requirements.py": r'^    "onnxruntime": \(.*"openvino"',
     "plugins/accelerators/plugin.py": r'"OpenVINOExecutionProvider"',
     "plugins/huggingface/files.py": r'^OTHER_FORMS = .*"openvino"',
 }

@@ -115,7 +115,7 @@ def test_a_workflow_says_which_package_its_target_lacks(tmp_path: Path) -> None:
     saved(tmp_path / "model", DENSE, {"w": WEIGHT}, check=False)
     model = {"type": "ONNXModel", "model_path": str(tmp_path / "model"), "onnx_file_name": "model.onnx"}
     passes = {"compile": {"type": "EPContextBinaryGenerator"}}
-    told = "passes.compile: EPContextBinaryGenerator needs onnxruntime-qnn>=1.23 on there"
+    told = "passes.compile: EPContextBinaryGenerator, on there, needs onnxruntime-qnn>=1.23; there is none"
     absent = compiling(
         tmp_path / "absent", model, passes, system("/no/such/place", QNN.execution_provider or "", "npu")
     )
