@@ -118,7 +118,7 @@ def build(folder: Path, name: str, passes: dict[str, Any], *, search: bool, call
     file = folder / "workflow.json"
     file.write_text(json.dumps(workflow(folder, passes, search=search, calls=calls)))
     out = folder / f"out-{len(list(folder.glob('out-*')))}"
-    command = [sys.executable, "-m", "drupe.core.cli", "run", str(file), "--output-dir", str(out), "--quiet"]
+    command = [sys.executable, "-m", "drupe", "run", str(file), "--output-dir", str(out), "--quiet"]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

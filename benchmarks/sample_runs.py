@@ -79,7 +79,7 @@ def run_sample(sample: Sample, folder: Path) -> Judged:
     command = [
         sys.executable,
         "-m",
-        "drupe.core.cli",
+        "drupe",
         "run",
         "workflow.json",
         "--output-dir",

@@ -107,7 +107,7 @@ def run(path: Path, folder: Path) -> dict[str, Any]:
     """Run a workflow and return its target's part of the manifest."""
     started = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    code = subprocess.run([sys.executable, "-m", "drupe.core.cli", "run", str(path)], env=environment).returncode
+    code = subprocess.run([sys.executable, "-m", "drupe", "run", str(path)], env=environment).returncode
     target: dict[str, Any] = json.loads((folder / "drupe.json").read_text())["targets"]["local"]
     return {**target, "code": code, "seconds": time.monotonic() - started}
 

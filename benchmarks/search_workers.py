@@ -52,7 +52,7 @@ def run(path: Path) -> dict[str, Any]:
     environment.pop("OMP_NUM_THREADS", None)
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "drupe.core.cli", "run", str(path)],
+        [sys.executable, "-m", "drupe", "run", str(path)],
         env=environment,
         capture_output=True,
         text=True,

@@ -90,7 +90,7 @@ def run(workflow: dict[str, Any], folder: Path, **env: str) -> dict[str, Any]:
     (folder / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _ROWS))
     (folder / "workflow.json").write_text(json.dumps(workflow))
     done = subprocess.run(
-        [sys.executable, "-m", "drupe.core.cli", "run", "workflow.json"],
+        [sys.executable, "-m", "drupe", "run", "workflow.json"],
         cwd=folder,
         env={**os.environ, "DRUPE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", **env},
         capture_output=True,

@@ -38,7 +38,7 @@ def sweep(folder: Path, system: dict[str, Any], workers: int, *, nap: float = 0.
 
 def start(path: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "drupe.core.cli", "run", str(path)],
+        [sys.executable, "-m", "drupe", "run", str(path)],
         env={**environment(path.parent), **env},
         cwd=path.parent,
         stdout=subprocess.PIPE,

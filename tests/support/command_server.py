@@ -27,7 +27,7 @@ PRELOADED = (
 
 
 def child(request: dict[str, Any], base: list[str]) -> None:
-    """Become what `python -m drupe.core.cli …` would be. Ends in SystemExit."""
+    """Become what `python -m drupe …` would be. Ends in SystemExit."""
     os.chdir(request["cwd"])
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     for number, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
@@ -40,7 +40,7 @@ def child(request: dict[str, Any], base: list[str]) -> None:
     sys.path[:] = [request["cwd"], *own, *base]
     sys.argv[:] = ["drupe", *request["arguments"]]
     importlib.invalidate_caches()
-    runpy.run_module("drupe.core.cli", run_name="__main__", alter_sys=True)
+    runpy.run_module("drupe", run_name="__main__", alter_sys=True)
 
 
 def main() -> None:

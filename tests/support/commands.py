@@ -91,7 +91,7 @@ for _server in _servers:
 def run_command(
     arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run `drupe` with these arguments as `python -m drupe.core.cli` would. Raises TimeoutExpired."""
+    """Run `drupe` with these arguments as `python -m drupe` would. Raises TimeoutExpired."""
     command = ["drupe", *arguments]
     with _lock, tempfile.TemporaryDirectory(prefix="drupe-command-") as folder:
         files = {name: Path(folder) / name for name in ("stdout", "stderr")}

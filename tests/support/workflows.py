@@ -86,7 +86,7 @@ def drupe(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[s
 def start_drupe(*arguments: str | Path, folder: Path) -> subprocess.Popen[str]:
     """Start the command line as a user would and return at once."""
     return subprocess.Popen(
-        [sys.executable, "-m", "drupe.core.cli", *map(str, arguments)],
+        [sys.executable, "-m", "drupe", *map(str, arguments)],
         env=environment(folder),
         cwd=folder,
         stdout=subprocess.PIPE,

@@ -76,7 +76,7 @@ def drupe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def cold(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As a user starts it, in a Python of its own."""
-    command = [sys.executable, "-m", "drupe.core.cli", *arguments]
+    command = [sys.executable, "-m", "drupe", *arguments]
     return subprocess.run(command, env=environment(folder), cwd=folder, capture_output=True, text=True, timeout=60)
 
 
@@ -141,7 +141,7 @@ def test_an_unexpected_error_is_told_even_where_nothing_can_be_written(tmp_path:
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     install(tmp_path)
-    command = [sys.executable, "-m", "drupe.core.cli", "fail", "much"]
+    command = [sys.executable, "-m", "drupe", "fail", "much"]
     with subprocess.Popen(
         command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -187,7 +187,7 @@ def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path: Path) -> None:
     install(tmp_path)
     source = tmp_path / "site" / "failing" / "plugin.py"
     source.write_text("import time\nprint('loading', flush=True)\ntime.sleep(30)\n")
-    command = [sys.executable, "-m", "drupe.core.cli", "passes"]
+    command = [sys.executable, "-m", "drupe", "passes"]
     # Started in the background of a script, the tests themselves, and so their children, would ignore the signal.
     with subprocess.Popen(
         command,
@@ -209,7 +209,7 @@ def test_ctrl_c_while_it_is_imported_leaves_no_traceback(tmp_path: Path) -> None
         "import sys, time\nprint('loading', file=sys.stderr, flush=True)\ntime.sleep(30)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-m", "drupe.core.cli"],
+        [sys.executable, "-m", "drupe"],
         env={**environment(tmp_path), "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
         stderr=subprocess.PIPE,
         text=True,

@@ -38,7 +38,7 @@ def call(*command: str | Path, folder: Path) -> str:
 
 def test_a_new_pass_works_between_two_built_in_ones(tmp_path: Path) -> None:
     here, there = fresh_environment(tmp_path / "here"), fresh_environment(tmp_path / "there")
-    drupe = (here, "-m", "drupe.core.cli")
+    drupe = (here, "-m", "drupe")
     call(*drupe, "new-plugin", "acme-round", "--pass", "RoundWeights", folder=tmp_path)
     for python in (here, there):
         pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-build-isolation"]

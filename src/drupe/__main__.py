@@ -1,4 +1,4 @@
-"""`python -m drupe.core.cli`: the command line where no script is installed."""
+"""`python -m drupe`: the command line in the environment of that interpreter, where no script is installed."""
 
 from __future__ import annotations
 
