@@ -18,7 +18,7 @@ def test_each_target_gets_a_model_of_its_own_kind(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     for name in ("two_targets.yaml", "sentences.jsonl"):
         shutil.copy(EXAMPLES / name, tmp_path)
-    command = [str(Path(sys.executable).with_name("drupe")), "run", str(tmp_path / "two_targets.yaml")]
+    command = [sys.executable, "-m", "drupe", "run", str(tmp_path / "two_targets.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     targets = json.loads((tmp_path / "outputs" / "drupe.json").read_text())["targets"]
