@@ -323,9 +323,7 @@ def main() -> None:
             wrong = found["lost"] + found["corrupt"] + found["failed"]
             # Leases promise one result for a step, not that it is computed once.
             wrong += found["doubled"] if scenario.name != "shared" else 0
-            verified = subprocess.run(
-                [sys.executable, "-m", "drupe", "cache", "verify", scenario.root], check=False
-            )
+            verified = subprocess.run([sys.executable, "-m", "drupe", "cache", "verify", scenario.root], check=False)
             if wrong or verified.returncode or (scenario.grow and not found["full"]):
                 bad.append(scenario.name)
     finally:
