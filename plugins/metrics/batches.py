@@ -11,7 +11,7 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import Session
-from drupe.core.user_scripts import blamed, call_with_known, script_function
+from drupe.core.user_scripts import blamed, call_loader, in_turn, script_function
 from drupe.plugins.metrics.config import DataMetricConfig, note
 from drupe.plugins.metrics.made_up import made_up_inputs
 
@@ -44,7 +44,7 @@ def batches(
     Raises EvaluationError when there is neither, or when a sample lacks an input of the model.
     """
     if config.dataloader_func is not None:
-        yield from _loaded(config, context)
+        yield from _loaded(session, config, context)
         return
     if not samples:
         raise EvaluationError("the metric has no data; name a data config as its data_config")
@@ -82,9 +82,12 @@ def _note_axes(shapes: Shapes, config: DataMetricConfig, context: JobContext) ->
 
 def call_arguments(config: DataMetricConfig, context: JobContext) -> dict[str, Any]:
     """Return what user functions are offered besides their own arguments."""
+    return {"data_dir": _data_dir(config, context), "batch_size": config.batch_size, "model_framework": None}
+
+
+def _data_dir(config: DataMetricConfig, context: JobContext) -> str | None:
     folder = context.workflow_dir
-    data_dir = str(folder / config.data_dir) if folder and config.data_dir else config.data_dir
-    return {"data_dir": data_dir, "batch_size": config.batch_size, "model_framework": None}
+    return str(folder / config.data_dir) if folder and config.data_dir else config.data_dir
 
 
 def array(value: Any) -> np.ndarray:
@@ -93,25 +96,32 @@ def array(value: Any) -> np.ndarray:
 
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+    if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (int, float, str)):
+        # Tensors in lists, such as the keys and values of each layer.
+        return np.stack([array(part) for part in value])
     return np.asarray(value)
 
 
-def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
+def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
     import numpy as np
 
     function = script_function(config, "dataloader_func", context)
     assert function is not None
     name, script = config.dataloader_func, config.user_script
     with blamed(name, script):
-        loader: Any = call_with_known(
-            function, call_arguments(config, context), config.func_kwargs.get("dataloader_func", {})
+        loader: Any = call_loader(
+            function,
+            config.func_kwargs.get("dataloader_func", {}),
+            data_dir=_data_dir(config, context),
+            batch_size=config.batch_size,
+            framework=session.framework,
         )
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise EvaluationError(
             f"{name} ({script}) returned {loader!r}; expected batches of (inputs, targets) one by one"
         )
     with blamed(name, script):
-        items = iter(loader)
+        items = in_turn(loader)
     for index in itertools.count():
         with blamed(name, script):
             item = next(items, _END)
