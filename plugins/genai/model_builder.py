@@ -23,6 +23,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.genai.architectures import WRONG, buildable, readable_source
 from drupe.plugins.genai.built_graph import check_graph, without_commit
+from drupe.plugins.genai.corrections import corrected_builder
 from drupe.plugins.genai.providers import BUILDABLE, builder_name
 from drupe.plugins.genai.uneven import uneven_attention
 
@@ -222,7 +223,8 @@ class ModelBuilder(Pass):
         with _prints_to_log(context):
             parsed = builder.parse_extra_options(*arguments, [f"{key}={value}" for key, value in options.items()])
             try:
-                builder.create_model(*arguments, **parsed)
+                with corrected_builder(builder):
+                    builder.create_model(*arguments, **parsed)
             except (AttributeError, KeyError, IndexError, NotImplementedError, TypeError, ValueError) as error:
                 # Faults of the library on what it does not foresee.
                 raise PassError(

@@ -122,6 +122,7 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
         )
     with blamed(name, script):
         items = in_turn(loader)
+    shapes = _shapes(session)
     for index in itertools.count():
         with blamed(name, script):
             item = next(items, _END)
@@ -130,7 +131,8 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
         context.raise_if_cancelled()
         inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         if not isinstance(inputs, Mapping):
-            inputs = {"input": inputs}
+            inputs = _named(inputs, shapes, config)
+        inputs = _taken(inputs, shapes, config, context)
         arrays = {name: array(value) for name, value in inputs.items()}
         count = next((len(a) for a in arrays.values() if a.ndim), 1)
         answers: Sequence[Any] = [None] * count if targets is None else list(np.atleast_1d(array(targets)))
@@ -139,6 +141,30 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
                 f"batch {index} of {config.dataloader_func} has {count} inputs and {len(answers)} targets"
             )
         yield Batch(tuple(f"batch-{index:05}-{i:04}" for i in range(count)), arrays, tuple(answers))
+
+
+def _taken(
+    inputs: Mapping[str, Any], shapes: Shapes, config: DataMetricConfig, context: JobContext
+) -> Mapping[str, Any]:
+    """Leave out, and tell, what a loader gives beyond the model's inputs: one loader often serves several models."""
+    beyond = [name for name in inputs if name not in shapes]
+    if not shapes or not beyond or len(beyond) == len(inputs):
+        return inputs
+    note(f"{config.dataloader_func} gives {', '.join(beyond)}, which the model does not take; left out", context)
+    return {name: value for name, value in inputs.items() if name in shapes}
+
+
+def _named(inputs: Any, shapes: Shapes, config: DataMetricConfig) -> Mapping[str, Any]:
+    """Return what a loader yields without names under those of the model: one tensor, or one for each input."""
+    values = list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]
+    if not shapes and len(values) == 1:
+        return {"input": values[0]}
+    if len(values) != len(shapes):
+        raise EvaluationError(
+            f"{config.dataloader_func} ({config.user_script}) gives {len(values)} inputs without names; "
+            f"the model takes {', '.join(shapes) or 'inputs by name'}; yield a mapping of inputs by name"
+        )
+    return dict(zip(shapes, values, strict=True))
 
 
 def _whole(sample: Sample, shapes: Shapes) -> Batch:
