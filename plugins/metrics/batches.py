@@ -14,6 +14,7 @@ from drupe.core.runtimes import Session
 from drupe.core.user_scripts import blamed, call_loader, in_turn, script_function
 from drupe.plugins.metrics.config import DataMetricConfig, note
 from drupe.plugins.metrics.made_up import made_up_inputs
+from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,12 +175,17 @@ def _whole(sample: Sample, shapes: Shapes) -> Batch:
 
 
 def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
+    import numpy as np
+
     names = list(shapes) or [n for n, v in samples[0].inputs.items() if n != "labels" and not isinstance(v, str)]
     length = max((len(v) for s in samples for n, v in s.inputs.items() if n == "input_ids"), default=0)
     fixed = _fixed_batch(shapes)
     rows = list(samples) + [samples[-1]] * ((fixed or 0) - len(samples))
     inputs = {}
     for name in names:
+        if name in LENGTHS and all(isinstance(s.inputs.get("input_ids"), np.ndarray) for s in rows):
+            inputs[name] = sequence_lengths(name, [_tokens(s) for s in rows], _padded(shapes) or length)
+            continue
         shape, dtype = shapes.get(name, ((), ""))
         parts = [_input(sample, name, length) for sample in rows]
         inputs[name] = _stack(parts, shape, name, dtype)
@@ -189,6 +195,18 @@ def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
         tuple(sample.target for sample in samples),
         tuple(sample.extras.get("reference") for sample in samples),
     )
+
+
+def _tokens(sample: Sample) -> int:
+    import numpy as np
+
+    return int(np.asarray(sample.inputs.get("attention_mask", np.ones_like(sample.inputs["input_ids"]))).sum())
+
+
+def _padded(shapes: Shapes) -> int | None:
+    """Return the fixed length of sequences, where the model has one."""
+    size = shapes["input_ids"][0][-1] if shapes.get("input_ids", ((), ""))[0] else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _input(sample: Sample, name: str, length: int) -> np.ndarray:
@@ -238,7 +256,7 @@ def _shapes(session: Session) -> Shapes:
 
 
 def _fixed_batch(shapes: Shapes) -> int | None:
-    for shape, _ in shapes.values():
-        if shape and isinstance(shape[0], int) and shape[0] > 0:
+    for name, (shape, _) in shapes.items():
+        if name not in LENGTHS and shape and isinstance(shape[0], int) and shape[0] > 0:
             return shape[0]
     return None

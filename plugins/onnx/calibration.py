@@ -13,6 +13,7 @@ from drupe.core.context import PassContext
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
+from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
 from drupe.plugins.onnx.graph_pass import GraphPassConfig
 
 if TYPE_CHECKING:
@@ -188,6 +189,10 @@ def _batch(sample: Sample, inputs: Mapping[str, Any], length: int) -> dict[str, 
     ids = sample.inputs.get("input_ids")
     for name in inputs:
         value = sample.inputs.get(name)
+        if value is None and name in LENGTHS and isinstance(ids, np.ndarray):
+            tokens = int(np.asarray(sample.inputs.get("attention_mask", np.ones_like(ids))).sum())
+            batch[name] = sequence_lengths(name, [tokens], max(length, len(ids)))
+            continue
         if value is None and isinstance(ids, np.ndarray):
             follows = {
                 "attention_mask": np.ones_like(ids),

@@ -88,5 +88,5 @@ def test_an_installed_olive_is_used_itself(tmp_path: Path, monkeypatch: pytest.M
     (package / "constants.py").write_text("Framework = 'its own'\n")
     monkeypatch.syspath_prepend(package.parent)
     assert function(tmp_path, "Framework", "from olive.constants import Framework") == "its own"
-    with pytest.raises(ConfigError, match="No module named 'olive.snpe'"):
+    with pytest.raises(ConfigError, match=r"No module named 'olive\.snpe'"):
         function(tmp_path, "f", "import olive.snpe")

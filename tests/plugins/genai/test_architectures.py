@@ -32,6 +32,9 @@ def said(folder: Path, ids: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
@@ -46,6 +49,7 @@ def said(folder: Path, ids: np.ndarray) -> np.ndarray:
             },
         ),
         ("Phi3", {"max_position_embeddings": 64, "original_max_position_embeddings": 64}),
+        ("Phi3", {"max_position_embeddings": 128, "original_max_position_embeddings": 64, "rope_parameters": LONG}),
     ],
 )
 def test_attention_looks_no_further_back_than_the_models_window(
