@@ -52,9 +52,11 @@ class Session:
     """A model that is loaded and can be called. Sessions are context managers; `close` frees the device.
 
     capabilities: what this session can do, as `Runtime.capabilities` told for its model; set by who opens it.
+    framework: the name that data loaders of users' scripts are given as model_framework ("ONNX", "PyTorch"), if any.
     """
 
     capabilities: Sequence[str] = ()
+    framework: str | None = None
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
         """Run the model on a batch: arrays of shape (batch, …) by input name → arrays by output name."""

@@ -14,8 +14,9 @@ from typing import Any
 from drupe.core.context import JobContext
 from drupe.core.digests import file_digest
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError
+from drupe.core.olive_names import provide_olive_names, registered
 
-__all__ = ["blamed", "call_with_known", "script_function", "user_function", "user_module"]
+__all__ = ["blamed", "call_loader", "call_with_known", "in_turn", "script_function", "user_function", "user_module"]
 
 
 def user_function(script: str | Path, name: str, context: JobContext, *, folder: str | None = None) -> Any:
@@ -26,7 +27,7 @@ def user_function(script: str | Path, name: str, context: JobContext, *, folder:
     be imported.
     """
     module = user_module(script, context, what=name, folder=folder)
-    found: Callable[..., Any] | None = getattr(module, name, None)
+    found: Callable[..., Any] | None = getattr(module, name, None) or registered(module, name)
     if found is None:
         raise ConfigError(f"user_script: {module.__file__} defines no {name}")
     return found
@@ -89,6 +90,39 @@ def call_with_known(function: Callable[..., Any], offered: Mapping[str, Any], ow
     return function(**{**known, **own})
 
 
+def call_loader(
+    function: Callable[..., Any],
+    own: Mapping[str, Any],
+    *,
+    data_dir: str | None,
+    batch_size: int,
+    framework: str | None,
+) -> Any:
+    """Call a user's function that makes a data loader, with what its signature asks for and all of `own`.
+
+    The folder and the batch size come first, and may have names of the script's own there (`batchsize`). framework:
+    Olive's name of what runs the model ("ONNX", "PyTorch"), given as model_framework.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    offered: dict[str, Any] = {"data_dir": data_dir, "batch_size": batch_size, "model_framework": framework}
+    own_names = dict(own)
+    for parameter, usual in zip(parameters[:2], ("data_dir", "batch_size"), strict=False):
+        named = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+        if named and parameter.name not in offered and parameter.name not in own:
+            own_names[parameter.name] = offered.pop(usual)
+    return call_with_known(function, offered, own_names)
+
+
+def in_turn(items: Any) -> Iterator[Any]:
+    """Iterate over a loader as its author meant it: by its length where it has one and is read by index.
+
+    Many data set classes have only __len__ and __getitem__, and some of those raise nothing at their end.
+    """
+    if hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, Mapping):
+        return (items[index] for index in range(len(items)))
+    return iter(items)
+
+
 def _load(path: Path, search: list[str]) -> Any:
     # The digest in the name: an edited script is loaded anew by a worker that stays warm.
     name = f"drupe_user_script_{file_digest(path)[:16]}"
@@ -99,6 +133,7 @@ def _load(path: Path, search: list[str]) -> Any:
         raise ConfigError(f"user_script: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    provide_olive_names()
     before = list(sys.path)
     sys.path[:0] = search
     try:
@@ -106,6 +141,11 @@ def _load(path: Path, search: list[str]) -> Any:
     except ImportError as error:
         del sys.modules[name]
         raise ConfigError(f"user_script: {path} can't be imported: {error}") from error
+    except Exception as error:
+        del sys.modules[name]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise ConfigError(f"user_script: {where} raised {type(error).__name__}: {error}") from error
     except BaseException:
         del sys.modules[name]
         raise

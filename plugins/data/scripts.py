@@ -10,7 +10,7 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
-from drupe.core.user_scripts import user_function
+from drupe.core.user_scripts import in_turn, user_function
 from drupe.plugins.data.accounting import Accounting
 from drupe.plugins.data.dataset import load_table
 from drupe.plugins.data.options import GroupedConfig
@@ -94,11 +94,8 @@ def _folder(context: JobContext) -> Any:
 
 
 def _iterate(items: Any) -> Iterator[Any]:
-    # Many data set classes have only __len__ and __getitem__; some of those raise nothing at their end.
-    if hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, Mapping):
-        return (items[index] for index in range(len(items)))
-    if isinstance(items, Iterable):
-        return iter(items)
+    if isinstance(items, Iterable) or hasattr(items, "__getitem__"):
+        return in_turn(items)
     raise ConfigError(f"a function of user_script returned {type(items).__name__}; expected something to iterate over")
 
 

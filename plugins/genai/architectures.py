@@ -10,7 +10,7 @@ from typing import Any
 
 from drupe.core.introspect import module_source
 
-__all__ = ["WRONG", "buildable", "readable_source"]
+__all__ = ["WRONG", "buildable", "read_config", "readable_source", "slides_unsaid"]
 
 WRONG = {"OlmoForCausalLM": "takes OLMo's norms, which centre, for RMS norms"}
 """Architectures that the builder builds wrongly (seen with onnxruntime-genai 0.18), and how."""
@@ -36,17 +36,24 @@ def buildable() -> frozenset[str]:
     )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a model's config.json says; nothing where there is none."""
+    path = folder / "config.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def readable_source(folder: Path, scratch: Path) -> Path:
     """Return a folder that the builder reads rightly: the model's own, or one of links below `scratch`.
 
     The builder (onnxruntime-genai 0.18) takes layers of which nothing is said for full attention, and gives other
     logits than the model from the window's length on: config.json says then which slide. It cuts the zero points of
-    fused layers in the format of Gptq and Rtn at the wrong places: such layers are written apart.
+    fused layers in the format of Gptq and Rtn at the wrong places: such layers are written apart. It asks for the kind
+    of Phi's long rotary embeddings by the name that config.json had before transformers 5: it has both then.
     """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    slides, fused = _slides_unsaid(config), _is_fused(config)
-    if not slides and not fused:
+    config = read_config(folder)
+    slides, fused, unnamed = slides_unsaid(config), _is_fused(config), _names_rope_anew(config)
+    if not (slides or fused or unnamed):
         return folder
     scratch.mkdir(parents=True)
     for entry in folder.iterdir():
@@ -54,6 +61,8 @@ def readable_source(folder: Path, scratch: Path) -> Path:
             (scratch / entry.name).symlink_to(entry.resolve())
     if slides:
         config["layer_types"] = ["sliding_attention"] * int(config["num_hidden_layers"])
+    if unnamed:
+        config["rope_parameters"]["type"] = config["rope_parameters"]["rope_type"]
     if fused:
         _write_apart(folder, scratch, _rows(config))
         told = config["quantization_config"].get("overrides") or {}
@@ -62,11 +71,17 @@ def readable_source(folder: Path, scratch: Path) -> Path:
     return scratch
 
 
-def _slides_unsaid(config: Mapping[str, Any]) -> bool:
+def slides_unsaid(config: Mapping[str, Any]) -> bool:
+    """Return whether all layers of this config.json look no further back than a window that it does not give them."""
     window, longest = config.get("sliding_window"), config.get("max_position_embeddings")
     wholly = (config.get("architectures") or [None])[0] in _WHOLLY_SLIDING and not config.get("layer_types")
     limited = isinstance(window, int) and window > 0 and not (isinstance(longest, int) and longest <= window)
     return wholly and limited
+
+
+def _names_rope_anew(config: Mapping[str, Any]) -> bool:
+    told = config.get("rope_parameters")
+    return isinstance(told, Mapping) and told.get("rope_type") == "longrope" and "type" not in told
 
 
 def _is_fused(config: Mapping[str, Any]) -> bool:

@@ -21,8 +21,9 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
-from drupe.plugins.genai.architectures import WRONG, buildable, readable_source
+from drupe.plugins.genai.architectures import WRONG, buildable, read_config, readable_source, slides_unsaid
 from drupe.plugins.genai.built_graph import check_graph, without_commit
+from drupe.plugins.genai.corrections import corrected_builder
 from drupe.plugins.genai.providers import BUILDABLE, builder_name
 from drupe.plugins.genai.uneven import uneven_attention
 
@@ -211,6 +212,10 @@ class ModelBuilder(Pass):
                     "can't be joined; leave it out"
                 )
             options["fuse_qkv"] = "false"
+        if slides_unsaid(read_config(model.folder)) and "windowed_kv_cache" in known_options():
+            # The builder itself gives these full caches, which what comes after it counts on: a cache of the window's
+            # length has to be there before the first token.
+            options.setdefault("windowed_kv_cache", "false")
         if context.allow and "remote-code" in context.allow:
             options["hf_remote"] = "true"
         if config.use_adapter and model.attributes.get("adapter"):
@@ -222,7 +227,8 @@ class ModelBuilder(Pass):
         with _prints_to_log(context):
             parsed = builder.parse_extra_options(*arguments, [f"{key}={value}" for key, value in options.items()])
             try:
-                builder.create_model(*arguments, **parsed)
+                with corrected_builder(builder):
+                    builder.create_model(*arguments, **parsed)
             except (AttributeError, KeyError, IndexError, NotImplementedError, TypeError, ValueError) as error:
                 # Faults of the library on what it does not foresee.
                 raise PassError(

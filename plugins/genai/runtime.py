@@ -71,6 +71,8 @@ class GenAIRuntime(Runtime):
 class GenAISession(Session):
     """A loaded GenAI model. One call at a time. adapter: an extracted adapter's weights, active in every call."""
 
+    framework = "ONNX"
+
     def __init__(self, loaded: Any, folder: Path, adapter: Path | None = None) -> None:
         import onnxruntime_genai as og
 

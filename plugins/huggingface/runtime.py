@@ -77,6 +77,8 @@ class TransformersRuntime(Runtime):
 class TransformersSession(Session):
     """A loaded transformers model and its tokenizer (or None)."""
 
+    framework = "PyTorch"
+
     def __init__(self, loaded: Any, tokenizer: Any, device: str, model: Model) -> None:
         self._loaded = loaded
         self._tokenizer = tokenizer
@@ -94,7 +96,12 @@ class TransformersSession(Session):
         if unknown:
             takes = ", ".join(name for name in self._parameters if name not in ("kwargs", "self"))
             raise EvaluationError(f"the model takes no input {', '.join(map(repr, unknown))}; it takes: {takes}")
-        inputs = {name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for name, value in batch.items()}
+        inputs: dict[str, Any] = {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for name, value in batch.items()
+        }
+        if (past := inputs.get("past_key_values")) is not None and past.ndim == 6:
+            # Keys and values of earlier tokens: (layers, 2, batch, heads, length, size).
+            inputs["past_key_values"] = _cache(past)
         if "use_cache" in self._parameters:
             inputs["use_cache"] = False
         with torch.inference_mode():
@@ -221,6 +228,15 @@ def _unscored(length: int) -> dict[str, np.ndarray]:
 def _has_tokenizer(model: Model) -> bool:
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
     return any((model.folder / name).is_file() for name in names)
+
+
+def _cache(past: Any) -> Any:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(past):
+        cache.update(keys, values, layer)
+    return cache
 
 
 def _array(value: Any) -> np.ndarray:

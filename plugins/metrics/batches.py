@@ -11,9 +11,10 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import Session
-from drupe.core.user_scripts import blamed, call_with_known, script_function
+from drupe.core.user_scripts import blamed, call_loader, in_turn, script_function
 from drupe.plugins.metrics.config import DataMetricConfig, note
 from drupe.plugins.metrics.made_up import made_up_inputs
+from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,7 @@ def batches(
     Raises EvaluationError when there is neither, or when a sample lacks an input of the model.
     """
     if config.dataloader_func is not None:
-        yield from _loaded(config, context)
+        yield from _loaded(session, config, context)
         return
     if not samples:
         raise EvaluationError("the metric has no data; name a data config as its data_config")
@@ -82,9 +83,12 @@ def _note_axes(shapes: Shapes, config: DataMetricConfig, context: JobContext) ->
 
 def call_arguments(config: DataMetricConfig, context: JobContext) -> dict[str, Any]:
     """Return what user functions are offered besides their own arguments."""
+    return {"data_dir": _data_dir(config, context), "batch_size": config.batch_size, "model_framework": None}
+
+
+def _data_dir(config: DataMetricConfig, context: JobContext) -> str | None:
     folder = context.workflow_dir
-    data_dir = str(folder / config.data_dir) if folder and config.data_dir else config.data_dir
-    return {"data_dir": data_dir, "batch_size": config.batch_size, "model_framework": None}
+    return str(folder / config.data_dir) if folder and config.data_dir else config.data_dir
 
 
 def array(value: Any) -> np.ndarray:
@@ -93,25 +97,33 @@ def array(value: Any) -> np.ndarray:
 
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+    if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (int, float, str)):
+        # Tensors in lists, such as the keys and values of each layer.
+        return np.stack([array(part) for part in value])
     return np.asarray(value)
 
 
-def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
+def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
     import numpy as np
 
     function = script_function(config, "dataloader_func", context)
     assert function is not None
     name, script = config.dataloader_func, config.user_script
     with blamed(name, script):
-        loader: Any = call_with_known(
-            function, call_arguments(config, context), config.func_kwargs.get("dataloader_func", {})
+        loader: Any = call_loader(
+            function,
+            config.func_kwargs.get("dataloader_func", {}),
+            data_dir=_data_dir(config, context),
+            batch_size=config.batch_size,
+            framework=session.framework,
         )
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise EvaluationError(
             f"{name} ({script}) returned {loader!r}; expected batches of (inputs, targets) one by one"
         )
     with blamed(name, script):
-        items = iter(loader)
+        items = in_turn(loader)
+    shapes = _shapes(session)
     for index in itertools.count():
         with blamed(name, script):
             item = next(items, _END)
@@ -120,7 +132,8 @@ def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
         context.raise_if_cancelled()
         inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         if not isinstance(inputs, Mapping):
-            inputs = {"input": inputs}
+            inputs = _named(inputs, shapes, config)
+        inputs = _taken(inputs, shapes, config, context)
         arrays = {name: array(value) for name, value in inputs.items()}
         count = next((len(a) for a in arrays.values() if a.ndim), 1)
         answers: Sequence[Any] = [None] * count if targets is None else list(np.atleast_1d(array(targets)))
@@ -131,6 +144,30 @@ def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
         yield Batch(tuple(f"batch-{index:05}-{i:04}" for i in range(count)), arrays, tuple(answers))
 
 
+def _taken(
+    inputs: Mapping[str, Any], shapes: Shapes, config: DataMetricConfig, context: JobContext
+) -> Mapping[str, Any]:
+    """Leave out, and tell, what a loader gives beyond the model's inputs: one loader often serves several models."""
+    beyond = [name for name in inputs if name not in shapes]
+    if not shapes or not beyond or len(beyond) == len(inputs):
+        return inputs
+    note(f"{config.dataloader_func} gives {', '.join(beyond)}, which the model does not take; left out", context)
+    return {name: value for name, value in inputs.items() if name in shapes}
+
+
+def _named(inputs: Any, shapes: Shapes, config: DataMetricConfig) -> Mapping[str, Any]:
+    """Return what a loader yields without names under those of the model: one tensor, or one for each input."""
+    values = list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]
+    if not shapes and len(values) == 1:
+        return {"input": values[0]}
+    if len(values) != len(shapes):
+        raise EvaluationError(
+            f"{config.dataloader_func} ({config.user_script}) gives {len(values)} inputs without names; "
+            f"the model takes {', '.join(shapes) or 'inputs by name'}; yield a mapping of inputs by name"
+        )
+    return dict(zip(shapes, values, strict=True))
+
+
 def _whole(sample: Sample, shapes: Shapes) -> Batch:
     names = list(shapes) or [name for name, value in sample.inputs.items() if not isinstance(value, str)]
     inputs = {name: _input(sample, name, 0) for name in names}
@@ -138,12 +175,17 @@ def _whole(sample: Sample, shapes: Shapes) -> Batch:
 
 
 def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
+    import numpy as np
+
     names = list(shapes) or [n for n, v in samples[0].inputs.items() if n != "labels" and not isinstance(v, str)]
     length = max((len(v) for s in samples for n, v in s.inputs.items() if n == "input_ids"), default=0)
     fixed = _fixed_batch(shapes)
     rows = list(samples) + [samples[-1]] * ((fixed or 0) - len(samples))
     inputs = {}
     for name in names:
+        if name in LENGTHS and all(isinstance(s.inputs.get("input_ids"), np.ndarray) for s in rows):
+            inputs[name] = sequence_lengths(name, [_tokens(s) for s in rows], _padded(shapes) or length)
+            continue
         shape, dtype = shapes.get(name, ((), ""))
         parts = [_input(sample, name, length) for sample in rows]
         inputs[name] = _stack(parts, shape, name, dtype)
@@ -153,6 +195,18 @@ def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
         tuple(sample.target for sample in samples),
         tuple(sample.extras.get("reference") for sample in samples),
     )
+
+
+def _tokens(sample: Sample) -> int:
+    import numpy as np
+
+    return int(np.asarray(sample.inputs.get("attention_mask", np.ones_like(sample.inputs["input_ids"]))).sum())
+
+
+def _padded(shapes: Shapes) -> int | None:
+    """Return the fixed length of sequences, where the model has one."""
+    size = shapes["input_ids"][0][-1] if shapes.get("input_ids", ((), ""))[0] else None
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _input(sample: Sample, name: str, length: int) -> np.ndarray:
@@ -202,7 +256,7 @@ def _shapes(session: Session) -> Shapes:
 
 
 def _fixed_batch(shapes: Shapes) -> int | None:
-    for shape, _ in shapes.values():
-        if shape and isinstance(shape[0], int) and shape[0] > 0:
+    for name, (shape, _) in shapes.items():
+        if name not in LENGTHS and shape and isinstance(shape[0], int) and shape[0] > 0:
             return shape[0]
     return None

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -59,4 +61,10 @@ def made_up_inputs(
             inputs[name] = np.broadcast_to(np.arange(sizes[-1]), sizes).astype(dtype)
         else:
             inputs[name] = random.integers(0, below.get(name, 2), sizes).astype(dtype)
+    ids = inputs.get("input_ids")
+    for name in LENGTHS if ids is not None and ids.ndim == 2 else ():
+        if name in inputs:
+            behind = next((a.shape[2] for n, a in inputs.items() if n.startswith("past_key") and a.ndim == 4), 0)
+            total = ids.shape[1] + behind
+            inputs[name] = sequence_lengths(name, [total] * len(ids), total)
     return inputs

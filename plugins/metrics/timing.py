@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,9 @@ def _caller(
         options = GenerateOptions(max_new_tokens=config.max_new_tokens, stop=tuple(config.stop), seed=context.seed)
         return lambda index: _generation(session, prompts[index % len(prompts)], options)
     if samples or config.dataloader_func:
-        prepared = list(batches(session, samples, config, context))
+        # Loaders that time a model often have no end; more batches than calls would never be seen.
+        calls = max(config.warmup_num, config.repeat_test_num)
+        prepared = list(itertools.islice(batches(session, samples, config, context), calls))
     else:
         prepared = [made_up_batch(session, config, context, context.seed)]
     return lambda index: _forward(session, prepared[index % len(prepared)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from drupe.core.context import PassContext
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
+from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
 from drupe.plugins.onnx.graph_pass import GraphPassConfig
 
 if TYPE_CHECKING:
@@ -157,18 +157,16 @@ def graph_inputs(proto: Any, model: Model) -> dict[str, tuple[tuple[int | str, .
 
 
 def _loaded(config: DataSourceConfig, context: PassContext) -> Iterator[Mapping[str, Any]]:
-    from drupe.core.user_scripts import user_function
+    from drupe.core.user_scripts import call_loader, in_turn, user_function
 
     assert config.user_script is not None and config.dataloader_func is not None
     function = user_function(config.user_script, config.dataloader_func, context, folder=config.script_dir)
     base = context.workflow_dir
     data_dir = str(base / config.data_dir) if base and config.data_dir else config.data_dir
-    offered = {"data_dir": data_dir, "batch_size": config.batch_size, "model_framework": None}
-    parameters = inspect.signature(function).parameters.values()
-    any_name = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    known = {key: value for key, value in offered.items() if any_name or key in {p.name for p in parameters}}
-    loader = function(**{**known, **config.dataloader_func_kwargs})
-    items: Iterable[Any] = iter(loader.get_next, None) if hasattr(loader, "get_next") else loader
+    loader = call_loader(
+        function, config.dataloader_func_kwargs, data_dir=data_dir, batch_size=config.batch_size, framework="ONNX"
+    )
+    items: Iterable[Any] = iter(loader.get_next, None) if hasattr(loader, "get_next") else in_turn(loader)
     for number, item in enumerate(items):
         if config.max_calibration_samples is not None and number >= config.max_calibration_samples:
             return
@@ -191,6 +189,10 @@ def _batch(sample: Sample, inputs: Mapping[str, Any], length: int) -> dict[str, 
     ids = sample.inputs.get("input_ids")
     for name in inputs:
         value = sample.inputs.get(name)
+        if value is None and name in LENGTHS and isinstance(ids, np.ndarray):
+            tokens = int(np.asarray(sample.inputs.get("attention_mask", np.ones_like(ids))).sum())
+            batch[name] = sequence_lengths(name, [tokens], max(length, len(ids)))
+            continue
         if value is None and isinstance(ids, np.ndarray):
             follows = {
                 "attention_mask": np.ones_like(ids),

@@ -120,6 +120,8 @@ class CompositeRuntime(OnnxRuntime):
 class CompositeSession(Session):
     """Sessions in a row."""
 
+    framework = "ONNX"
+
     def __init__(self, sessions: Mapping[str, OnnxSession], outputs: Sequence[str] | None) -> None:
         self._sessions = sessions
         self._outputs = outputs

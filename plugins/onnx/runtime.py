@@ -141,6 +141,8 @@ def _weights_beside(model: Model, attribute: str) -> dict[str, np.ndarray]:
 class OnnxSession(Session):
     """An inference session."""
 
+    framework = "ONNX"
+
     def __init__(
         self, session: Any, folder: Path, *, bound: bool = False, constants: Mapping[str, np.ndarray] | None = None
     ) -> None:

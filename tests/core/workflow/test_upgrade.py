@@ -128,6 +128,14 @@ def test_pytorch_model_with_hf_config_is_a_hugging_face_model(look: Look) -> Non
     }
 
 
+def test_a_function_that_told_of_inputs_with_past_leaves_that_said(look: Look) -> None:
+    hf = {"model_name": "some/model", "task": "text-generation"}
+    model = {"type": "PyTorchModel", "hf_config": hf, "model_script": "s.py", "io_config": "get_io_config_with_past"}
+    result = found(look, input_model=model)
+    assert result.workflow and result.workflow.input_model["io_config"] == {"kv_cache": True}
+    assert notices(result)["input_model.io_config"] == "io_config: {kv_cache: true}"
+
+
 def test_model_loading_args_is_load_kwargs(look: Look) -> None:
     hf = {"model_name": "some/model", "model_loading_args": {"a": 1}, "from_pretrained_args": {"b": 2}}
     result = found(look, input_model={"type": "PyTorchModel", "hf_config": hf})

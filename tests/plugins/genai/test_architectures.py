@@ -32,9 +32,25 @@ def said(folder: Path, ids: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
-    [("Mistral", {}), ("Phi3", {"max_position_embeddings": 64, "original_max_position_embeddings": 64})],
+    [
+        ("Mistral", {}),
+        # Every other layer of these has no rotary embedding, and some slide.
+        (
+            "SmolLM3",
+            {
+                "no_rope_layers": [1, 0],
+                "use_sliding_window": True,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+        ),
+        ("Phi3", {"max_position_embeddings": 64, "original_max_position_embeddings": 64}),
+        ("Phi3", {"max_position_embeddings": 128, "original_max_position_embeddings": 64, "rope_parameters": LONG}),
+    ],
 )
 def test_attention_looks_no_further_back_than_the_models_window(
     kind: str, config: dict[str, Any], tmp_path: Path

@@ -106,6 +106,20 @@ def test_forward_of_an_encoder_takes_what_it_says(tiny_bert_dir: Path) -> None:
         session.forward({"pixels": np.ones((1, 1))})
 
 
+def test_forward_takes_the_keys_and_values_of_earlier_tokens(tiny_llama_dir: Path) -> None:
+    import torch
+
+    session = opened(tiny_llama_dir, "text-generation")
+    ids = session.tokenize("abcdef")[None]
+    whole = session.forward({"input_ids": ids}).outputs["logits"]
+    with torch.inference_mode():
+        past = load_model(Model("hf", {}, {}, path=tiny_llama_dir))(torch.tensor(ids[:, :4]), use_cache=True)
+    pairs = np.stack([np.stack([layer.keys, layer.values]) for layer in past.past_key_values.layers])
+    for _ in range(2):
+        rest = session.forward({"input_ids": ids[:, 4:], "past_key_values": pairs}).outputs["logits"]
+        np.testing.assert_allclose(rest, whole[:, 4:], atol=1e-5)
+
+
 def test_half_precision_comes_back_as_float32(tiny_llama_dir: Path) -> None:
     session = opened(tiny_llama_dir, "text-generation", dtype="bfloat16")
     assert session.forward({"input_ids": np.array([[1, 2]])}).outputs["logits"].dtype == np.float32

@@ -46,6 +46,15 @@ def test_what_a_tokenizer_left_out_is_filled_in(tmp_path: Path) -> None:
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2]]
 
 
+def test_graphs_without_a_mask_are_told_lengths(tmp_path: Path) -> None:
+    shapes: Shapes = {
+        "input_ids": (("b", "s"), "int64"), "past_seq_len": (("b", 1), "int32"), "total_seq_len": ((1,), "int32")
+    }  # fmt: skip
+    (batch,) = made(tokens(3, 5), tmp_path, shapes, size=2)
+    assert batch.inputs["past_seq_len"].tolist() == [[2], [4]]
+    assert batch.inputs["total_seq_len"].tolist() == [5]
+
+
 def test_only_what_the_model_takes_is_fed(tmp_path: Path) -> None:
     sample = Sample("a", {"x": np.zeros(2), "labels": np.zeros(2), "extra": np.zeros(1), "text": "t"})
     assert set(made([sample], tmp_path)[0].inputs) == {"x", "extra"}
@@ -76,3 +85,29 @@ def test_a_sample_that_is_a_whole_batch_is_fed_as_it_is(tmp_path: Path) -> None:
     first, second = made(samples, tmp_path, {"texts": ((10, 7), "int64"), "image": ((1, 3), "float32")}, size=5)
     assert (first.inputs["texts"].shape, first.inputs["image"].shape) == ((10, 7), (1, 3))
     assert (second.ids, second.targets) == (("s1",), (1,))
+
+
+LOADERS = """
+import numpy as np
+def one(): yield np.ones((2, 3), np.float32), None
+def more(): yield {"ids": np.ones((2, 3)), "step": np.zeros(1)}, None
+def two(): yield [np.ones((2, 3)), np.zeros((2, 1))], None
+"""
+
+
+def test_a_loaders_tensors_find_the_models_inputs(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(LOADERS)
+    allowed = context(tmp_path, allow=frozenset({"user-scripts"}))
+
+    def loaded(name: str, *inputs: str) -> list[str]:
+        session = ForwardSession(lambda batch: batch, dict.fromkeys(inputs, (("b", "s"), "float32")))
+        config = DataMetricConfig.model_validate({"user_script": "s.py", "dataloader_func": name})
+        (batch,) = batches(session, [], config, allowed)
+        return list(batch.inputs)
+
+    assert loaded("one", "logits") == ["logits"]
+    assert loaded("two", "ids", "mask") == ["ids", "mask"]
+    assert loaded("more", "ids") == ["ids"]
+    assert allowed.report["notes"] == ["more gives step, which the model does not take; left out"]
+    with pytest.raises(EvaluationError, match=r"two \(s.py\) gives 2 inputs without names; the model takes ids; "):
+        loaded("two", "ids")

@@ -38,3 +38,11 @@ def test_there_are_earlier_tokens_where_nothing_says_that_there_are_none() -> No
     made = made_up_inputs(SHAPES, seed=0, below={"input_ids": 9})
     assert made["past_key_values.0.key"].shape == (1, 2, 32, 4) and made["attention_mask"].shape == (1, 64)
     assert 2 <= made["input_ids"].max() < 9
+
+
+def test_a_graph_without_a_mask_is_told_the_lengths_that_its_other_inputs_have() -> None:
+    lengths: dict[str, tuple[tuple[int | str, ...], Any]] = {
+        "past_seq_len": (("batch", 1), np.int32), "total_seq_len": ((1,), np.int32)
+    }  # fmt: skip
+    made = made_up_inputs({**SHAPES, **lengths}, seed=0, batch_size=2, lengths={"past": 5, "length": 3})
+    assert made["past_seq_len"].tolist() == [[7], [7]] and made["total_seq_len"].tolist() == [8]

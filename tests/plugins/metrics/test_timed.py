@@ -56,6 +56,31 @@ def test_the_inputs_take_turns(tmp_path: Path) -> None:
     assert [int(batch["x"][0, 0]) for batch in session.batches] == [0, 1, 2, 3, 0, 1]
 
 
+def test_a_loader_without_an_end_is_asked_for_as_many_batches_as_there_are_calls(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(
+        "import numpy as np\n"
+        "class Endless:\n"
+        "    made = 0\n"
+        "    def __getitem__(self, index):\n"
+        "        Endless.made += 1\n"
+        "        assert Endless.made < 100\n"
+        "        return {'x': np.full((2, 3), float(index))}, None\n"
+        "def load(data_dir, batchsize, *args, **kwargs):\n"
+        "    assert kwargs['model_framework'] == 'ONNX' and batchsize == 2\n"
+        "    return Endless()\n"
+    )
+    session = ForwardSession(echo)
+    session.framework = "ONNX"
+    made = metric("latency")
+    config = configured(
+        made, user_config={"user_script": "s.py", "dataloader_func": "load", "batch_size": 2}, warmup_num=3,
+        repeat_test_num=2,
+    )  # fmt: skip
+    rows = made.measure(model(tmp_path), session, [], config, context(tmp_path, allow=frozenset({"user-scripts"})))
+    assert len(rows) == 2
+    assert [int(batch["x"][0, 0]) for batch in session.batches] == [0, 1, 2, 0, 1]
+
+
 def test_the_devices_own_clock_counts(tmp_path: Path) -> None:
     session = ForwardSession(echo, sleep=0.02, device_seconds=0.5)
     rows = run("latency", session, NUMBERS, tmp_path, warmup_num=0, repeat_test_num=2)

@@ -19,6 +19,7 @@ from drupe.plugins.onnx.quantization import OnnxQuantizationConfig
 from drupe.plugins.onnx.static_quantization import OnnxStaticQuantizationConfig
 from drupe.testing import PassContract, make_context, tiny_causal_lm, tiny_encoder, tiny_onnx_cnn, tiny_onnx_mlp
 from tests.plugins.onnx.graphs import CPU, answers, cosine, kinds, proto_of, run_pass
+from tests.plugins.quantization.decoders import decoder
 
 RANDOM = np.random.default_rng(5)
 ROWS = RANDOM.normal(size=(16, 32)).astype(np.float32)
@@ -142,6 +143,23 @@ def test_a_decoder_with_keys_and_values_is_calibrated_without_a_past(tmp_path: P
     )
     assert result.kind == "genai"
     og.Model(str(result.folder))
+
+
+def test_a_decoder_with_a_window_and_lengths_in_place_of_a_mask_is_calibrated(tmp_path: Path) -> None:
+    """The chain of workflows for NPUs: no mask, and Phi-3's window, longer than the text."""
+    sizes = {"max_position_embeddings": 128, "original_max_position_embeddings": 128, "sliding_window": 64}
+    built = run_pass("ModelBuilder", decoder(tmp_path / "m", "Phi3", **sizes), tmp_path / "a", precision="fp32")
+    surgeries = [{"surgeon": "RemoveRopeMultiCache"}, {"surgeon": "AttentionMaskToSequenceLengths"}]
+    operated = run_pass("GraphSurgeries", built, tmp_path / "b", surgeries=surgeries)
+    data = [Sample(f"t{n}", {"input_ids": RANDOM.integers(5, 90, n)}) for n in (4, 9)]
+    types = {"activation_type": "uint16", "precision": "uint8", "op_types_to_exclude": ["GroupQueryAttention"]}
+    result = quantize("OnnxStaticQuantization", operated, tmp_path / "job", data, **types)
+    ids = RANDOM.integers(5, 90, (1, 8))
+    lengths = {"past_seq_len": np.array([[7]], np.int32), "total_seq_len": np.array([8], np.int32)}
+    nothing = np.zeros((1, 2, 0, 16), np.float32)
+    past = {f"past_key_values.{n}.{part}": nothing for n in range(2) for part in ("key", "value")}
+    batch = {"input_ids": ids, **lengths, **past}
+    assert cosine(answers(result, batch)[0], answers(operated, batch)[0]) > 0.95
 
 
 @pytest.mark.parametrize(
