@@ -32,6 +32,7 @@ _NO_EFFECT = {
     "ort_log_severity_level": "libraries log into the step's log",
     "ort_py_log_severity_level": "libraries log into the step's log",
     "cache_config": "cache_dir names the store",
+    "verbose": "log_severity_level says how much is logged",
 }
 _PASS_NO_EFFECT = {
     "clean_run_cache": "a step's key covers all that can change it; drupe cache gc removes results",
@@ -53,6 +54,9 @@ def upgrade(
     for key, reason in _NO_EFFECT.items():
         if key in result and result.pop(key) not in (False, None):
             findings.notice(origins.get(key, key), key, "without effect", reason)
+    _evaluation_only(result, origins, findings)
+    _singular_data(result, findings)
+    _leave_out_unused(result, findings)
     _systems(result, registry, catalogue, findings)
     providers = result.pop("execution_providers", None)
     if providers is not None:
@@ -74,6 +78,39 @@ def upgrade(
     upgrade_metric_parameters(result, catalogue, findings)
     upgrade_search_strategy(result, origins, findings)
     return result
+
+
+def _evaluation_only(document: dict[str, Any], origins: Mapping[str, str], findings: Findings) -> None:
+    """Olive once had a key for measuring without passes; with it on, its passes did not run."""
+    key = "evaluation_only"
+    value = document.pop(key, None)
+    if value in (None, False):
+        return
+    passes = document.pop("passes", None)
+    why = f"the passes {', '.join(passes)} do not run" if isinstance(passes, dict) and passes else ""
+    findings.notice(origins.get(key, key), key, "a workflow without passes", why)
+    document.pop("pass_flows", None)
+
+
+def _singular_data(document: dict[str, Any], findings: Findings) -> None:
+    """The first files called data_configs data_config."""
+    if isinstance(document.get("data_config"), dict) and "data_configs" not in document:
+        findings.notice("data_config", "data_config", "data_configs")
+        document["data_configs"] = document.pop("data_config")
+
+
+def _leave_out_unused(document: dict[str, Any], findings: Findings) -> None:
+    """Leave out passes that no flow names: files list passes for flows that they choose among."""
+    passes, flows = document.get("passes"), document.get("pass_flows")
+    if not isinstance(passes, dict) or not isinstance(flows, list):
+        return
+    named = [name for flow in flows if isinstance(flow, list) for name in flow if isinstance(name, str)]
+    if not named or any(name not in passes for name in named):
+        # What a misspelt name may have meant is told with all names at hand.
+        return
+    for name in [name for name in passes if name not in named]:
+        findings.notice(join("passes", name), f"pass {name!r}", "left out", "no flow of pass_flows names it")
+    document["passes"] = {name: value for name, value in passes.items() if name in named}
 
 
 def _lift_engine(document: dict[str, Any], findings: Findings) -> dict[str, str]:

@@ -9,12 +9,16 @@ from drupe.core.catalogue import Catalogue
 from drupe.core.errors import PluginError
 from drupe.core.registry import Registry
 from drupe.core.specs import MetricSpec
-from drupe.core.workflow.findings import Findings, join
+from drupe.core.workflow.findings import Findings, join, shown
 from drupe.core.workflow.rules import apply_parameters
 
 __all__ = ["upgrade_metric_parameters", "upgrade_post_processing"]
 
 _GROUP = "post_process_data_config"
+_OF_ONE_VALUE = {"sub_type": "name", "priority_rank": "priority", "priority": "priority", "goal": "goal"}
+"""Keys beside a metric of one value → keys of its sub-type."""
+_USUAL = {"accuracy": "accuracy_score", "latency": "avg", "throughput": "avg", "size_on_disk": "bytes"}
+_RENAMED = {"auc": "auroc"}
 
 
 def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue, findings: Findings) -> None:
@@ -28,9 +32,25 @@ def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue,
         if isinstance(metrics, list):
             for index, metric in enumerate(metrics):
                 place = join(join(path, "metrics"), index)
+                metric = _with_sub_types(metric, place, findings)
                 metrics[index] = _parameters(metric, "user_config", place, catalogue, findings)
         else:
             evaluators[name] = _parameters(evaluator, "type_args", path, catalogue, findings)
+
+
+def _with_sub_types(metric: Any, path: str, findings: Findings) -> Any:
+    """The first files gave a metric one value, with its goal and rank beside it."""
+    if not isinstance(metric, dict) or "sub_types" in metric or not any(key in metric for key in _OF_ONE_VALUE):
+        return metric
+    moved = {now: metric[key] for key, now in _OF_ONE_VALUE.items() if metric.get(key) is not None}
+    for key in ("higher_is_better", "metric_config"):
+        if metric.get(key) is not None:
+            moved[key] = metric[key]
+    given = [key for key in (*_OF_ONE_VALUE, "higher_is_better", "metric_config") if key in metric]
+    name = moved.pop("name", None) or _USUAL.get(str(metric.get("type")).lower(), metric.get("name"))
+    sub_type = {"name": _RENAMED.get(name, name), **moved}
+    findings.notice(path, ", ".join(given), f"sub_types: [{shown(sub_type, 120)}]")
+    return {**{key: value for key, value in metric.items() if key not in given}, "sub_types": [sub_type]}
 
 
 def _parameters(metric: Any, group: str, path: str, catalogue: Catalogue, findings: Findings) -> Any:

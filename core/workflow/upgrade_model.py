@@ -32,7 +32,8 @@ def upgrade_input_model(
         result["hf_config"] = older
         if not older:
             del result["hf_config"]
-            result = {**result, "type": catalogue.parameters("models", str(result["type"])).means.get("hf_config")}
+            meant = catalogue.parameters("models", str(result["type"])).means.get("hf_config")
+            result = {**result, "type": meant or result["type"]}
         if "components" not in older:
             _without_export_code(result, findings)
     return apply_rules("models", result, _PATH, catalogue, findings), dataset
