@@ -16,6 +16,11 @@ TheirEvaluator = ["theirkind"]
 [renamed.passes]                 # older type → today's
 BuildProgram = "CompileProgram"
 
+[commands.instead]               # commands of another tool, and what takes the place of each
+build = "a workflow with CompileProgram"
+[commands.written]               # those that write the workflow that they would run
+names = ["build"]
+
 [components]                     # functions that data configs may name without a script
 post_process_data_config = ["skip_post_process"]
 
@@ -120,6 +125,14 @@ class Catalogue:
             for known, kinds in document.get("evaluators", {}).items():
                 if known.lower() == name.lower():
                     return known, tuple(kinds)
+        return None
+
+    def instead(self, command: str) -> tuple[str, bool] | None:
+        """Return what takes the place of another tool's command, and whether that writes the workflow it would run."""
+        for document in self.documents:
+            commands = document.get("commands", {})
+            if command in commands.get("instead", {}):
+                return str(commands["instead"][command]), command in commands.get("written", {}).get("names", ())
         return None
 
     def components(self, group: str) -> frozenset[str]:

@@ -137,8 +137,9 @@ def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, l
     if config.data_name is not None and config.data_name.lower() not in _BUILDERS:
         place = folder / Path(config.data_name).expanduser()
     if place is None:
-        what = f"data_name {config.data_name!r}" if config.data_name else "the data config"
-        raise ConfigError(f"{what} needs data_files (or data_dir)")
+        if config.data_name is None:
+            raise ConfigError("no data are named; give data_name, data_files or data_dir")
+        raise ConfigError(f"data_name {config.data_name!r} needs data_files (or data_dir)")
     if config.subset is not None and (place / config.subset).is_dir():
         place = place / config.subset
     if place.is_file():
