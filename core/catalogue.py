@@ -31,6 +31,7 @@ means = {QuantizeProgram = ["bits"]}   # a parameter that says another type was 
 dropped = {"verbose" = "the log always holds everything"}
 noted = {"share" = "a share of the training data that is held out"}
 unprovided = {"opts.exotic" = "what nothing provides yet"}
+moved = {"shape" = "input_model.io_config.shape"}   # what belongs to another section of the workflow
 
 [[parameters.passes]]            # rules of an older type hold before today's
 types = ["BuildProgram"]
@@ -65,7 +66,8 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class ParameterUpgrades:
-    """How the older parameters of a type read today. Keys are dotted paths inside the entry."""
+    """How the older parameters of a type read today. Keys are dotted paths inside the entry; the values of `moved` are
+    dotted paths in the workflow."""
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     means: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class ParameterUpgrades:
     noted: Mapping[str, str] = field(default_factory=dict)
     unprovided: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Catalogue:
 
     def parameters(self, section: str, type_name: str) -> ParameterUpgrades:
         """Return how the older parameters of a type read today; rules of type "*" hold for all of a section."""
-        lists = ("renamed", "dropped", "noted", "unprovided", "defaults")
+        lists = ("renamed", "dropped", "noted", "unprovided", "defaults", "moved")
         merged: dict[str, dict[str, Any]] = {name: {} for name in (*lists, "means")}
         for document in self.documents:
             for rules in document.get("parameters", {}).get(section, ()):

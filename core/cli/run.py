@@ -18,7 +18,9 @@ __all__ = ["run", "stoppable"]
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--config", "--run-config", "config", type=click.Path(path_type=Path), help="The workflow file (Olive's spelling).")
+@click.option(
+    "--config", "--run-config", "config", type=click.Path(path_type=Path), help="The workflow file (Olive's spelling)."
+)
 @click.option(
     "--output-dir",
     "--output_path",

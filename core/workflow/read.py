@@ -121,7 +121,7 @@ def examine(
     checked = take_placeholders(document, "", findings, places)
     reading = Reading(registry, catalogue, findings, path.absolute().parent, allow)
     workflow = _read(path, document, checked, reading)
-    told = told_once(findings.faults, checked)
+    told = told_once(findings.faults, checked, places)
     faults = tuple(fault for fault in told if not _awaits_value(fault, places))
     notices = tuple(findings.notices)
     needs = tuple(fault for fault in faults if fault.kind == "needs")

@@ -19,6 +19,11 @@ _OF_ONE_VALUE = {"sub_type": "name", "priority_rank": "priority", "priority": "p
 """Keys beside a metric of one value → keys of its sub-type."""
 _USUAL = {"accuracy": "accuracy_score", "latency": "avg", "throughput": "avg", "size_on_disk": "bytes"}
 _RENAMED = {"auc": "auroc"}
+_OPTIONS_GONE = {
+    "multiclass": "task says whether there are two classes or more",
+    "reorder": "scores are always put in order",
+    "mdmc_average": "every item counts once",
+}
 
 
 def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue, findings: Findings) -> None:
@@ -32,7 +37,7 @@ def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue,
         if isinstance(metrics, list):
             for index, metric in enumerate(metrics):
                 place = join(join(path, "metrics"), index)
-                metric = _with_sub_types(metric, place, findings)
+                metric = _today(_with_sub_types(metric, place, findings), place, findings)
                 metrics[index] = _parameters(metric, "user_config", place, catalogue, findings)
         else:
             evaluators[name] = _parameters(evaluator, "type_args", path, catalogue, findings)
@@ -48,9 +53,33 @@ def _with_sub_types(metric: Any, path: str, findings: Findings) -> Any:
             moved[key] = metric[key]
     given = [key for key in (*_OF_ONE_VALUE, "higher_is_better", "metric_config") if key in metric]
     name = moved.pop("name", None) or _USUAL.get(str(metric.get("type")).lower(), metric.get("name"))
-    sub_type = {"name": _RENAMED.get(name, name), **moved}
+    sub_type = {"name": name, **moved}
     findings.notice(path, ", ".join(given), f"sub_types: [{shown(sub_type, 120)}]")
     return {**{key: value for key, value in metric.items() if key not in given}, "sub_types": [sub_type]}
+
+
+def _today(metric: Any, path: str, findings: Findings) -> Any:
+    """Write the names of sub-types, and their options, as today's."""
+    sub_types = metric.get("sub_types") if isinstance(metric, dict) else None
+    if not isinstance(sub_types, list):
+        return metric
+    now = []
+    for index, item in enumerate(sub_types):
+        where = join(join(path, "sub_types"), index)
+        item = {"name": item} if isinstance(item, str) else item
+        if isinstance(item, dict) and str(metric.get("type")).lower() == "accuracy":
+            name = item.get("name")
+            if isinstance(name, str) and name in _RENAMED:
+                findings.notice(join(where, "name"), name, _RENAMED[name])
+                item = {**item, "name": _RENAMED[name]}
+            options = item.get("metric_config")
+            for key in [key for key in _OPTIONS_GONE if isinstance(options, dict) and key in options]:
+                findings.notice(join(where, f"metric_config.{key}"), key, "left out", _OPTIONS_GONE[key])
+                options = {name: value for name, value in options.items() if name != key}
+            if options is not item.get("metric_config"):
+                item = {**item, "metric_config": options}
+        now.append(item)
+    return {**metric, "sub_types": now}
 
 
 def _parameters(metric: Any, group: str, path: str, catalogue: Catalogue, findings: Findings) -> Any:

@@ -50,9 +50,9 @@ def upgrade_search_strategy(document: dict[str, Any], origins: Mapping[str, str]
 
 
 def _budget(strategy: dict[str, Any], path: str, findings: Findings) -> None:
-    given = [key for key in ("max_samples", "max_iter", "max_trials") if strategy.get(key) is not None]
+    given = [key for key in ("max_samples", "num_samples", "max_iter", "max_trials") if strategy.get(key) is not None]
     values = [strategy[key] for key in given]
-    for key in ("max_samples", "max_iter"):
+    for key in ("max_samples", "num_samples", "max_iter"):
         if key in strategy:
             findings.notice(join(path, key), key, "max_trials")
             del strategy[key]
