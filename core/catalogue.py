@@ -21,6 +21,9 @@ build = "a workflow with CompileProgram"
 [commands.written]               # those that write the workflow that they would run
 names = ["build"]
 
+[sub_types.accuracy]             # values of a metric that are a metric of their own
+surprise = "surprise"
+
 [components]                     # functions that data configs may name without a script
 post_process_data_config = ["skip_post_process"]
 
@@ -136,6 +139,14 @@ class Catalogue:
             commands = document.get("commands", {})
             if command in commands.get("instead", {}):
                 return str(commands["instead"][command]), command in commands.get("written", {}).get("names", ())
+        return None
+
+    def own_metric(self, metric: str, sub_type: str) -> str | None:
+        """Return the metric that a sub-type of another is today, or None."""
+        for document in self.documents:
+            for known, names in document.get("sub_types", {}).items():
+                if known.lower() == metric.lower() and sub_type in names:
+                    return str(names[sub_type])
         return None
 
     def components(self, group: str) -> frozenset[str]:

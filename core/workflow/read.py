@@ -357,7 +357,15 @@ def _options(document: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     client = document.get("azureml_client")
     if client is not None:
         options["azureml_client"] = findings.mapping(client, "azureml_client")
+        _tell_unused_client(document, findings)
         known = any("azureml" in e.spec.name.lower() for e in reading.registry.of("drupe_hosts"))
         if not known and not any(f.kind == "missing" and "azureml" in f.found.lower() for f in findings.faults):
             reading.find("systems", "AzureML", "azureml_client")
     return options
+
+
+def _tell_unused_client(document: Mapping[str, Any], findings: Findings) -> None:
+    """Say of a workspace that nothing of the workflow is in it."""
+    rest = {key: value for key, value in document.items() if key != "azureml_client"}
+    if "azureml" not in repr(rest).lower():
+        findings.notice("azureml_client", "azureml_client", "left out", "no system and no reference is in Azure ML")

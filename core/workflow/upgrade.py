@@ -216,6 +216,9 @@ def _spread_providers(document: dict[str, Any], providers: Any, origin: str, fin
         if not isinstance(entry, dict):
             continue
         accelerators = entry.get("accelerators") or [{}]
+        if not isinstance(accelerators, list):
+            # What it should have been is told where systems are read.
+            continue
         entry["accelerators"] = [
             {**item, "execution_providers": list(providers)} if isinstance(item, dict) else item
             for item in accelerators

@@ -37,7 +37,7 @@ def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue,
         if isinstance(metrics, list):
             for index, metric in enumerate(metrics):
                 place = join(join(path, "metrics"), index)
-                metric = _today(_with_sub_types(metric, place, findings), place, findings)
+                metric = _today(_with_sub_types(metric, place, findings), place, catalogue, findings)
                 metrics[index] = _parameters(metric, "user_config", place, catalogue, findings)
         else:
             evaluators[name] = _parameters(evaluator, "type_args", path, catalogue, findings)
@@ -58,28 +58,36 @@ def _with_sub_types(metric: Any, path: str, findings: Findings) -> Any:
     return {**{key: value for key, value in metric.items() if key not in given}, "sub_types": [sub_type]}
 
 
-def _today(metric: Any, path: str, findings: Findings) -> Any:
+def _today(metric: Any, path: str, catalogue: Catalogue, findings: Findings) -> Any:
     """Write the names of sub-types, and their options, as today's."""
     sub_types = metric.get("sub_types") if isinstance(metric, dict) else None
     if not isinstance(sub_types, list):
         return metric
-    now = []
-    for index, item in enumerate(sub_types):
-        where = join(join(path, "sub_types"), index)
-        item = {"name": item} if isinstance(item, str) else item
-        if isinstance(item, dict) and str(metric.get("type")).lower() == "accuracy":
-            name = item.get("name")
-            if isinstance(name, str) and name in _RENAMED:
-                findings.notice(join(where, "name"), name, _RENAMED[name])
-                item = {**item, "name": _RENAMED[name]}
-            options = item.get("metric_config")
-            for key in [key for key in _OPTIONS_GONE if isinstance(options, dict) and key in options]:
-                findings.notice(join(where, f"metric_config.{key}"), key, "left out", _OPTIONS_GONE[key])
-                options = {name: value for name, value in options.items() if name != key}
-            if options is not item.get("metric_config"):
-                item = {**item, "metric_config": options}
-        now.append(item)
-    return {**metric, "sub_types": now}
+    type_name = str(metric.get("type"))
+    places = [join(join(path, "sub_types"), index) for index in range(len(sub_types))]
+    if type_name.lower() == "accuracy":
+        sub_types = [_sub_type(item, place, findings) for item, place in zip(sub_types, places, strict=True)]
+    names = [str(item.get("name")) if isinstance(item, dict) else str(item) for item in sub_types]
+    own = {catalogue.own_metric(type_name, name) for name in names}
+    today = own.pop() if len(own) == 1 else None
+    if today is not None:
+        findings.notice(join(path, "type"), f"{type_name} with {', '.join(names)}", today)
+        return {**metric, "type": today, "sub_types": sub_types}
+    return {**metric, "sub_types": sub_types}
+
+
+def _sub_type(item: Any, path: str, findings: Findings) -> Any:
+    if not isinstance(item, dict):
+        return item
+    name, options = item.get("name"), item.get("metric_config")
+    if isinstance(name, str) and name in _RENAMED:
+        findings.notice(join(path, "name"), name, _RENAMED[name])
+        item = {**item, "name": _RENAMED[name]}
+    if isinstance(options, dict):
+        for key in [key for key in _OPTIONS_GONE if key in options]:
+            findings.notice(join(path, f"metric_config.{key}"), key, "left out", _OPTIONS_GONE[key])
+        item = {**item, "metric_config": {key: value for key, value in options.items() if key not in _OPTIONS_GONE}}
+    return item
 
 
 def _parameters(metric: Any, group: str, path: str, catalogue: Catalogue, findings: Findings) -> Any:

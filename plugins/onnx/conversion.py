@@ -105,8 +105,8 @@ class OnnxConversion(Pass):
         quantization = info.attributes.get("quantization")
         if quantization and quantization != _TRAINED:
             raise ConfigError(
-                f"OnnxConversion exports float models; this one is quantized ({quantization}): let ModelBuilder take it, "
-                "or quantize the graph behind the export, with OnnxBlockWiseRtnQuantization for example"
+                f"OnnxConversion exports float models; this one is quantized ({quantization}): let ModelBuilder take "
+                "it, or quantize the graph behind the export, with OnnxBlockWiseRtnQuantization for example"
             )
         if quantization == _TRAINED:
             if config.torch_dtype not in (None, "float32"):
