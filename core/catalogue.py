@@ -16,6 +16,14 @@ TheirEvaluator = ["theirkind"]
 [renamed.passes]                 # older type → today's
 BuildProgram = "CompileProgram"
 
+[commands.instead]               # commands of another tool, and what takes the place of each
+build = "a workflow with CompileProgram"
+[commands.written]               # those that write the workflow that they would run
+names = ["build"]
+
+[sub_types.accuracy]             # values of a metric that are a metric of their own
+surprise = "surprise"
+
 [components]                     # functions that data configs may name without a script
 post_process_data_config = ["skip_post_process"]
 
@@ -26,6 +34,7 @@ means = {QuantizeProgram = ["bits"]}   # a parameter that says another type was 
 dropped = {"verbose" = "the log always holds everything"}
 noted = {"share" = "a share of the training data that is held out"}
 unprovided = {"opts.exotic" = "what nothing provides yet"}
+moved = {"shape" = "input_model.io_config.shape"}   # what belongs to another section of the workflow
 
 [[parameters.passes]]            # rules of an older type hold before today's
 types = ["BuildProgram"]
@@ -60,7 +69,8 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class ParameterUpgrades:
-    """How the older parameters of a type read today. Keys are dotted paths inside the entry."""
+    """How the older parameters of a type read today. Keys are dotted paths inside the entry; the values of `moved` are
+    dotted paths in the workflow."""
 
     renamed: Mapping[str, str] = field(default_factory=dict)
     means: Mapping[str, str] = field(default_factory=dict)
@@ -68,6 +78,7 @@ class ParameterUpgrades:
     noted: Mapping[str, str] = field(default_factory=dict)
     unprovided: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,22 @@ class Catalogue:
                     return known, tuple(kinds)
         return None
 
+    def instead(self, command: str) -> tuple[str, bool] | None:
+        """Return what takes the place of another tool's command, and whether that writes the workflow it would run."""
+        for document in self.documents:
+            commands = document.get("commands", {})
+            if command in commands.get("instead", {}):
+                return str(commands["instead"][command]), command in commands.get("written", {}).get("names", ())
+        return None
+
+    def own_metric(self, metric: str, sub_type: str) -> str | None:
+        """Return the metric that a sub-type of another is today, or None."""
+        for document in self.documents:
+            for known, names in document.get("sub_types", {}).items():
+                if known.lower() == metric.lower() and sub_type in names:
+                    return str(names[sub_type])
+        return None
+
     def components(self, group: str) -> frozenset[str]:
         """Return the functions that a group of a data config may name without a script of the user's."""
         lists = (document.get("components", {}).get(group, ()) for document in self.documents)
@@ -129,7 +156,7 @@ class Catalogue:
 
     def parameters(self, section: str, type_name: str) -> ParameterUpgrades:
         """Return how the older parameters of a type read today; rules of type "*" hold for all of a section."""
-        lists = ("renamed", "dropped", "noted", "unprovided", "defaults")
+        lists = ("renamed", "dropped", "noted", "unprovided", "defaults", "moved")
         merged: dict[str, dict[str, Any]] = {name: {} for name in (*lists, "means")}
         for document in self.documents:
             for rules in document.get("parameters", {}).get(section, ()):

@@ -58,6 +58,8 @@ class _Commands(click.Group):
         if not name.startswith("-") and name not in _built_in() and name not in _available():
             import difflib
 
+            if (instead := _instead(name)) is not None:
+                ctx.fail(instead)
             near = difflib.get_close_matches(name, _available(), n=1)
             ctx.fail(f"no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else "see drupe --help"))
         return super().resolve_command(ctx, args)
@@ -66,6 +68,22 @@ class _Commands(click.Group):
         # The texts come from the table and the plugin index, so that showing them imports no command.
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.text) for name, entry in sorted(_available().items())])
+
+
+def _instead(name: str) -> str | None:
+    """What to say of a command that another tool has; None for others."""
+    from drupe.core.catalogue import get_catalogue
+    from drupe.core.errors import DrupeError
+
+    try:
+        found = get_catalogue().instead(name)
+    except DrupeError:
+        return None
+    if found is None:
+        return None
+    text, written = found
+    way = f"; `olive {name} … --dry_run` writes its own as config.json, which drupe run takes" if written else ""
+    return f"no command {name!r}; what takes its place: {text}{way}"
 
 
 def _built_in() -> dict[str, _Entry]:

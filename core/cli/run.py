@@ -18,8 +18,17 @@ __all__ = ["run", "stoppable"]
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--config", "config", type=click.Path(path_type=Path), help="The workflow file (Olive's spelling).")
-@click.option("--output-dir", type=click.Path(path_type=Path), help="Write here instead of the file's output_dir.")
+@click.option(
+    "--config", "--run-config", "config", type=click.Path(path_type=Path), help="The workflow file (Olive's spelling)."
+)
+@click.option(
+    "--output-dir",
+    "--output_path",
+    "-o",
+    "output_dir",
+    type=click.Path(path_type=Path),
+    help="Write here instead of the file's output_dir.",
+)
 @click.option("--cache-dir", help="Keep the store here instead of the file's cache_dir; a folder or a URL.")
 @click.option(
     "--allow",

@@ -27,10 +27,17 @@ def with_client(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def told_once(faults: Iterable[Fault], document: Mapping[str, Any]) -> list[Fault]:
+def told_once(faults: Iterable[Fault], document: Mapping[str, Any], places: Iterable[str] = ()) -> list[Fault]:
     """Return the faults with those of the workflow's client told where it is written, once, and not again for each
-    system and reference that takes it over."""
+    system and reference that takes it over.
+
+    places: what is still to be filled in; a client of which nothing is yet is no client that was forgotten.
+    """
     found = list(faults)
+    if document.get(_CLIENT) == {} and any(place.startswith(f"{_CLIENT}.") for place in places):
+        found = [
+            fault for fault in found if not (fault.path.startswith("systems.") and f"give {_CLIENT}" in fault.found)
+        ]
     systems = document.get("systems")
     own = [
         f"systems.{name}."

@@ -62,7 +62,7 @@ def check_config(
 
     search: markers are allowed, and a list in a place whose type rejects lists is one (Olive's form).
     """
-    values = dict(values)
+    values = _without_nulls(config, dict(values), path, findings)
     if search:
         values = _full_markers(config, _without_defaults(values), path, findings)
     markers = dict(find_markers(values)) if search else {}
@@ -108,6 +108,38 @@ def _without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value != DEFAULT
     }
+
+
+def _without_nulls(config: type[BaseModel], values: dict[str, Any], path: str, findings: Findings) -> dict[str, Any]:
+    """Leave out what is null where the field takes none and has a default: Olive's files write null for "not given"."""
+    if not _holds_null(values):
+        return values
+    result: Any = values
+    for error in _validate(config, values)[1]:
+        where = _place(error["loc"], values, False)
+        owner = _owner(config, where[:-1]) if where and not where[-1].isdigit() else None
+        name = _field_name(owner, where[-1]) if owner else None
+        if owner is None or name is None or error["input"] is not None or owner.model_fields[name].is_required():
+            continue
+        if _at(result, where[:-1]).get(where[-1], "") is None:
+            default = owner.model_fields[name].get_default(call_default_factory=True)
+            why = f"its default holds: {shown(default)}" if isinstance(default, (str, int, float)) else "not given"
+            findings.notice(join(path, ".".join(where)), f"{where[-1]} null", "left out", why)
+            result = _pruned(result, where)
+    return dict(result)
+
+
+def _holds_null(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_null(item) for item in value.values())
+    return value is None
+
+
+def _pruned(values: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
+    """Return a mapping without the value at a path."""
+    if len(where) == 1:
+        return {key: value for key, value in values.items() if key != where[0]}
+    return {**values, where[0]: _pruned(values[where[0]], where[1:])}
 
 
 def _full_markers(config: type[BaseModel], values: Mapping[str, Any], path: str, findings: Findings) -> dict[str, Any]:
@@ -238,7 +270,7 @@ def _words(config: type[BaseModel], error: Any, plain: Any) -> tuple[str, str, s
         owner = _owner(config, tuple(part for part in where[:-1] if not part.isdigit()))
         names = list(owner.model_fields) if owner else []
         return f"unknown key {where[-1]!r}", listed(names), nearest(where[-1], names)
-    if kind == "missing":
+    if kind == "missing" or (error["input"] is None and _is_required(config, where)):
         owner = _owner(config, where[:-1])
         info = owner.model_fields.get(where[-1]) if owner else None
         return "not given", (info.description or "a value") if info else "a value", ""
@@ -252,6 +284,12 @@ def _words(config: type[BaseModel], error: Any, plain: Any) -> tuple[str, str, s
     if kind in ("value_error", "assertion_error"):
         return str(context.get("error") or error["msg"]), "", ""
     return found, _EXPECTED.get(kind, str(error["msg"])), ""
+
+
+def _is_required(config: type[BaseModel], where: tuple[str, ...]) -> bool:
+    owner = _owner(config, where[:-1]) if where else None
+    name = _field_name(owner, where[-1]) if owner else None
+    return owner is not None and name is not None and owner.model_fields[name].is_required()
 
 
 def _owner(config: type[BaseModel] | None, where: tuple[str, ...]) -> type[BaseModel] | None:

@@ -20,7 +20,7 @@ from drupe.core.workflow.configs import check_config
 from drupe.core.workflow.document import read_document
 from drupe.core.workflow.findings import Findings, join, listed, nearest, shown
 from drupe.core.workflow.model import Notice, PassEntry, Workflow
-from drupe.core.workflow.read_data import read_data
+from drupe.core.workflow.read_data import read_data, without_unused_data
 from drupe.core.workflow.read_evaluators import read_evaluators
 from drupe.core.workflow.read_passes import Passes, read_flows, read_passes
 from drupe.core.workflow.read_strategy import check_indifference, notice_no_effect, read_search_strategy
@@ -121,7 +121,7 @@ def examine(
     checked = take_placeholders(document, "", findings, places)
     reading = Reading(registry, catalogue, findings, path.absolute().parent, allow)
     workflow = _read(path, document, checked, reading)
-    told = told_once(findings.faults, checked)
+    told = told_once(findings.faults, checked, places)
     faults = tuple(fault for fault in told if not _awaits_value(fault, places))
     notices = tuple(findings.notices)
     needs = tuple(fault for fault in faults if fault.kind == "needs")
@@ -136,7 +136,7 @@ def _awaits_value(fault: Fault, places: set[str]) -> bool:
 def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading: Reading) -> Workflow:
     findings = reading.findings
     _check_top_level(checked, findings)
-    checked = with_client(checked)
+    checked = without_unused_data(with_client(checked), reading)
     _needs_of_scripts(checked, reading)
     systems = read_systems(checked, reading)
     host, targets = read_roles(checked, systems, reading)
@@ -147,6 +147,9 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
     flows = read_flows(checked, passes.entries, reading)
     options = _options(checked, reading)
     evaluator = _evaluator(checked, evaluators, passes.entries, findings)
+    if checked.get("passes") in (None, {}) and evaluator is None and "auto_optimizer_config" not in checked:
+        expected = "at least one pass, or an evaluator that measures the input model as it is"
+        findings.fault("passes", "not given", expected)
     search = _search(checked, passes, reading)
     judge = evaluators.get(evaluator or "")
     check_indifference(search, judge, reading)
@@ -200,9 +203,8 @@ def _check_top_level(document: Mapping[str, Any], findings: Findings) -> None:
                 listed(TOP_LEVEL[:-1], most=len(TOP_LEVEL)),
                 nearest(key, (*TOP_LEVEL, "engine")),
             )
-    for key in ("input_model", "passes"):
-        if key not in document:
-            findings.fault(key, "not given", "the model to start from" if key == "input_model" else "at least one pass")
+    if "input_model" not in document:
+        findings.fault("input_model", "not given", "the model to start from")
 
 
 def _needs_of_scripts(document: Mapping[str, Any], reading: Reading) -> None:
@@ -355,7 +357,15 @@ def _options(document: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     client = document.get("azureml_client")
     if client is not None:
         options["azureml_client"] = findings.mapping(client, "azureml_client")
+        _tell_unused_client(document, findings)
         known = any("azureml" in e.spec.name.lower() for e in reading.registry.of("drupe_hosts"))
         if not known and not any(f.kind == "missing" and "azureml" in f.found.lower() for f in findings.faults):
             reading.find("systems", "AzureML", "azureml_client")
     return options
+
+
+def _tell_unused_client(document: Mapping[str, Any], findings: Findings) -> None:
+    """Say of a workspace that nothing of the workflow is in it."""
+    rest = {key: value for key, value in document.items() if key != "azureml_client"}
+    if "azureml" not in repr(rest).lower():
+        findings.notice("azureml_client", "azureml_client", "left out", "no system and no reference is in Azure ML")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from drupe.core.errors import DrupeError
@@ -12,9 +12,40 @@ from drupe.core.workflow.findings import join, nearest, shown
 from drupe.core.workflow.model import DataEntry
 from drupe.core.workflow.reading import Reading
 
-__all__ = ["read_data", "read_data_entry"]
+__all__ = ["read_data", "read_data_entry", "without_unused_data"]
 
 _PARTS = ("train", "selection", "certification")
+
+
+def without_unused_data(document: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    """Leave out the data configs that no pass and no metric names, which nobody has to complete."""
+    entries = document.get("data_configs")
+    if not isinstance(entries, list):
+        return dict(document)
+    reading.data_names = _names(entries)
+    named = set(_texts([document.get("passes"), document.get("evaluators")]))
+    unused = [name for name in dict.fromkeys(reading.data_names) if name not in named]
+    for name in unused:
+        path = join("data_configs", name)
+        reading.findings.notice(path, f"data config {name!r}", "left out", "no pass and no metric names it")
+    kept = [entry for entry in entries if not (isinstance(entry, dict) and entry.get("name") in unused)]
+    return {**document, "data_configs": kept}
+
+
+def _names(entries: list[Any]) -> list[str]:
+    return [e["name"] for e in entries if isinstance(e, dict) and isinstance(e.get("name"), str) and e["name"]]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def read_data(document: Mapping[str, Any], reading: Reading) -> dict[str, DataEntry]:
@@ -24,7 +55,7 @@ def read_data(document: Mapping[str, Any], reading: Reading) -> dict[str, DataEn
     if not isinstance(entries, list):
         reading.findings.fault("data_configs", shown(entries), "a list of entries with a name")
         return found
-    reading.data_names = [e["name"] for e in entries if isinstance(e, dict) and isinstance(e.get("name"), str)]
+    reading.data_names = reading.data_names or _names(entries)
     for index, entry in enumerate(entries):
         path = join("data_configs", index)
         if not isinstance(entry, dict):

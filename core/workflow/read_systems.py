@@ -29,9 +29,27 @@ def read_systems(document: Mapping[str, Any], reading: Reading) -> dict[str, Sys
         if not isinstance(entry, dict):
             reading.findings.fault(path, shown(entry), "a mapping with a type")
             continue
+        if not _is_named(name, entry, document, reading):
+            reading.findings.notice(path, f"system {name!r}", "left out", "no host, target or pass names it")
+            continue
         client = document.get("azureml_client")
         found[name] = _system(name, entry, path, client, reading)
     return found
+
+
+def _is_named(name: str, entry: Mapping[str, Any], document: Mapping[str, Any], reading: Reading) -> bool:
+    """Whether anything runs on a system. One of the default type is where passes run without a host."""
+    default = str(reading.catalogue.default("systems") or "").lower()
+    passes = document.get("passes")
+    listed = (
+        [item for value in passes.values() for item in (value if isinstance(value, list) else [value])]
+        if (isinstance(passes, dict))
+        else []
+    )
+    hosts = [item.get("host") for item in listed if isinstance(item, dict)]
+    target = document.get("target")
+    roles = [document.get("host"), *(target if isinstance(target, list) else [target]), *hosts]
+    return name in roles or str(entry.get("type") or default).lower() == default
 
 
 def _system(name: str, entry: dict[str, Any], path: str, client: Any, reading: Reading) -> System:

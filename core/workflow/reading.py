@@ -27,7 +27,9 @@ WHAT = {
 }
 FILL_IN = "fill it in"
 """The hint of a value that is still to be filled in."""
-_PLACEHOLDER = re.compile(r"^<\s*place[ _-]?holder\s*>$", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"^<\s*(place[ _-]?holder|subscription[ _-]?id|resource[ _-]?group|workspace[ _-]?name)\s*>$", re.IGNORECASE
+)
 
 
 @dataclass
@@ -169,11 +171,21 @@ def take_placeholders(value: Any, path: str, findings: Findings, places: set[str
             if _is_placeholder(item):
                 places.add(where)
                 findings.fault(where, str(item if isinstance(item, str) else item[0]), "a value", FILL_IN, "needs")
-            else:
-                kept[key] = take_placeholders(item, where, findings, places)
+                continue
+            taken = take_placeholders(item, where, findings, places)
+            # A list of nothing but such values is one that is to be filled in.
+            if not (isinstance(item, list) and item and taken == []):
+                kept[key] = taken
         return kept
     if isinstance(value, list):
-        return [take_placeholders(item, join(path, i), findings, places) for i, item in enumerate(value)]
+        left = []
+        for index, item in enumerate(value):
+            if isinstance(item, list) and _is_placeholder(item):
+                findings.fault(join(path, index), str(item[0]), "a value", FILL_IN, "needs")
+                places.add(join(path, index))
+            else:
+                left.append(take_placeholders(item, join(path, index), findings, places))
+        return left
     return value
 
 

@@ -48,21 +48,32 @@ def apply_parameters(rules: ParameterUpgrades, entry: dict[str, Any], path: str,
     for key, reason in rules.noted.items():
         if _matches(entry, key):
             findings.notice(join(path, key), f"{key} {shown(_get(entry, key))}", reason)
-    for key, reason in rules.unprovided.items():
-        if _matches(entry, key):
-            name = key.partition("=")[0]
-            findings.fault(join(path, name), f"{reason}: nothing provides this", "", "known as: not yet", "missing")
-            entry = _without(entry, name)
     for key, reason in rules.dropped.items():
         if _matches(entry, key):
             name = key.partition("=")[0]
             findings.notice(join(path, name), name, "left out", reason)
             entry = _without(entry, name)
+    for key, reason in rules.unprovided.items():
+        if _matches(entry, key):
+            name = key.partition("=")[0]
+            if _get(entry, name) is None:
+                findings.notice(join(path, name), f"{name} null", "left out", "nothing is asked for")
+                entry = _without(entry, name)
+                continue
+            findings.fault(join(path, name), f"{reason}: nothing provides this", "", "known as: not yet", "missing")
+            entry = _without(entry, name)
     for old, new in rules.renamed.items():
         value = _get(entry, old)
         if value is _ABSENT:
             continue
-        if _get(entry, new) is not _ABSENT:
+        if value is None:
+            findings.notice(join(path, old), f"{old} null", "left out", f"{new} is what it is called, with its default")
+            entry = _without(entry, old)
+            continue
+        now = _get(entry, new)
+        if now is None or now == value:
+            entry, now = _without(entry, new), _ABSENT
+        if now is not _ABSENT:
             findings.fault(join(path, old), f"{old} is the older name of {new}, and both are given", "one of them")
             entry = _without(entry, old)
             continue
@@ -89,6 +100,8 @@ def flatten(entry: Mapping[str, Any], key: str, path: str, findings: Findings) -
 def _matches(entry: Mapping[str, Any], key: str) -> bool:
     name, equals, wanted = key.partition("=")
     value = _get(entry, name)
+    if value is None:
+        return not equals or wanted == "null"
     return value is not _ABSENT and (not equals or str(value).lower() == wanted.lower())
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drupe.core.catalogue import Catalogue
+from drupe.core.errors import PluginError
 from drupe.core.registry import Registry
 from drupe.core.specs import AcceleratorSpec
 from drupe.core.workflow.findings import Findings, join, shown
@@ -32,7 +33,10 @@ _NO_EFFECT = {
     "ort_log_severity_level": "libraries log into the step's log",
     "ort_py_log_severity_level": "libraries log into the step's log",
     "cache_config": "cache_dir names the store",
+    "verbose": "log_severity_level says how much is logged",
 }
+_INPUT_MODEL_DATA = "__input_model_data_config__"
+"""What older files call the data that the input model carries."""
 _PASS_NO_EFFECT = {
     "clean_run_cache": "a step's key covers all that can change it; drupe cache gc removes results",
     "output_name": "results lie in the store under their digests",
@@ -53,6 +57,9 @@ def upgrade(
     for key, reason in _NO_EFFECT.items():
         if key in result and result.pop(key) not in (False, None):
             findings.notice(origins.get(key, key), key, "without effect", reason)
+    _evaluation_only(result, origins, findings)
+    _singular_data(result, findings)
+    _leave_out_unused(result, findings)
     _systems(result, registry, catalogue, findings)
     providers = result.pop("execution_providers", None)
     if providers is not None:
@@ -60,7 +67,7 @@ def upgrade(
     if isinstance(result.get("input_model"), dict):
         result["input_model"], dataset = upgrade_input_model(result["input_model"], catalogue, findings)
         if dataset is not None:
-            _model_dataset(result, dataset, findings)
+            _model_dataset(result, dataset, registry, catalogue, findings)
     if "data_configs" in result:
         result["data_configs"] = upgrade_data_configs(result["data_configs"], catalogue, findings)
         upgrade_post_processing(result, registry, catalogue, findings)
@@ -71,9 +78,43 @@ def upgrade(
             name: _pass(value, join("passes", name), result, catalogue, findings)
             for name, value in result["passes"].items()
         }
+    _evaluator_targets(result, findings)
     upgrade_metric_parameters(result, catalogue, findings)
     upgrade_search_strategy(result, origins, findings)
     return result
+
+
+def _evaluation_only(document: dict[str, Any], origins: Mapping[str, str], findings: Findings) -> None:
+    """Olive once had a key for measuring without passes; with it on, its passes did not run."""
+    key = "evaluation_only"
+    value = document.pop(key, None)
+    if value in (None, False):
+        return
+    passes = document.pop("passes", None)
+    why = f"the passes {', '.join(passes)} do not run" if isinstance(passes, dict) and passes else ""
+    findings.notice(origins.get(key, key), key, "a workflow without passes", why)
+    document.pop("pass_flows", None)
+
+
+def _singular_data(document: dict[str, Any], findings: Findings) -> None:
+    """The first files called data_configs data_config."""
+    if isinstance(document.get("data_config"), dict) and "data_configs" not in document:
+        findings.notice("data_config", "data_config", "data_configs")
+        document["data_configs"] = document.pop("data_config")
+
+
+def _leave_out_unused(document: dict[str, Any], findings: Findings) -> None:
+    """Leave out passes that no flow names: files list passes for flows that they choose among."""
+    passes, flows = document.get("passes"), document.get("pass_flows")
+    if not isinstance(passes, dict) or not isinstance(flows, list):
+        return
+    named = [name for flow in flows if isinstance(flow, list) for name in flow if isinstance(name, str)]
+    if not named or any(name not in passes for name in named):
+        # What a misspelt name may have meant is told with all names at hand.
+        return
+    for name in [name for name in passes if name not in named]:
+        findings.notice(join("passes", name), f"pass {name!r}", "left out", "no flow of pass_flows names it")
+    document["passes"] = {name: value for name, value in passes.items() if name in named}
 
 
 def _lift_engine(document: dict[str, Any], findings: Findings) -> dict[str, str]:
@@ -175,13 +216,18 @@ def _spread_providers(document: dict[str, Any], providers: Any, origin: str, fin
         if not isinstance(entry, dict):
             continue
         accelerators = entry.get("accelerators") or [{}]
+        if not isinstance(accelerators, list):
+            # What it should have been is told where systems are read.
+            continue
         entry["accelerators"] = [
             {**item, "execution_providers": list(providers)} if isinstance(item, dict) else item
             for item in accelerators
         ]
 
 
-def _model_dataset(document: dict[str, Any], dataset: Any, findings: Findings) -> None:
+def _model_dataset(
+    document: dict[str, Any], dataset: Any, registry: Registry, catalogue: Catalogue, findings: Findings
+) -> None:
     """The data that an older input model carries serves the metrics that name none."""
     configs = document.setdefault("data_configs", [])
     name = "input_model_dataset"
@@ -191,6 +237,9 @@ def _model_dataset(document: dict[str, Any], dataset: Any, findings: Findings) -
         configs[name] = entry
     elif isinstance(configs, list):
         configs.append(entry)
+    for part in ("passes", "evaluators"):
+        document[part] = _with_name(document.get(part), _INPUT_MODEL_DATA, name)
+    _calibrated_by(document, name, registry, catalogue, findings)
     for key, evaluator in _mappings(document.get("evaluators")):
         metrics = evaluator.get("metrics")
         for index, metric in enumerate(metrics if isinstance(metrics, list) else []):
@@ -198,6 +247,53 @@ def _model_dataset(document: dict[str, Any], dataset: Any, findings: Findings) -
                 metric["data_config"] = name
                 path = f"evaluators.{key}.metrics.{index}"
                 findings.notice(path, "the input model's dataset", f"data_config: {name}")
+
+
+def _with_name(value: Any, older: str, name: str) -> Any:
+    """Return a value with a text in it replaced where it is all of one."""
+    if isinstance(value, dict):
+        return {key: _with_name(item, older, name) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_name(item, older, name) for item in value]
+    return name if value == older else value
+
+
+def _calibrated_by(
+    document: dict[str, Any], name: str, registry: Registry, catalogue: Catalogue, findings: Findings
+) -> None:
+    """Give the input model's data to passes that take a data config and name no data."""
+    for key, entry in _mappings(document.get("passes")):
+        config = entry["config"] if isinstance(entry.get("config"), dict) else entry
+        if any(word in values for word in ("data_config", "dataloader_func") for values in (entry, config)):
+            continue
+        if _takes_data(entry.get("type"), registry, catalogue):
+            config["data_config"] = name
+            findings.notice(join("passes", key), "the input model's dataset", f"data_config: {name}")
+
+
+def _takes_data(type_name: Any, registry: Registry, catalogue: Catalogue) -> bool:
+    if not isinstance(type_name, str):
+        return False
+    try:
+        found = registry.find("drupe_passes", catalogue.current("passes", type_name) or type_name)
+        return found is not None and "data_config" in registry.resolve(found).Config.model_fields
+    except PluginError:
+        return False
+
+
+def _evaluator_targets(document: dict[str, Any], findings: Findings) -> None:
+    """The first files named the system that measures beside the metrics."""
+    for name, evaluator in _mappings(document.get("evaluators")):
+        if "metrics" not in evaluator or "target" not in evaluator:
+            continue
+        path = join(join("evaluators", name), "target")
+        target = evaluator.pop("target")
+        if document.get("evaluator", name) == name and document.setdefault("target", target) == target:
+            findings.notice(path, "target", "the workflow's target")
+        elif document.get("evaluator") == name:
+            findings.fault(path, f"{shown(target)}, and the workflow's target is {shown(document['target'])}", "one")
+        else:
+            findings.notice(path, "target", "left out", "no metric of this evaluator is asked for")
 
 
 def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -234,4 +330,26 @@ def _pass(value: Any, path: str, document: dict[str, Any], catalogue: Catalogue,
         entry["host"] = _name_system(document, entry["host"], "host", join(path, "host"), findings)
     if isinstance(entry.get("evaluator"), dict):
         entry["evaluator"] = _name_evaluator(document, entry["evaluator"], join(path, "evaluator"), findings)
-    return apply_rules("passes", entry, path, catalogue, findings)
+    return apply_rules("passes", _moved(entry, path, document, catalogue, findings), path, catalogue, findings)
+
+
+def _moved(
+    entry: dict[str, Any], path: str, document: dict[str, Any], catalogue: Catalogue, findings: Findings
+) -> dict[str, Any]:
+    """Put what the first files gave a pass where it belongs today, unless that place is taken."""
+    if not isinstance(entry.get("type"), str):
+        return entry
+    for key, place in catalogue.parameters("passes", entry["type"]).moved.items():
+        if key not in entry:
+            continue
+        *outer, last = place.split(".")
+        holder: Any = document
+        for part in outer:
+            holder = holder.setdefault(part, {}) if isinstance(holder, dict) else None
+        if not isinstance(holder, dict) or holder.get(last, entry[key]) != entry[key]:
+            findings.fault(join(path, key), f"{key} is also given as {place}, otherwise", "one of them")
+        else:
+            holder[last] = entry[key]
+            findings.notice(join(path, key), key, place)
+        entry = {name: value for name, value in entry.items() if name != key}
+    return entry

@@ -61,11 +61,20 @@ def _entry(entry: dict[str, Any], path: str, catalogue: Catalogue, findings: Fin
     for group in GROUPS.values():
         if isinstance(entry.get(group), dict):
             entry[group] = flatten(entry[group], "params", join(path, group), findings)
+    _first_label(entry)
     entry = apply_rules("data", entry, path, catalogue, findings)
     preparing = entry.get("pre_process_data_config")
     if isinstance(preparing, dict) and "dataset_type" in preparing:
         entry["pre_process_data_config"] = _dataset_type(preparing, join(path, "pre_process_data_config"), findings)
     return entry
+
+
+def _first_label(entry: dict[str, Any]) -> None:
+    """Older files list the columns with labels, of which one is used."""
+    group = entry.get("pre_process_data_config")
+    columns = group.get("label_cols") if isinstance(group, dict) else None
+    if isinstance(group, dict) and isinstance(columns, list) and len(columns) == 1:
+        entry["pre_process_data_config"] = {**group, "label_cols": columns[0]}
 
 
 def _spread_params(entry: dict[str, Any], path: str, findings: Findings) -> None:

@@ -9,12 +9,21 @@ from drupe.core.catalogue import Catalogue
 from drupe.core.errors import PluginError
 from drupe.core.registry import Registry
 from drupe.core.specs import MetricSpec
-from drupe.core.workflow.findings import Findings, join
+from drupe.core.workflow.findings import Findings, join, shown
 from drupe.core.workflow.rules import apply_parameters
 
 __all__ = ["upgrade_metric_parameters", "upgrade_post_processing"]
 
 _GROUP = "post_process_data_config"
+_OF_ONE_VALUE = {"sub_type": "name", "priority_rank": "priority", "priority": "priority", "goal": "goal"}
+"""Keys beside a metric of one value → keys of its sub-type."""
+_USUAL = {"accuracy": "accuracy_score", "latency": "avg", "throughput": "avg", "size_on_disk": "bytes"}
+_RENAMED = {"auc": "auroc"}
+_OPTIONS_GONE = {
+    "multiclass": "task says whether there are two classes or more",
+    "reorder": "scores are always put in order",
+    "mdmc_average": "every item counts once",
+}
 
 
 def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue, findings: Findings) -> None:
@@ -28,9 +37,57 @@ def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue,
         if isinstance(metrics, list):
             for index, metric in enumerate(metrics):
                 place = join(join(path, "metrics"), index)
+                metric = _today(_with_sub_types(metric, place, findings), place, catalogue, findings)
                 metrics[index] = _parameters(metric, "user_config", place, catalogue, findings)
         else:
             evaluators[name] = _parameters(evaluator, "type_args", path, catalogue, findings)
+
+
+def _with_sub_types(metric: Any, path: str, findings: Findings) -> Any:
+    """The first files gave a metric one value, with its goal and rank beside it."""
+    if not isinstance(metric, dict) or "sub_types" in metric or not any(key in metric for key in _OF_ONE_VALUE):
+        return metric
+    moved = {now: metric[key] for key, now in _OF_ONE_VALUE.items() if metric.get(key) is not None}
+    for key in ("higher_is_better", "metric_config"):
+        if metric.get(key) is not None:
+            moved[key] = metric[key]
+    given = [key for key in (*_OF_ONE_VALUE, "higher_is_better", "metric_config") if key in metric]
+    name = moved.pop("name", None) or _USUAL.get(str(metric.get("type")).lower(), metric.get("name"))
+    sub_type = {"name": name, **moved}
+    findings.notice(path, ", ".join(given), f"sub_types: [{shown(sub_type, 120)}]")
+    return {**{key: value for key, value in metric.items() if key not in given}, "sub_types": [sub_type]}
+
+
+def _today(metric: Any, path: str, catalogue: Catalogue, findings: Findings) -> Any:
+    """Write the names of sub-types, and their options, as today's."""
+    sub_types = metric.get("sub_types") if isinstance(metric, dict) else None
+    if not isinstance(sub_types, list):
+        return metric
+    type_name = str(metric.get("type"))
+    places = [join(join(path, "sub_types"), index) for index in range(len(sub_types))]
+    if type_name.lower() == "accuracy":
+        sub_types = [_sub_type(item, place, findings) for item, place in zip(sub_types, places, strict=True)]
+    names = [str(item.get("name")) if isinstance(item, dict) else str(item) for item in sub_types]
+    own = {catalogue.own_metric(type_name, name) for name in names}
+    today = own.pop() if len(own) == 1 else None
+    if today is not None:
+        findings.notice(join(path, "type"), f"{type_name} with {', '.join(names)}", today)
+        return {**metric, "type": today, "sub_types": sub_types}
+    return {**metric, "sub_types": sub_types}
+
+
+def _sub_type(item: Any, path: str, findings: Findings) -> Any:
+    if not isinstance(item, dict):
+        return item
+    name, options = item.get("name"), item.get("metric_config")
+    if isinstance(name, str) and name in _RENAMED:
+        findings.notice(join(path, "name"), name, _RENAMED[name])
+        item = {**item, "name": _RENAMED[name]}
+    if isinstance(options, dict):
+        for key in [key for key in _OPTIONS_GONE if key in options]:
+            findings.notice(join(path, f"metric_config.{key}"), key, "left out", _OPTIONS_GONE[key])
+        item = {**item, "metric_config": {key: value for key, value in options.items() if key not in _OPTIONS_GONE}}
+    return item
 
 
 def _parameters(metric: Any, group: str, path: str, catalogue: Catalogue, findings: Findings) -> Any:

@@ -32,10 +32,27 @@ def upgrade_input_model(
         result["hf_config"] = older
         if not older:
             del result["hf_config"]
-            result = {**result, "type": catalogue.parameters("models", str(result["type"])).means.get("hf_config")}
+            # A model that a script loads stays one, whatever its data belong to.
+            meant = catalogue.parameters("models", str(result["type"])).means.get("hf_config")
+            meant = None if "model_loader" in result else meant
+            result = {**result, "type": meant or result["type"]}
         if "components" not in older:
             _without_export_code(result, findings)
-    return apply_rules("models", result, _PATH, catalogue, findings), dataset
+    result = apply_rules("models", result, _PATH, catalogue, findings)
+    _tell_rest(result, catalogue, findings)
+    return result, dataset
+
+
+def _tell_rest(model: dict[str, Any], catalogue: Catalogue, findings: Findings) -> None:
+    """Name what an older form's inner mapping has and nothing knows, where it stands."""
+    rest = model.get("hf_config")
+    rules = catalogue.parameters("models", str(model.get("type")))
+    known = [key.partition(".")[2] for key in (*rules.renamed, *rules.dropped) if key.startswith("hf_config.")]
+    if not isinstance(rest, dict) or not known:
+        return
+    for key in rest:
+        findings.unknown_key(join(_PATH, "hf_config"), key, known)
+    del model["hf_config"]
 
 
 def _without_second_name(model: Mapping[str, Any], older: dict[str, Any], findings: Findings) -> None:

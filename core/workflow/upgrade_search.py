@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drupe.core.workflow.findings import Findings, join
+from drupe.core.workflow.findings import Findings, join, shown
 
 __all__ = ["upgrade_search_strategy"]
 
@@ -25,6 +25,8 @@ def upgrade_search_strategy(document: dict[str, Any], origins: Mapping[str, str]
         findings.notice(join(path, "search_algorithm"), "search_algorithm", "sampler")
         strategy.setdefault("sampler", strategy.pop("search_algorithm"))
     inner = strategy.pop("search_algorithm_config", None)
+    if inner is not None and not isinstance(inner, dict):
+        findings.fault(join(path, "search_algorithm_config"), shown(inner), "a mapping of the sampler's options")
     for key, value in (inner or {}).items() if isinstance(inner, dict) or inner is None else ():
         now = "max_samples" if key == "num_samples" else str(key)
         findings.notice(join(path, f"search_algorithm_config.{key}"), f"search_algorithm_config.{key}", now)
@@ -50,9 +52,9 @@ def upgrade_search_strategy(document: dict[str, Any], origins: Mapping[str, str]
 
 
 def _budget(strategy: dict[str, Any], path: str, findings: Findings) -> None:
-    given = [key for key in ("max_samples", "max_iter", "max_trials") if strategy.get(key) is not None]
+    given = [key for key in ("max_samples", "num_samples", "max_iter", "max_trials") if strategy.get(key) is not None]
     values = [strategy[key] for key in given]
-    for key in ("max_samples", "max_iter"):
+    for key in ("max_samples", "num_samples", "max_iter"):
         if key in strategy:
             findings.notice(join(path, key), key, "max_trials")
             del strategy[key]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -93,6 +94,10 @@ def identity(config: LoadDataset, folder: Path) -> Any:
 
 def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: int | None) -> Table:
     """Return the rows. limit: how many are enough (for hub data that is streamed). Raises ConfigError, HostError."""
+    return _filtered(_all_rows(config, folder, context, limit), config.col_filters)
+
+
+def _all_rows(config: LoadDataset, folder: Path, context: JobContext, limit: int | None) -> Table:
     if is_hub_name(config, folder):
         return _hub_table(config, limit)
     rows: list[Row] = []
@@ -116,7 +121,9 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
 
 
 def count_rows(config: LoadDataset, folder: Path) -> int | None:
-    """Return how many rows the files have; None where they are not on this machine or can't be read."""
+    """Return how many rows the files have; None where they are not on this machine, can't be read or are filtered."""
+    if config.col_filters:
+        return None
     count = 0
     try:
         for name, start, stop in split_names(config.split):
@@ -137,8 +144,9 @@ def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, l
     if config.data_name is not None and config.data_name.lower() not in _BUILDERS:
         place = folder / Path(config.data_name).expanduser()
     if place is None:
-        what = f"data_name {config.data_name!r}" if config.data_name else "the data config"
-        raise ConfigError(f"{what} needs data_files (or data_dir)")
+        if config.data_name is None:
+            raise ConfigError("no data are named; give data_name, data_files or data_dir")
+        raise ConfigError(f"data_name {config.data_name!r} needs data_files (or data_dir)")
     if config.subset is not None and (place / config.subset).is_dir():
         place = place / config.subset
     if place.is_file():
@@ -268,13 +276,33 @@ def _hub_table(config: LoadDataset, limit: int | None) -> Table:
     try:
         loaded = datasets.load_dataset(name, config.subset, split=config.split, streaming=config.streaming, **options)
         if config.streaming:
-            rows = list(loaded.take(limit) if limit is not None else loaded)
+            kept = (row for row in loaded if _has(row, config.col_filters))
+            rows = list(itertools.islice(kept, limit))
             return Table(rows, _label_names(loaded.features), f"{name}@{commit[:8]}")
     except (ConnectionError, TimeoutError) as error:
         raise HostError(f"the data set {name} can't be fetched: {error}") from error
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         raise ConfigError(f"the data set {name} (subset {config.subset}, split {config.split}): {error}") from error
     return _of_dataset(loaded, f"{name}@{commit[:8]}")
+
+
+def _filtered(table: Table, wanted: Mapping[str, Any]) -> Table:
+    """Keep the rows whose columns have the wanted values. Raises ConfigError where none has."""
+    if not wanted:
+        return table
+    rows = table.rows
+    kept = rows.having(wanted) if isinstance(rows, _DatasetRows) else [row for row in rows if _has(row, wanted)]
+    if not kept and rows:
+        said = ", ".join(f"{column} {value!r}" for column, value in wanted.items())
+        raise ConfigError(f"col_filters: none of the {len(rows)} rows has {said}")
+    return replace(table, rows=kept)
+
+
+def _has(row: Row, wanted: Mapping[str, Any]) -> bool:
+    absent = [column for column in wanted if column not in row]
+    if absent:
+        raise ConfigError(f"col_filters: the data has no column {absent[0]!r}; it has: {', '.join(row)}")
+    return all(row[column] == value for column, value in wanted.items())
 
 
 def _of_dataset(loaded: Any, origin: str) -> Table:
@@ -302,6 +330,12 @@ class _DatasetRows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._loaded)
+
+    def having(self, wanted: Mapping[str, Any]) -> _DatasetRows:
+        """Return the rows whose columns have the wanted values; only those columns are read to find them."""
+        columns = [column for column in wanted if column in self._loaded.column_names]
+        looked_at = self._loaded.select_columns(columns) if len(columns) == len(wanted) else self._loaded
+        return _DatasetRows(self._loaded.select([n for n, row in enumerate(looked_at) if _has(row, wanted)]))
 
 
 def _label_names(features: Any) -> dict[str, Sequence[str]]:

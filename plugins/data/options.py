@@ -54,6 +54,9 @@ class LoadDataset(Component):
     )
     data_dir: str | None = Field(None, description="The folder that data_files are relative to.")
     split: str = Field("train", description="Which split; parts as in train[:10%] and sums as in train+test work.")
+    col_filters: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Only rows whose columns have these values; it is looked at after split."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     streaming: bool = Field(False, description="Fetch no more of a hub data set than max_samples needs.")
     token: SecretRef | bool | None = Field(None, description="The environment variable with the hub's token.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from drupe.core.config import SecretRef
 from drupe.core.context import JobContext
@@ -17,6 +17,7 @@ from drupe.core.sources import ModelConfig, ModelKind
 from drupe.plugins.huggingface.components import ComponentConfig, check_components
 from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_tree
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
+from drupe.plugins.huggingface.io_config import checked_io_config
 from drupe.plugins.huggingface.loading import auto_class_name, infer_task, load_model, read_config
 from drupe.plugins.huggingface.mlflow import MlflowModel, read_mlflow
 from drupe.plugins.huggingface.scrub import scrub_folder
@@ -49,7 +50,9 @@ class HfConfig(ModelConfig):
         description="Arguments of from_pretrained: dtype, attn_implementation, trust_remote_code (a consent), …",
     )
     dtype: str = Field("float32", description="What a GGUF file's weights are expanded to.")
-    io_config: dict[str, Any] | str | None = Field(None, description="Names, shapes, types and axes for export.")
+    io_config: Annotated[dict[str, Any] | str | None, AfterValidator(checked_io_config)] = Field(
+        None, description="Names, shapes, types and axes for export."
+    )
     dummy_inputs_func: str | None = Field(None, description="A function of model_script that makes example inputs.")
     model_script: str | None = Field(None, description="A Python file of the user's (a consent).")
     script_dir: str | None = Field(None, description="The folder with what model_script imports.")

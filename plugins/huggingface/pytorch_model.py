@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
@@ -19,6 +19,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
 from drupe.core.user_scripts import user_function
 from drupe.plugins.huggingface.files import copy_file, copy_tree
+from drupe.plugins.huggingface.io_config import checked_io_config
 from drupe.plugins.huggingface.told_inputs import told_inputs
 
 __all__ = ["PytorchConfig", "PytorchKind", "dummy_inputs", "io_config", "load_pytorch", "takes_names"]
@@ -40,7 +41,7 @@ class PytorchConfig(ModelConfig):
         description="PyTorch.EntireModel or PyTorch.TorchScript: saved whole; PyTorch.StateDict: values for the module "
         "that model_loader builds; PyTorch.ExportedProgram: saved by torch.export.",
     )
-    io_config: dict[str, Any] | str | None = Field(
+    io_config: Annotated[dict[str, Any] | str | None, AfterValidator(checked_io_config)] = Field(
         None, description="Names, shapes, types and axes of inputs and outputs, or a function of model_script."
     )
     dummy_inputs_func: str | None = Field(None, description="A function of model_script: module to example inputs.")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, Ordered, PassConfig, searchable
@@ -28,6 +28,8 @@ __all__ = [
     "gemm_hint",
 ]
 
+_TYPE_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
+"""Types that files name where the number of bits is meant."""
 _RESULTS = ("MatMulNBits", "GatherBlockQuantized", "DequantizeLinear")
 
 
@@ -39,6 +41,18 @@ class BlockQuantizationConfig(GraphPassConfig):
         128, Ordered(32, 64, 128), doc="Weights that share a scale: fewer keep more quality and take more room."
     )
     nodes_to_exclude: list[str] | None = Field(None, description="Nodes that stay as they are.")
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _named_type(cls, value: Any) -> Any:
+        """A type's name is read as its bits."""
+        return _TYPE_BITS.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("accuracy_level", mode="before", check_fields=False)
+    @classmethod
+    def _unset(cls, value: Any) -> Any:
+        """null is what older files write for unset."""
+        return 0 if value is None else value
 
 
 class OnnxBlockWiseRtnQuantizationConfig(BlockQuantizationConfig):

@@ -104,7 +104,10 @@ class OnnxConversion(Pass):
             raise ConfigError("OnnxConversion writes external weights to one file; leave all_tensors_to_one_file true")
         quantization = info.attributes.get("quantization")
         if quantization and quantization != _TRAINED:
-            raise ConfigError(f"OnnxConversion exports float models; this one is quantized ({quantization})")
+            raise ConfigError(
+                f"OnnxConversion exports float models; this one is quantized ({quantization}): let ModelBuilder take "
+                "it, or quantize the graph behind the export, with OnnxBlockWiseRtnQuantization for example"
+            )
         if quantization == _TRAINED:
             if config.torch_dtype not in (None, "float32"):
                 raise ConfigError(

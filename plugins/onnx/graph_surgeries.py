@@ -23,6 +23,9 @@ class GraphSurgeriesConfig(GraphPassConfig):
     surgeries: list[dict[str, Any]] = Field(
         min_length=1, description="Entries with a `surgeon` and its parameters, applied in order."
     )
+    remove_duplicate_initializers: bool = Field(
+        False, description="Afterwards keep one of several equal initializers of the graph."
+    )
 
     @field_validator("surgeries", mode="after")
     @classmethod
@@ -96,5 +99,11 @@ class GraphSurgeries(GraphPass):
             if not changed:
                 context.log.warning("%s found nothing to change in %s", entry["surgeon"], path.name)
         context.report.setdefault("surgeries", {})[path.name] = counts
+        if config.remove_duplicate_initializers:
+            from onnx_ir.passes.common import DeduplicateHashedInitializersPass
+
+            before = len(tree.graph.initializers)
+            tree = DeduplicateHashedInitializersPass()(tree).model
+            context.report.setdefault("duplicates_removed", {})[path.name] = before - len(tree.graph.initializers)
         tree.graph.sort()
         return ir.to_proto(tree)

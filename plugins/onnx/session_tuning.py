@@ -64,6 +64,17 @@ class OrtSessionParamsTuningConfig(DataSourceConfig):
     repeats: int = Field(20, ge=3, description="Calls per set, each beside one of the default session.")
     least_gain: float = Field(0.02, ge=0, lt=1, description="A set must be faster by this share to be taken.")
 
+    @field_validator("intra_thread_num_list", "inter_thread_num_list", mode="before")
+    @classmethod
+    def _own_number(cls, value: Any) -> Any:
+        """Older files write null for ONNX Runtime's own number of threads, which is 0 there."""
+        return [0 if threads is None else threads for threads in value] if isinstance(value, list) else value
+
+    @field_validator("providers_list", mode="before")
+    @classmethod
+    def _one_provider(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @field_validator("execution_mode_list")
     @classmethod
     def _known_modes(cls, value: list[int | str] | None) -> list[int | str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import Choice, Ordered, PassConfig, searchable
@@ -15,6 +15,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
 from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
+from drupe.plugins.quantization.grid import TYPE_BITS
 from drupe.plugins.quantization.layers import Scheme, left_in_float, linear_layers, schemes
 from drupe.plugins.quantization.saving import copy_beside
 
@@ -48,6 +49,12 @@ class GridConfig(PassConfig):
     device: str | None = Field(
         None, description="Where the model is calculated: cpu, cuda; default: as the target has."
     )
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _named_type(cls, value: Any) -> Any:
+        """A type's name is read as its bits."""
+        return TYPE_BITS.get(value, value) if isinstance(value, str) else value
 
 
 class QuantizerConfig(GridConfig):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["dequantize", "fit", "fit_to_inputs", "quantize"]
+__all__ = ["TYPE_BITS", "dequantize", "fit", "fit_to_inputs", "quantize"]
+
+TYPE_BITS = {"int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
+"""Types that files name where the number of bits is meant; whether a grid has a zero point is said apart."""
 
 _SHRINK = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.825, 0.8)
 """Shares of the full range that are tried: a smaller step for most weights may be worth cutting the largest."""
