@@ -34,7 +34,6 @@ def empty_model(folder: Path, task: str | None, **options: Any) -> Any:
     auto = getattr(transformers, auto_class_name(task or infer_task(architecture), architecture))
     with init_empty_weights(include_buffers=False):
         model = auto.from_config(config, **options)
-    model.tie_weights()
     return model.eval()
 
 
@@ -84,7 +83,7 @@ def _applied(model: Any, plan: Mapping[str, str], mesh: Any) -> None:
                 styles[name] = own
         if style is not None:
             styles[module_name] = style
-    # A table that two layers share is two weights now: each is placed as its own layer has it.
+    # Embedding and head that share a table have one each until it is filled in.
     apply_tensor_parallelism(model, mesh, styles)
 
 
@@ -96,15 +95,10 @@ def found_layout(
     """
     model = empty_model(folder, task)
     chosen = whole_plan(model, plan)
-    shared = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
-        name for name, _ in model.named_parameters()
-    }
+    shared = dict(model.all_tied_weights_keys or {})
     _applied(model, chosen, mesh)
     cuts = {name: _split(tensor) for name, tensor in model.named_parameters(remove_duplicate=False)}
-    apart = False
-    for name in shared:
-        source = dict(model.all_tied_weights_keys).get(name) if hasattr(model, "all_tied_weights_keys") else None
-        apart = apart or (source is not None and cuts.get(name) != cuts.get(source))
+    apart = any(cuts.get(name) != cuts.get(source) for name, source in shared.items())
     kept = [name for name in cuts if name not in shared or apart]
     tensors = {name: (cuts[name], tuple(model.get_parameter(name).shape)) for name in kept}
     saved = model.state_dict()
