@@ -286,8 +286,9 @@ def _facts(folder: Path, config: HfConfig) -> dict[str, Any]:
 
 def _sizes(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return what passes that cut layers ask of a decoder before work; the model that is loaded has its config.json."""
-    inner = data.get("text_config") if isinstance(data.get("text_config"), Mapping) else data
-    found = {name: inner[name] for name in _SIZES if isinstance(inner.get(name), int)}
+    inner = data.get("text_config")
+    told = inner if isinstance(inner, Mapping) else data
+    found = {name: told[name] for name in _SIZES if isinstance(told.get(name), int)}
     return {"sizes": found} if found else {}
 
 

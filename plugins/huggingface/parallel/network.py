@@ -138,7 +138,7 @@ def load_rank(
     model = empty_model(folder, task, **({"dtype": dtype} if dtype is not None else {}), **options)
     _applied(model, layout.plan, mesh)
     with safe_open(rank_file(folder, layout.ranks[rank]), framework="pt") as stored:
-        fill(model, ((name, stored.get_tensor(name)) for name in sorted(stored.keys())), device, dtype)  # noqa: SIM118
+        fill(model, ((name, stored.get_tensor(name)) for name in sorted(stored.keys())), device, dtype)
     if model.can_generate() and (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
 

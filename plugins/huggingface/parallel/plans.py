@@ -52,10 +52,14 @@ def base_plan(model_type: str) -> Mapping[str, str] | None:
 
 
 def _assigned(node: ast.stmt) -> tuple[str, ast.expr | None]:
-    target = node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
-    return (target.id, node.value) if isinstance(target, ast.Name) and isinstance(
-        node, ast.Assign | ast.AnnAssign
-    ) else ("", None)
+    target = (
+        node.targets[0] if isinstance(node, ast.Assign) else node.target if isinstance(node, ast.AnnAssign) else None
+    )
+    return (
+        (target.id, node.value)
+        if isinstance(target, ast.Name) and isinstance(node, ast.Assign | ast.AnnAssign)
+        else ("", None)
+    )
 
 
 def check_plan(name: str, model_type: str | None) -> None:

@@ -102,8 +102,6 @@ def answer(connection: Connection) -> None:
 def serve(control: socket.socket) -> None:
     """Fork ranks until nobody asks any more."""
     import accelerate  # noqa: F401
-    import safetensors.torch
-    import torch.distributed.tensor
     import transformers.integrations.tensor_parallel
 
     # What every architecture is built from is imported with any of them.

@@ -33,7 +33,7 @@ class _Server:
         self._control, theirs = socket.socketpair()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         # What this process can import they can, wherever it was told to look.
-        paths = os.pathsep.join(path for path in sys.path if path)
+        paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "drupe.plugins.huggingface.parallel.rank", str(theirs.fileno())],
@@ -42,6 +42,8 @@ class _Server:
                 stdout=self.log,
                 stderr=self.log,
                 env={**os.environ, "PYTHONPATH": paths},
+                # The folder that this process is in may go while it runs.
+                cwd="/",
             )
         self.owner = os.getpid()
 
@@ -138,8 +140,7 @@ class Ranks:
                 # One raised an error where the others wait for it: they can't go on.
                 self.close()
                 break
-            for connection in ready:
-                assert isinstance(connection, Connection)
+            for connection in (one for one in asked if one in ready):
                 try:
                     answers[connection] = connection.recv()
                 except (EOFError, OSError) as error:

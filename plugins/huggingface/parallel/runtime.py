@@ -50,7 +50,7 @@ class DistributedHfRuntime(TransformersRuntime):
         told = {key: value for key, value in model.attributes.get("load_kwargs", {}).items() if key in _OF_LOADING}
         ranks = Ranks(layout.world_size, device=device, threads=options.get("threads"))
         try:
-            held = ranks.ask("open", model.to_json(), str(model.folder), {**told, **_given(options)})
+            held = ranks.ask("open", model.to_json(), str(model.folder.absolute()), {**told, **_given(options)})
         except EvaluationError as error:
             ranks.close()
             raise EvaluationError(f"the model can't be loaded: {error}") from error

@@ -59,7 +59,7 @@ class PyTorchTensorParallelConfig(PassConfig):
 
 
 class PyTorchTensorParallel(Pass):
-    """Splits a model's layers over ranks: model_00, model_01, … with a rank's weights each, beside config and tokenizer.
+    """Splits a model's layers over ranks: model_00, model_01, … with a rank's weights, beside config and tokenizer.
 
     Rules: 1. What is split, and where, says transformers' tensor-parallel plan of the architecture: of two layers in a
     row the first by columns and the second by rows (Shoeybi et al. 2019, arXiv 1909.08053), embedding and head by the
@@ -114,7 +114,7 @@ class PyTorchTensorParallel(Pass):
         with Ranks(1, threads=context.resources.thread_count) as one:
             try:
                 layout, data = self._layout(data, given, config, task, one, out)
-                tensors = one.ask("layout", str(out), task, layout.plan)[0][1]
+                tensors = one.ask("layout", str(out.absolute()), task, layout.plan)[0][1]
             except EvaluationError as error:
                 raise ConfigError(f"{name}: {error}") from error
         context.progress(0, config.world_size + 2, "loading the model")
@@ -146,7 +146,7 @@ class PyTorchTensorParallel(Pass):
 
     def _check_kind(self, data: Mapping[str, Any]) -> None:
         if data.get("is_encoder_decoder"):
-            raise ConfigError(f"{self.spec.name} splits models of one stack of layers; this one has encoder and decoder")
+            raise ConfigError(f"{self.spec.name} splits models of one stack; this one has encoder and decoder")
         if any(isinstance(data.get(part), Mapping) for part in ("vision_config", "audio_config")):
             raise ConfigError(f"{self.spec.name} splits models of texts; this one takes pictures or sound as well")
 
@@ -188,7 +188,7 @@ class PyTorchTensorParallel(Pass):
         """Return where the model is cut, and the config.json of what comes out, which is written."""
         ranks = config.world_size
         _write_config(data, out)
-        plan, tensors, apart = one.ask("layout", str(out), task, given)[0]
+        plan, tensors, apart = one.ask("layout", str(out.absolute()), task, given)[0]
         sizes = dict(text_config(data))
         check_sizes(self.spec.name, sizes, plan, ranks)
         count = copies_of_heads(sizes, plan, ranks)
@@ -200,7 +200,7 @@ class PyTorchTensorParallel(Pass):
         copies = None
         if count > 1 or apart:
             _write_config(data, out)
-            plan, tensors, _ = one.ask("layout", str(out), task, given)[0]
+            plan, tensors, _ = one.ask("layout", str(out.absolute()), task, given)[0]
         if count > 1:
             head = int(sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"])
             split = [key for key, (cut, _) in tensors.items() if cut and key.split(".")[-2] in ("k_proj", "v_proj")]
@@ -259,7 +259,7 @@ class PyTorchTensorParallel(Pass):
         threads = context.resources.thread_count
         try:
             with Ranks(int(result.attributes["world_size"]), threads=threads) as ranks:
-                held = ranks.ask("open", result.to_json(), str(result.folder), {"dtype": "float32"})
+                held = ranks.ask("open", result.to_json(), str(result.folder.absolute()), {"dtype": "float32"})
                 found = RanksSession(ranks, held).forward(batch).outputs
         except EvaluationError as error:
             raise PassError(f"{self.spec.name}: the ranks can't be run together: {error}") from error
@@ -271,8 +271,8 @@ class PyTorchTensorParallel(Pass):
         context.report["tensor_parallel"]["largest_difference"] = share
         if not share <= _TOLERANCE:
             raise PassError(
-                f"{self.spec.name}: the ranks together differ from their source by {share:.2g} of the largest number of "
-                f"{output}; the plan does not fit this model, or not so many ranks"
+                f"{self.spec.name}: the ranks together differ from their source by {share:.2g} of the largest number "
+                f"of {output}; the plan does not fit this model, or not so many ranks"
             )
 
 
