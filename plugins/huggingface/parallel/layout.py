@@ -78,7 +78,8 @@ class Layout:
     """What tensor_parallel.json holds.
 
     plan: module or tensor, with * for a layer's number → style, as transformers calls it. splits: tensor → where it is
-    cut; every rank has all of the others.
+    cut; every rank has all of the others. divided: module → numbers of it that a rank has its share of, such as heads,
+    where the architecture does not read them off its tensors.
     """
 
     world_size: int
@@ -86,6 +87,7 @@ class Layout:
     plan: Mapping[str, str]
     splits: Mapping[str, Split]
     copies: Copies | None = None
+    divided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     schema: int = field(default=_SCHEMA)
 
     def piece(self, name: str, tensor: Any, rank: int) -> Any:
@@ -128,6 +130,7 @@ class Layout:
                 copies=Copies(int(copies["count"]), int(copies["head_size"]), tuple(copies["names"]))
                 if copies
                 else None,
+                divided={str(name): tuple(map(str, numbers)) for name, numbers in data["divided"].items()},
                 schema=int(data["schema"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -7,14 +7,14 @@ What layers exchange is transformers' tensor-parallel code, applied by a plan (M
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import ConfigError
 from drupe.plugins.huggingface.parallel.layout import Layout, Split, rank_file
 
-__all__ = ["empty_model", "fill", "found_layout", "load_rank", "whole_plan"]
+__all__ = ["divide", "empty_model", "fill", "found_layout", "load_rank", "whole_plan"]
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -87,14 +87,36 @@ def _applied(model: Any, plan: Mapping[str, str], mesh: Any) -> None:
     apply_tensor_parallelism(model, mesh, styles)
 
 
+def divide(model: Any, divided: Mapping[str, Sequence[str]], ranks: int) -> None:
+    """Give modules this rank's share of numbers of theirs. Raises ConfigError where one is none or does not divide."""
+    left = set(divided)
+    for name, module in model.named_modules():
+        place = _NUMBER.sub("*", name)
+        left.discard(place)
+        for attribute in divided.get(place, ()):
+            whole = getattr(module, attribute, None)
+            if not isinstance(whole, int) or whole % ranks:
+                what = f"is {whole}, which does not divide by {ranks}" if isinstance(whole, int) else "is no number"
+                raise ConfigError(f"{attribute} of {name}, which is to be divided among the ranks, {what}")
+            setattr(module, attribute, whole // ranks)
+    if left:
+        raise ConfigError(f"numbers of {min(left)} are to be divided, which {type(model).__name__} does not have")
+
+
 def found_layout(
-    folder: Path, task: str | None, plan: Mapping[str, str] | None, mesh: Any
+    folder: Path,
+    task: str | None,
+    plan: Mapping[str, str] | None,
+    divided: Mapping[str, Sequence[str]],
+    ranks: int,
+    mesh: Any,
 ) -> tuple[dict[str, str], dict[str, tuple[Split | None, tuple[int, ...]]], bool]:
     """Return a model's plan, its tensors by name with where each is cut and its whole shape, and whether embedding and
     head, one table in the source, need one each, being cut at different places.
     """
     model = empty_model(folder, task)
     chosen = whole_plan(model, plan)
+    divide(model, divided, ranks)
     shared = dict(model.all_tied_weights_keys or {})
     _applied(model, chosen, mesh)
     cuts = {name: _split(tensor) for name, tensor in model.named_parameters(remove_duplicate=False)}
@@ -136,6 +158,7 @@ def load_rank(
         raise ConfigError(f"{folder} is split over {layout.world_size} ranks, and {mesh.size()} are there")
     options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     model = empty_model(folder, task, **({"dtype": dtype} if dtype is not None else {}), **options)
+    divide(model, layout.divided, layout.world_size)
     _applied(model, layout.plan, mesh)
     with safe_open(rank_file(folder, layout.ranks[rank]), framework="pt") as stored:
         fill(model, ((name, stored.get_tensor(name)) for name in sorted(stored.keys())), device, dtype)

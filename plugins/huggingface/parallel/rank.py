@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,18 @@ class Rank:
         self._device = f"cuda:{rank}" if device == "cuda" else "cpu"
         self._mesh = dist.init_device_mesh(device, (ranks,))
 
-    def layout(self, folder: str, task: str | None, plan: Mapping[str, str] | None) -> Any:
+    def layout(
+        self,
+        folder: str,
+        task: str | None,
+        plan: Mapping[str, str] | None,
+        divided: Mapping[str, Sequence[str]],
+        ranks: int,
+    ) -> Any:
         """See network.found_layout."""
         from drupe.plugins.huggingface.parallel.network import found_layout
 
-        return found_layout(Path(folder), task, plan, self._mesh)
+        return found_layout(Path(folder), task, plan, divided, ranks, self._mesh)
 
     def open(self, model: Mapping[str, Any], folder: str, options: Mapping[str, Any]) -> int:
         """Load this rank's pieces. Returns how many bytes they take."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from drupe.core.passes import Pass
 from drupe.plugins.huggingface.parallel.layout import PATTERN, WEIGHTS, Copies, Layout, Split, rank_file
 from drupe.plugins.huggingface.parallel.plans import base_plan, check_plan, check_sizes, copies_of_heads, text_config
 from drupe.plugins.huggingface.parallel.ranks import Ranks
+from drupe.plugins.huggingface.parallel.user_plan import UserPlan, user_plan
 
 __all__ = ["PyTorchTensorParallel", "PyTorchTensorParallelConfig"]
 
@@ -40,8 +41,9 @@ class PyTorchTensorParallelConfig(PassConfig):
     class_name: str | None = Field(
         None,
         description="Class of user_script, made without arguments, whose tp_plan(config) returns the plan: module or "
-        "weight, with * for a layer's number, to a style of transformers (colwise, rowwise, …). Not given: "
-        "transformers' own plan for the architecture.",
+        "weight, with * for a layer's number, to a style of transformers (colwise, rowwise, …); and whose "
+        "divided(config), if it has one, returns module to names of its numbers that ranks share, such as num_heads. "
+        "Not given: transformers' own plan for the architecture.",
     )
 
     @model_validator(mode="after")
@@ -110,11 +112,10 @@ class PyTorchTensorParallel(Pass):
         torch.set_num_threads(context.resources.thread_count)
         data = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
         self._check_kind(data)
-        given = self._given_plan(data, config, context)
+        given = user_plan(name, data, config, context)
         with Ranks(1, threads=context.resources.thread_count) as one:
             try:
-                layout, data = self._layout(data, given, config, task, one, out)
-                tensors = one.ask("layout", str(out.absolute()), task, layout.plan)[0][1]
+                layout, tensors = self._layout(data, given, config, task, one, out)
             except EvaluationError as error:
                 raise ConfigError(f"{name}: {error}") from error
         context.progress(0, config.world_size + 2, "loading the model")
@@ -147,48 +148,27 @@ class PyTorchTensorParallel(Pass):
     def _check_kind(self, data: Mapping[str, Any]) -> None:
         if data.get("is_encoder_decoder"):
             raise ConfigError(f"{self.spec.name} splits models of one stack; this one has encoder and decoder")
+        if quantization := (data.get("quantization_config") or {}).get("quant_method"):
+            raise ConfigError(f"{self.spec.name} splits float weights; the model is quantized ({quantization})")
         if any(isinstance(data.get(part), Mapping) for part in ("vision_config", "audio_config")):
             raise ConfigError(f"{self.spec.name} splits models of texts; this one takes pictures or sound as well")
-
-    def _given_plan(
-        self, data: Mapping[str, Any], config: PyTorchTensorParallelConfig, context: PassContext
-    ) -> Mapping[str, str] | None:
-        """Return the plan of the user's class; None where none is named."""
-        from drupe.core.user_scripts import blamed, user_function
-
-        if config.class_name is None or config.user_script is None:
-            return None
-        made = user_function(config.user_script, config.class_name, context, folder=config.script_dir)
-        if not callable(getattr(made, "tp_plan", None)):
-            raise ConfigError(
-                f"{self.spec.name}: {config.class_name} of {config.user_script} has no method tp_plan(config); "
-                "expected a class whose tp_plan returns module → style"
-            )
-        try:
-            with blamed(config.class_name, config.user_script):
-                plan = made().tp_plan(dict(data))
-        except EvaluationError as error:
-            raise PassError(f"{self.spec.name}: {error}") from error
-        if not isinstance(plan, Mapping) or not all(isinstance(text, str) for pair in plan.items() for text in pair):
-            raise ConfigError(
-                f"{self.spec.name}: tp_plan of {config.class_name} returned {type(plan).__name__}; expected a mapping "
-                "of modules to styles, such as {'model.layers.*.mlp.down_proj': 'rowwise'}"
-            )
-        return dict(plan)
 
     def _layout(
         self,
         data: dict[str, Any],
-        given: Mapping[str, str] | None,
+        given: UserPlan,
         config: PyTorchTensorParallelConfig,
         task: str | None,
         one: Ranks,
         out: Path,
-    ) -> tuple[Layout, dict[str, Any]]:
-        """Return where the model is cut, and the config.json of what comes out, which is written."""
+    ) -> tuple[Layout, Collection[str]]:
+        """Return where the model is cut, and the names of what is written. `data`, its config.json, is made that of
+        what comes out, and written.
+        """
         ranks = config.world_size
+        asked = ("layout", str(out.absolute()), task, given.styles, given.divided, ranks)
         _write_config(data, out)
-        plan, tensors, apart = one.ask("layout", str(out.absolute()), task, given)[0]
+        plan, tensors, apart = one.ask(*asked)[0]
         sizes = dict(text_config(data))
         check_sizes(self.spec.name, sizes, plan, ranks)
         count = copies_of_heads(sizes, plan, ranks)
@@ -200,7 +180,7 @@ class PyTorchTensorParallel(Pass):
         copies = None
         if count > 1 or apart:
             _write_config(data, out)
-            plan, tensors, _ = one.ask("layout", str(out.absolute()), task, given)[0]
+            plan, tensors, _ = one.ask(*asked)[0]
         if count > 1:
             head = int(sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"])
             split = [key for key, (cut, _) in tensors.items() if cut and key.split(".")[-2] in ("k_proj", "v_proj")]
@@ -210,7 +190,7 @@ class PyTorchTensorParallel(Pass):
                 self._check_cut(key, cut, shape, ranks, int(sizes.get("vocab_size") or 0))
         names = tuple(PATTERN.format(rank) for rank in range(ranks))
         splits = {key: cut for key, (cut, _) in sorted(tensors.items()) if cut is not None}
-        return Layout(ranks, names, plan, splits, copies), data
+        return Layout(ranks, names, plan, splits, copies, given.divided), tuple(tensors)
 
     def _check_cut(self, key: str, cut: Split, shape: tuple[int, ...], ranks: int, vocabulary: int) -> None:
         size = shape[cut.dim]

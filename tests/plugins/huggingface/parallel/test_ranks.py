@@ -105,7 +105,7 @@ def test_ranks_are_read_as_an_input_model(halves: Model, tmp_path: Path) -> None
         read(halves.folder / "model_00")
     shutil.copytree(halves.folder, tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "model_01")
-    with pytest.raises(ConfigError, match="has no model.safetensors in model_01; all ranks are needed"):
+    with pytest.raises(ConfigError, match=r"has no model.safetensors in model_01; all ranks are needed"):
         read(tmp_path / "half")
     (tmp_path / "half" / "tensor_parallel.json").write_text('{"world_size": 2}')
     with pytest.raises(ConfigError, match=r"tensor_parallel.json is damaged: KeyError: 'ranks'"):

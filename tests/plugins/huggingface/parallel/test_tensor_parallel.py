@@ -127,9 +127,23 @@ class Halves:
         attention = {f"model.layers.*.self_attn.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
         return {**attention, "model.layers.*.self_attn.o_proj": "rowwise"}
 
+    def divided(self, config):
+        return {"model.layers.*.self_attn": ["num_heads", "num_key_value_heads", "hidden_size"]}
+
+class Undivided(Halves):
+    divided = None
+
 class Wrong(Halves):
     def tp_plan(self, config):
-        return {**super().tp_plan(config), "model.layers.*.self_attn.o_proj": "rowwise_split_input"}
+        return {**super().tp_plan(config), "model.layers.*.mlp.down_proj": "all_reduce"}
+
+class Uneven(Halves):
+    def divided(self, config):
+        return {"model.layers.*.self_attn": ["layer_idx", "num_heads"]}
+
+class Nowhere(Halves):
+    def divided(self, config):
+        return {"model.layers.*.attn": ["num_heads"]}
 
 class Unknown:
     def tp_plan(self, config):
@@ -163,13 +177,21 @@ def test_a_plan_of_ones_own_splits_what_transformers_has_no_plan_for(tmp_path: P
         split(None, "2")
     with pytest.raises(ConfigError, match="add --allow user-scripts"):
         split("Halves", "3", frozenset())
-    with pytest.raises(PassError, match=r"the ranks can't be run together|differ from their source by"):
+    with pytest.raises(PassError, match=r"differ from their source by .* of logits; the plan does not fit this model"):
         split("Wrong", "4")
+    with pytest.raises(PassError, match=r"the ranks can't be run together: RuntimeError: shape"):
+        split("Undivided", "9")
+    with pytest.raises(
+        ConfigError, match=r"layer_idx of model.layers.1.self_attn, .* is 1, which does not divide"
+    ):
+        split("Uneven", "10")
+    with pytest.raises(ConfigError, match=r"numbers of model.layers.\*.attn are to be divided, which StableLmFor"):
+        split("Nowhere", "11")
     with pytest.raises(ConfigError, match=r"the plan names model.layers.\*.self_attn.qq_proj, which StableLmFor"):
         split("Unknown", "5")
     with pytest.raises(ConfigError, match=r"has the style 'sideways'; transformers has: .*colwise.*rowwise"):
         split("Style", "6")
-    with pytest.raises(PassError, match=r"Fails \(plans.py, line \d+\) raised KeyError: 'no_such_key'"):
+    with pytest.raises(PassError, match=r"Fails.tp_plan \(plans.py, line \d+\) raised KeyError: 'no_such_key'"):
         split("Fails", "7")
     with pytest.raises(ConfigError, match=r"Other of plans.py has no method tp_plan\(config\)"):
         split("Other", "8")
