@@ -67,7 +67,7 @@ def check_plan(name: str, model_type: str | None) -> None:
     if model_type is not None and base_plan(model_type) == {}:
         raise ConfigError(
             f"{name}: the installed transformers has no tensor-parallel plan for {model_type}; name a class of yours "
-            "that has one as class_name (see docs/passes/PyTorchTensorParallel.md), or leave the model whole"
+            "that has one as class_name (see docs/tensor-parallel.md), or leave the model whole"
         )
 
 

@@ -50,9 +50,7 @@ def test_what_is_wrong_is_listed_under_its_kind_and_exits_2(tmp_path: Path) -> N
 
 
 def test_json_holds_the_same(tmp_path: Path) -> None:
-    result = call(
-        validate, tmp_path, "--json", passes={"a": {"type": "ModelBilder"}, "b": {"type": "MobiusBuilder"}}
-    )
+    result = call(validate, tmp_path, "--json", passes={"a": {"type": "ModelBilder"}, "b": {"type": "MobiusBuilder"}})
     data = json.loads(result.output)
     assert data["valid"] is False
     assert [fault["path"] for fault in data["faults"]] == ["passes.a.type"]

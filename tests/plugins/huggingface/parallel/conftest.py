@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 256, "eos_token_id": 257,
     "pad_token_id": 258,
 }  # fmt: skip
+
+
+def python_blocks() -> list[str]:
+    """The Python of the page about models over several devices: a class with a plan, and a program for torchrun."""
+    page = Path(__file__).parents[4] / "docs" / "tensor-parallel.md"
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def decoder(folder: Path, architecture: str, **config: Any) -> Model:

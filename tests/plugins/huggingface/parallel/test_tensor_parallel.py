@@ -16,7 +16,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.plugins.huggingface.parallel.tensor_parallel import PyTorchTensorParallelConfig
 from drupe.testing import PassContract, make_context, tiny_causal_lm
-from tests.plugins.huggingface.parallel.conftest import decoder
+from tests.plugins.huggingface.parallel.conftest import decoder, python_blocks
 from tests.plugins.onnx.graphs import CPU, run_pass
 
 IDS = np.random.default_rng(5).integers(0, 256, (2, 9))
@@ -121,15 +121,6 @@ def test_weights_are_written_in_the_type_that_was_asked_for(tmp_path: Path) -> N
 
 
 SCRIPT = """
-class Halves:
-    def tp_plan(self, config):
-        assert config["model_type"] == "stablelm"
-        attention = {f"model.layers.*.self_attn.{name}": "colwise" for name in ("q_proj", "k_proj", "v_proj")}
-        return {**attention, "model.layers.*.self_attn.o_proj": "rowwise"}
-
-    def divided(self, config):
-        return {"model.layers.*.self_attn": ["num_heads", "num_key_value_heads", "hidden_size"]}
-
 class Undivided(Halves):
     divided = None
 
@@ -164,7 +155,7 @@ class Other:
 
 def test_a_plan_of_ones_own_splits_what_transformers_has_no_plan_for(tmp_path: Path) -> None:
     source = decoder(tmp_path / "m", "StableLmForCausalLM")
-    (tmp_path / "plans.py").write_text(SCRIPT)
+    (tmp_path / "plans.py").write_text(python_blocks()[0] + SCRIPT)
 
     def split(name: str | None, job: str, allow: frozenset[str] = frozenset({"user-scripts"})) -> Model:
         context = make_context(tmp_path / job, accelerator=CPU, allow=allow, workflow_dir=tmp_path)
@@ -181,9 +172,7 @@ def test_a_plan_of_ones_own_splits_what_transformers_has_no_plan_for(tmp_path: P
         split("Wrong", "4")
     with pytest.raises(PassError, match=r"the ranks can't be run together: RuntimeError: shape"):
         split("Undivided", "9")
-    with pytest.raises(
-        ConfigError, match=r"layer_idx of model.layers.1.self_attn, .* is 1, which does not divide"
-    ):
+    with pytest.raises(ConfigError, match=r"layer_idx of model.layers.1.self_attn, .* is 1, which does not divide"):
         split("Uneven", "10")
     with pytest.raises(ConfigError, match=r"numbers of model.layers.\*.attn are to be divided, which StableLmFor"):
         split("Nowhere", "11")
