@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from drupe.core.accelerators import Accelerator
-from drupe.core.config import FileRef, PassConfig
+from drupe.core.config import FileRef, PassConfig, tell_unused
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, EvaluationError, PassError
 from drupe.core.model import Model, ModelInfo
@@ -47,12 +47,11 @@ class PyTorchTensorParallelConfig(PassConfig):
     )
 
     @model_validator(mode="after")
-    def _together(self) -> PyTorchTensorParallelConfig:
-        if self.class_name is not None and self.user_script is None:
-            raise ValueError(
-                "class_name names a class of user_script, which is not given; add user_script, or leave class_name "
-                "out: transformers' own plan is taken then"
-            )
+    def _together(self, info: ValidationInfo) -> PyTorchTensorParallelConfig:
+        if self.user_script is None:
+            # Olive asks for a class and takes its own for Llama whatever the name.
+            reason = "no user_script is given, so transformers' own plan for the architecture is taken"
+            tell_unused(info, self, ("class_name",), reason)
         if self.user_script is not None and self.class_name is None:
             raise ValueError("user_script is given and no class_name; name the class in it that has the plan")
         if self.script_dir is not None and self.user_script is None:
@@ -91,7 +90,7 @@ class PyTorchTensorParallel(Pass):
             )
         if known.get("remote_code"):
             raise ConfigError(f"{name} splits architectures of transformers; the model brings code of its own")
-        if config.class_name is None:
+        if config.user_script is None:
             model_type = known.get("model_type")
             check_plan(name, model_type)
             plan = base_plan(str(model_type)) if model_type else None

@@ -28,13 +28,14 @@ def user_plan(name: str, data: Mapping[str, Any], config: Any, context: PassCont
     """
     from drupe.core.user_scripts import user_function
 
-    if config.class_name is None or config.user_script is None:
+    if config.user_script is None:
         return UserPlan()
     made = user_function(config.user_script, config.class_name, context, folder=config.script_dir)
     where = f"{name}: {config.class_name} of {config.user_script}"
     if not callable(getattr(made, "tp_plan", None)):
         raise ConfigError(
-            f"{where} has no method tp_plan(config); expected a class whose tp_plan returns module → style"
+            f"{where} has no method tp_plan(config); expected a class whose tp_plan returns module → style, or leave "
+            "user_script and class_name out: transformers has plans of its own"
         )
     styles = _asked(name, made, "tp_plan", data, config)
     if not isinstance(styles, Mapping) or not all(isinstance(text, str) for pair in styles.items() for text in pair):

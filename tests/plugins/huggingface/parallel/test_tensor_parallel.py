@@ -126,7 +126,7 @@ class Undivided(Halves):
 
 class Wrong(Halves):
     def tp_plan(self, config):
-        return {**super().tp_plan(config), "model.layers.*.mlp.down_proj": "all_reduce"}
+        return {**super().tp_plan(config), "model.layers.*.mlp": "all_reduce"}
 
 class Uneven(Halves):
     def divided(self, config):
@@ -211,7 +211,6 @@ def test_what_cant_be_split_is_refused_before_work() -> None:
     ("values", "message"),
     [
         ({"world_size": 1}, "greater than or equal to 2"),
-        ({"class_name": "LlamaPyTorchTensorParallel"}, "add user_script, or leave class_name out"),
         ({"user_script": "plans.py"}, "no class_name"),
         ({"script_dir": "code"}, "script_dir is for a user_script"),
     ],
@@ -219,6 +218,16 @@ def test_what_cant_be_split_is_refused_before_work() -> None:
 def test_values_that_mean_nothing_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PyTorchTensorParallelConfig.model_validate(values)
+
+
+def test_a_class_without_a_script_is_told() -> None:
+    """As Olive's files have it, where the class is named and not looked at."""
+    notices: list[str] = []
+    values = {"class_name": "LlamaPyTorchTensorParallel", "world_size": 4}
+    PyTorchTensorParallelConfig.model_validate(values, context={"notices": notices})
+    assert notices == [
+        "class_name has no effect: no user_script is given, so transformers' own plan for the architecture is taken"
+    ]
 
 
 def test_an_encoder_and_decoder_is_refused_by_its_config(tiny: Model, tmp_path: Path) -> None:
