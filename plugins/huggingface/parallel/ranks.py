@@ -124,6 +124,17 @@ class Ranks:
         return found, float(seconds)
 
     def _each(self, method: str, arguments: list[tuple[Any, ...]], *, first_only: bool = False) -> list[Any]:
+        """Return (result, seconds) of each rank, in order."""
+        try:
+            return self._exchanged(method, arguments, first_only)
+        except EvaluationError:
+            raise
+        except BaseException:
+            # Answers to what was interrupted would be taken for those to what comes next.
+            self.close()
+            raise
+
+    def _exchanged(self, method: str, arguments: list[tuple[Any, ...]], first_only: bool) -> list[Any]:
         asked = self._connections[: len(arguments)]
         if not asked:
             raise EvaluationError("the ranks have ended; open the model again")
@@ -144,7 +155,7 @@ class Ranks:
                 try:
                     answers[connection] = connection.recv()
                 except (EOFError, OSError) as error:
-                    raise (EvaluationError(failed) if failed else self._ended()) from error
+                    raise self._ended() from error
                 if answers[connection][1] is None:
                     failed = failed or str(answers[connection][0])
         if failed is not None:

@@ -61,7 +61,7 @@ def test_a_rank_that_ends_is_told_and_ends_the_others(halves: Model) -> None:
         mine = [one for one in psutil.Process().children(recursive=True) if one not in before]
         mine.sort(key=lambda process: process.create_time())
         mine[-1].kill()
-        with pytest.raises(EvaluationError, match=r"a rank ended|Connection closed|the ranks have ended"):
+        with pytest.raises(EvaluationError, match="a rank ended in the middle of its work"):
             ranks.forward({"input_ids": np.ones((1, 2), np.int64)})
     assert psutil.wait_procs(mine[-2:], timeout=10)[1] == []
 
