@@ -35,6 +35,9 @@ _SCHEME = ("bits", "group_size", "sym", "desc_act", "checkpoint_format")
 """What readers of a quantized checkpoint may read wrongly, and so passes look at before work."""
 
 
+_SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
 class HfConfig(ModelConfig):
     """An `input_model` of type HfModel."""
 
@@ -143,6 +146,7 @@ class HfKind(ModelKind):
             folder = workflow_dir / Path(config.model_path).expanduser()
             mlflow = _mlflow(folder)
             known |= _facts(mlflow.parts[-1] if mlflow else folder, _with_task(folder, config))
+            known |= _sizes(read_config(mlflow.parts[-1] if mlflow else folder))
             if config.model_path.endswith(".gguf"):
                 known["dtype"] = config.dtype
         return ModelInfo("hf", known)
@@ -281,6 +285,14 @@ def _facts(folder: Path, config: HfConfig) -> dict[str, Any]:
         "quantization_scheme": {key: quantization[key] for key in _SCHEME if key in quantization} or None,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _sizes(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what passes that cut layers ask of a decoder before work; the model that is loaded has its config.json."""
+    inner = data.get("text_config")
+    told = inner if isinstance(inner, Mapping) else data
+    found = {name: told[name] for name in _SIZES if isinstance(told.get(name), int)}
+    return {"sizes": found} if found else {}
 
 
 def _stored_dtype(folder: Path) -> str | None:

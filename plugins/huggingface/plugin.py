@@ -1,13 +1,15 @@
-"""Registers the Hugging Face model kinds, the model sources and the transformers runtime."""
+"""Registers the Hugging Face model kinds, the model sources, the transformers runtimes, and what splits models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from drupe.core.hookspecs import hookimpl
-from drupe.core.specs import ModelKindSpec, ModelSourceSpec, RuntimeSpec
+from drupe.core.specs import ModelKindSpec, ModelSourceSpec, PassSpec, RuntimeSpec
 
 _HERE = "drupe.plugins.huggingface"
+_PARALLEL = ("accelerate>=1.1", "safetensors>=0.5", "torch>=2.7", "transformers>=5.23")
+"""What splits models and runs the ranks: transformers' tensor parallelism on DTensors."""
 
 
 @hookimpl
@@ -34,6 +36,13 @@ def drupe_model_kinds() -> Sequence[ModelKindSpec]:
             summary="PyTorch modules that a user's script builds.",
             aliases=("PyTorchModel",),
             key_packages=("torch",),
+        ),
+        ModelKindSpec(
+            name="distributed_hf",
+            target=f"{_HERE}.parallel.kind:DistributedHfKind",
+            summary="Hugging Face models with a folder of weights for each rank.",
+            aliases=("DistributedHfModel", "DistributedPyTorchModel"),
+            key_packages=("transformers",),
         ),
         ModelKindSpec(
             name="genai",
@@ -79,8 +88,34 @@ def drupe_model_sources() -> Sequence[ModelSourceSpec]:
 
 
 @hookimpl
+def drupe_passes() -> Sequence[PassSpec]:
+    """What splits a model over ranks, and what puts it together."""
+    packages = ("safetensors", "torch", "transformers")
+    return [
+        PassSpec(
+            name="PyTorchTensorParallel",
+            target=f"{_HERE}.parallel.tensor_parallel:PyTorchTensorParallel",
+            summary="Split a model's layers over ranks that run together, a folder of weights each",
+            accepts=frozenset({"hf"}),
+            produces="distributed_hf",
+            requires=_PARALLEL,
+            key_packages=packages,
+        ),
+        PassSpec(
+            name="MergeTensorParallel",
+            target=f"{_HERE}.parallel.merge:MergeTensorParallel",
+            summary="Put the ranks of a split model together",
+            accepts=frozenset({"distributed_hf"}),
+            produces="hf",
+            requires=_PARALLEL,
+            key_packages=packages,
+        ),
+    ]
+
+
+@hookimpl
 def drupe_runtimes() -> Sequence[RuntimeSpec]:
-    """The transformers runtime."""
+    """The transformers runtimes."""
     return [
         RuntimeSpec(
             name="hf",
@@ -91,5 +126,15 @@ def drupe_runtimes() -> Sequence[RuntimeSpec]:
             accelerators=frozenset({"cpu", "gpu"}),
             capabilities=frozenset({"forward", "generate", "score"}),
             key_packages=("compressed-tensors", "torch", "torchao", "transformers"),
+        ),
+        RuntimeSpec(
+            name="distributed_hf",
+            target=f"{_HERE}.parallel.runtime:DistributedHfRuntime",
+            summary="Runs Hugging Face models that are split over ranks, a process for each.",
+            kinds=frozenset({"distributed_hf"}),
+            accelerators=frozenset({"cpu", "gpu"}),
+            capabilities=frozenset({"forward", "generate", "score"}),
+            requires=_PARALLEL,
+            key_packages=("torch", "transformers"),
         ),
     ]

@@ -16,7 +16,7 @@ from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
 from drupe.core.scoring import Sequences, right_padded, scored_places
 from drupe.plugins.huggingface.loading import infer_task, load_model, load_tokenizer, torch_dtype
 
-__all__ = ["TransformersRuntime", "TransformersSession"]
+__all__ = ["TransformersRuntime", "TransformersSession", "has_tokenizer"]
 
 _READERS: Mapping[str, str] = {"compressed-tensors": "compressed-tensors>=0.19", "torchao": "torchao>=0.18"}
 """Quantization method → what transformers opens such models with, of those that Drupe's passes make."""
@@ -64,7 +64,7 @@ class TransformersRuntime(Runtime):
         try:
             dtype = torch_dtype(options.get("dtype"))
             loaded = load_model(model, device=device, dtype=dtype, **extra)
-            tokenizer = load_tokenizer(model) if _has_tokenizer(model) else None
+            tokenizer = load_tokenizer(model) if has_tokenizer(model) else None
         except DrupeError:
             raise
         except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -225,7 +225,7 @@ def _unscored(length: int) -> dict[str, np.ndarray]:
     return {"logprobs": np.full(length, np.nan), "greedy": np.zeros(length, dtype=bool)}
 
 
-def _has_tokenizer(model: Model) -> bool:
+def has_tokenizer(model: Model) -> bool:
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
     return any((model.folder / name).is_file() for name in names)
 

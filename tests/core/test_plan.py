@@ -302,5 +302,7 @@ def test_an_evaluator_of_one_framework_measures_its_models_only(plan: Make, type
         plan(evaluators={"judge": judge}, passes={"b": build()})
     (fault,) = raised.value.faults
     assert fault.path == "evaluators.judge.type"
-    assert fault.found == "PyTorchEvaluator measures hf and pytorch models; the passes end with genai"
+    assert (
+        fault.found == "PyTorchEvaluator measures hf and pytorch and distributed_hf models; the passes end with genai"
+    )
     assert fault.hint.startswith("leave type out")

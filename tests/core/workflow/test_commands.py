@@ -40,27 +40,25 @@ def test_needs_do_not_make_a_file_invalid(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_listed_under_its_kind_and_exits_2(tmp_path: Path) -> None:
-    passes = {"a": {"type": "ModelBilder"}, "b": {"type": "PyTorchTensorParallel"}, "c": {"type": "GenAIModelExporter"}}
+    passes = {"a": {"type": "ModelBilder"}, "b": {"type": "MobiusBuilder"}, "c": {"type": "GenAIModelExporter"}}
     result = call(validate, tmp_path, passes=passes)
     assert result.exit_code == 2
     lines = result.output.splitlines()
     assert lines[0] == "notices (1)" and lines[2] == "faults (1)" and lines[4].startswith("missing")
-    assert "did you mean 'ModelBuilder'?" in lines[3] and "PyTorchTensorParallel" in lines[5]
+    assert "did you mean 'ModelBuilder'?" in lines[3] and "MobiusBuilder" in lines[5]
     assert lines[-1].endswith("w.json: not valid")
 
 
 def test_json_holds_the_same(tmp_path: Path) -> None:
-    result = call(
-        validate, tmp_path, "--json", passes={"a": {"type": "ModelBilder"}, "b": {"type": "PyTorchTensorParallel"}}
-    )
+    result = call(validate, tmp_path, "--json", passes={"a": {"type": "ModelBilder"}, "b": {"type": "MobiusBuilder"}})
     data = json.loads(result.output)
     assert data["valid"] is False
     assert [fault["path"] for fault in data["faults"]] == ["passes.a.type"]
     assert data["missing"][0] == {
         "path": "passes.b.type",
-        "found": "the pass 'PyTorchTensorParallel' is not installed",
+        "found": "the pass 'MobiusBuilder' is not installed",
         "expected": "a plugin that provides it",
-        "hint": "known as: not yet",
+        "hint": "known as: vendor: a plugin for Microsoft's Mobius exporter",
     }
 
 

@@ -296,7 +296,7 @@ def test_read_workflow_raises_with_all_of_them(read: Callable[..., Workflow]) ->
     ("document", "path", "provider"),
     [
         ({"passes": {"q": {"type": "QuarkQuantization"}}}, "passes.q.type", "AMD's Quark"),
-        ({"passes": {"q": {"type": "pytorchtensorparallel"}}}, "passes.q.type", "not yet"),
+        ({"input_model": {"type": "diffusersmodel", "model_path": "x"}}, "input_model.type", "not yet"),
         ({"evaluators": {"judge": {"type": "LMEvaluator", "tasks": ["a"]}}}, "evaluators.judge.type", "built-in"),
         ({"input_model": {"type": "OpenVINOModel", "model_path": "x"}}, "input_model.type", "contrib: drupe-openvino"),
     ],

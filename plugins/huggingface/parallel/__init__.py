@@ -1,0 +1,1 @@
+"""Models whose layers are split over ranks that run together (tensor parallelism)."""
