@@ -8,14 +8,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import ConfigError
+from drupe.plugins.data.text_files import COMPRESSED, decoded, is_compressed, text_of_file
 
-__all__ = ["FORMATS", "columns_of", "first_columns", "format_of", "read_file"]
+__all__ = ["FORMATS", "Row", "columns_of", "first_columns", "format_of", "label_names_of", "read_file"]
 
 Row = Mapping[str, Any]
 
@@ -31,14 +33,12 @@ FORMATS: Mapping[str, str] = {
     ".text": "text",
     ".md": "text",
 }
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _PEEK = 1 << 20
-_FIRST = 100
 
 
 def format_of(path: Path) -> str | None:
     """Return the format that a file's name tells, or None."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
@@ -46,23 +46,21 @@ def read_file(path: Path, kind: str, *, field: str | None = None, delimiter: str
     """Return the rows of a file. kind: json, csv, parquet, arrow or text.
 
     field: where the rows are in a JSON file that holds one object. Values of csv columns are numbers where all of the
-    column's are. Raises ConfigError naming file and line.
+    column's are, and None where nothing stands among them. Raises ConfigError naming file and line.
     """
     try:
         if kind == "json":
-            return _json_rows(path, _text(path), field)
+            return _json_rows(path, text_of_file(path), field)
         if kind == "csv":
-            return _csv_rows(path, _text(path), delimiter)
+            return _csv_rows(path, text_of_file(path), delimiter)
         if kind == "text":
-            return [{"text": line} for line in _text(path).splitlines()]
+            # Not splitlines: a form feed or U+2028 ends no line of a file.
+            lines = text_of_file(path).split("\n")
+            return [{"text": line} for line in (lines[:-1] if lines[-1] == "" else lines)]
         if kind in ("parquet", "arrow"):
             return _table_rows(path, kind)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        ) from error
     raise ConfigError(f"{path}: unknown format {kind!r}; expected {', '.join(sorted(set(FORMATS.values())))}")
 
 
@@ -71,37 +69,53 @@ def first_columns(path: Path, kind: str, *, field: str | None = None, delimiter:
 
     Raises ConfigError when one of the first rows is malformed.
     """
-    if kind not in ("json", "csv") or path.name.endswith(_COMPRESSED):
+    if kind not in ("json", "csv") or is_compressed(path):
         return None
     with path.open("rb") as handle:
         head = handle.read(_PEEK)
     whole = len(head) < _PEEK
-    text = head.decode("utf-8-sig", errors="strict" if whole else "ignore")
+    text = decoded(path, head, cut=not whole)
     if not whole:
         text = text[: text.rfind("\n") + 1]
     if kind == "csv":
-        return columns_of(_csv_rows(path, text, delimiter)) or None
+        return columns_of(_csv_rows(path, text, delimiter, cut=not whole)) or None
     if field is None and _is_json(_first_line(text)) and _first_line(text).lstrip()[:1] == "{":
         lines = ((n, line) for n, line in enumerate(_lines(text), 1) if line.strip())
-        return columns_of([_object(path, number, line) for number, line in islice(lines, _FIRST)])
+        return columns_of([_object(path, number, line) for number, line in lines])
     return columns_of(_json_rows(path, text, field)) or None if whole else None
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that occur in the first rows, in order of appearance."""
+    """Return the columns that occur in the rows, in order of appearance."""
+    told = getattr(rows, "column_names", None)
+    if told is not None:
+        return list(told)
     names: dict[str, None] = {}
-    for row in rows[:1000]:
-        names.update(dict.fromkeys(row))
+    before: Any = None
+    for row in rows:
+        # Most rows have the keys of the one before.
+        if row.keys() != before:
+            before = row.keys()
+            names.update(dict.fromkeys(row))
     return list(names)
 
 
-def _text(path: Path) -> str:
-    if path.name.endswith(_COMPRESSED):
-        import fsspec
-
-        with fsspec.open(str(path), "rb", compression="infer") as handle:
-            return str(handle.read().decode("utf-8-sig"))
-    return path.read_text(encoding="utf-8-sig")
+def label_names_of(path: Path, kind: str) -> dict[str, list[str]]:
+    """Return column → the names of its classes, where `datasets` left them in a Parquet or Arrow file."""
+    if kind not in ("parquet", "arrow"):
+        return {}
+    schema = _schema(path, kind)
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    found = {}
+    for name, feature in features.items():
+        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+            feature = feature["feature"]
+        if isinstance(feature, dict) and isinstance(feature.get("names"), list):
+            found[name] = [str(item) for item in feature["names"]]
+    return found
 
 
 def _is_json(text: str) -> bool:
@@ -172,9 +186,14 @@ def _shown(value: Any) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]
 
 
-def _csv_rows(path: Path, text: str, delimiter: str | None) -> list[Row]:
-    separator = delimiter or ("\t" if ".tsv" in path.suffixes else ",")
+def _csv_rows(path: Path, text: str, delimiter: str | None, *, cut: bool = False) -> list[Row]:
+    """cut: the text ends anywhere, perhaps within quotes."""
+    separator = delimiter or ("\t" if ".tsv" in path.name.lower() else ",")
+    # The library's limit is 128 KiB a value, and texts may be longer.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    table: list[list[str]] = []
+    header: list[str] | None = None
     try:
         header = next(reader, None)
         if not header:
@@ -182,7 +201,6 @@ def _csv_rows(path: Path, text: str, delimiter: str | None) -> list[Row]:
         if len(set(header)) != len(header):
             twice = next(name for name in header if header.count(name) > 1)
             raise ConfigError(f"{path}, line 1: the column {twice!r} is there twice")
-        table: list[list[str]] = []
         for values in reader:
             if values and len(values) != len(header):
                 raise ConfigError(
@@ -192,25 +210,48 @@ def _csv_rows(path: Path, text: str, delimiter: str | None) -> list[Row]:
             if values:
                 table.append(values)
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+        if not cut or str(error) != "unexpected end of data":
+            raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+    assert header is not None
     columns = [_numbers([row[index] for row in table]) for index in range(len(header))]
     return [dict(zip(header, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _numbers(values: list[str]) -> list[Any]:
     """Return a column as numbers where all its values are; empty ones become None."""
-    for kind in (int, float):
-        try:
-            return [kind(value) if value.strip() else None for value in values]
-        except ValueError:
-            continue
+    whole = "".join(values)
+    # What Python takes for numbers besides: 1_000, digits of other scripts.
+    if "_" not in whole and whole.isascii():
+        for kind in (int, float):
+            try:
+                found = [kind(value) if value.strip() else None for value in values]
+            except ValueError:
+                continue
+            if kind is int or any(number is not None and math.isfinite(number) for number in found):
+                return found
+    # A column of "nan", "inf" and the like only is one of words.
     return list(values)
+
+
+def _schema(path: Path, kind: str) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    if kind == "parquet":
+        return pyarrow.parquet.read_schema(path)
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            return pyarrow.ipc.open_file(source).schema
+        except pyarrow.ArrowInvalid:
+            return pyarrow.ipc.open_stream(source).schema
 
 
 def _table_rows(path: Path, kind: str) -> list[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    if is_compressed(path):
+        raise ConfigError(f"{path}: {kind} files are packed by themselves; unpack it, and name {path.stem}")
     try:
         if kind == "parquet":
             table = pyarrow.parquet.read_table(path)
