@@ -28,12 +28,16 @@ _END = object()
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of shape (batch, …), with the ids and targets of the real samples in it; the rest is padding."""
+    """Inputs of shape (batch, …), with the ids and targets of the real samples in it; the rest is padding.
+
+    whole: one id and one target stand for the batch, as the user's own loader made it.
+    """
 
     ids: tuple[str, ...]
     inputs: Mapping[str, np.ndarray]
     targets: tuple[Any, ...]
     references: tuple[Any, ...] = ()
+    whole: bool = False
 
 
 def batches(
@@ -134,7 +138,7 @@ def _loaded(config: DataMetricConfig, context: JobContext) -> Iterator[Batch]:
 def _whole(sample: Sample, shapes: Shapes) -> Batch:
     names = list(shapes) or [name for name, value in sample.inputs.items() if not isinstance(value, str)]
     inputs = {name: _input(sample, name, 0) for name in names}
-    return Batch((sample.id,), inputs, (sample.target,), (sample.extras.get("reference"),))
+    return Batch((sample.id,), inputs, (sample.target,), (sample.extras.get("reference"),), whole=True)
 
 
 def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
@@ -189,6 +193,8 @@ def _stack(parts: Sequence[np.ndarray], shape: tuple[int | str, ...], name: str,
             sizes[axis] = size
     out = np.zeros((len(parts), *sizes), dtype or parts[0].dtype)
     for index, part in enumerate(parts):
+        if out.dtype.kind in "iub" and part.dtype.kind == "f" and not np.array_equal(part, np.trunc(part)):
+            raise EvaluationError(f"input {name!r} takes whole numbers ({out.dtype}), and the data has fractions")
         corner: tuple[int | slice, ...] = (index, *(slice(0, n) for n in part.shape))
         out[corner] = part
     return out

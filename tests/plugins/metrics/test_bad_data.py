@@ -86,8 +86,8 @@ def test_a_function_that_fails_is_named_with_its_line(
     [
         (0.5, "the target 0.5 of sample a is no class; expected whole numbers or names"),
         (np.array(["cat", "dog"]), r"the target \['cat', 'dog'\] of sample a is no class"),
-        (7, "a target is class 7, but the model gives scores for 3 classes"),
-        (-1, "a target is class -1, but"),
+        (7, "the target of sample a is class 7, but the model gives scores for 3 classes"),
+        (-1, "the target of sample a is class -1, but .*; -1 often says that a data set has no labels"),
         (None, "sample a has no target"),
     ],
 )
