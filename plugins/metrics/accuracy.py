@@ -157,7 +157,16 @@ class Accuracy(Metric):
 
     def rows_of(self, rows: Rows, sub_type: str, config: AccuracyConfig) -> Rows:
         """See Metric.rows_of: threshold, top_k and ignore_index may differ from value to value."""
-        return fitted(rows, config.options_of(sub_type))
+        found = fitted(rows, config.options_of(sub_type))
+        if sub_type == "auroc" and len({row[1] for row in found.values()}) == 1:
+            label = int(next(iter(found.values()))[1])
+            raise EvaluationError(
+                f"auroc is not defined where all targets are of one class; all {len(found)} here are class {label}; "
+                "take more data, or leave auroc out"
+            )
+        if rows and not found:
+            raise EvaluationError(f"{sub_type}: ignore_index leaves out all {len(rows)} targets")
+        return found
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: AccuracyConfig) -> float:
         """See Metric.aggregate."""

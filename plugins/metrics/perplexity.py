@@ -54,8 +54,8 @@ class Perplexity(Metric):
         config: PerplexityConfig,
         context: JobContext,
     ) -> Rows:
-        """See Metric.measure. Samples without a token to score are left out and told; if none has one, that is an error,
-        and so is a token that the model gives no probability."""
+        """See Metric.measure. Samples without a token to score are left out and told; if none has one, that is an
+        error, and so is a token that the model gives no probability."""
         import numpy as np
 
         assert session is not None
@@ -80,7 +80,8 @@ class Perplexity(Metric):
                 f"none of the {len(samples)} samples has a token to score; the data config should give text or labels"
             )
         if len(rows) < len(samples):
-            note(f"{len(samples) - len(rows)} of {len(samples)} samples are shorter than two tokens: left out", context)
+            left = len(samples) - len(rows)
+            note(f"{left} of {len(samples)} samples have no token to score and are left out", context)
         return rows
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: PerplexityConfig) -> float:

@@ -94,9 +94,9 @@ def test_a_batch_of_the_users_own_is_judged_sample_by_sample(tmp_path: Path) -> 
 
 def test_options_that_do_not_fit_the_model_are_told(tmp_path: Path) -> None:
     samples = taken(RANDOM.normal(size=(3, 2)), [0, 1, 1])
-    with pytest.raises(EvaluationError, match="num_classes is 3, but the model gives scores for 2 classes"):
+    with pytest.raises(EvaluationError, match=r"num_classes is 3, but the model gives scores for 2 classes"):
         value(samples, tmp_path, metric_config={"num_classes": 3})
-    with pytest.raises(EvaluationError, match="threshold 0.7 is for a model that gives the chance of class 1"):
+    with pytest.raises(EvaluationError, match=r"threshold 0.7 is for a model that gives the chance of class 1"):
         value(samples, tmp_path, metric_config={"threshold": 0.7})
 
 
@@ -131,3 +131,20 @@ def test_fractions_for_an_input_of_whole_numbers_are_told(tmp_path: Path) -> Non
     session = ForwardSession(lambda batch: {"logits": batch["x"]}, {"x": (("n", 2), "int64")})
     with pytest.raises(EvaluationError, match=r"input 'x' takes whole numbers \(int64\), and the data has fractions"):
         made.measure(model(tmp_path), session, taken([[0.5, 1.0]], [1]), configured(made), context(tmp_path))
+
+
+def test_values_without_a_meaning_on_these_targets_are_told(tmp_path: Path) -> None:
+    samples = taken(RANDOM.normal(size=(5, 2)), [1] * 5)
+    with pytest.raises(EvaluationError, match="auroc is not defined .*; all 5 here are class 1"):
+        value(samples, tmp_path, "auroc")
+    with pytest.raises(EvaluationError, match="f1_score: ignore_index leaves out all 5 targets"):
+        value(samples, tmp_path, "f1_score", metric_config={"f1_score": {"ignore_index": 1}})
+    assert value(samples, tmp_path, metric_config={"f1_score": {"ignore_index": 1}}) <= 1.0
+
+
+def test_an_index_to_ignore_may_be_no_class(tmp_path: Path) -> None:
+    logits, targets = RANDOM.normal(size=(20, 3)), RANDOM.integers(0, 3, 20)
+    targets[:4] = 255
+    right = (logits.argmax(1) == targets)[4:]
+    options = {"accuracy_score": {"ignore_index": 255}}
+    assert value(taken(logits, targets), tmp_path, metric_config=options) == pytest.approx(right.mean())
