@@ -15,7 +15,8 @@ from drupe.core.stat_cache import path_identity
 from drupe.plugins.data.data_folders import data_files, loading_script, split_files
 from drupe.plugins.data.image_folders import BUILDER, class_names, has_images, image_rows, image_splits
 from drupe.plugins.data.options import BUILDERS, LoadDataset
-from drupe.plugins.data.rows import FORMATS, Row, format_of, label_names_of, read_file
+from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
+from drupe.plugins.data.tables import label_names_of
 
 __all__ = [
     "Table",
@@ -109,25 +110,25 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
     origins: list[str] = []
     label_names: dict[str, Sequence[str]] = {}
     for name, start, stop in split_names(config.split):
-        part: list[Row] = []
-        saved: Sequence[Row] | None = None
+        found: list[Sequence[Row]] = []
         for item in _of_split(config, folder, name):
             path = _fetched(item, folder, context)
             origins.append(path.name)
             if path.is_dir() and _is_saved(path):
                 table = _saved_table(path)
-                saved = table.rows
+                found.append(table.rows)
                 label_names |= table.label_names
             elif path.is_dir() and (config.data_name == BUILDER or has_images(path)):
-                found, names = image_rows(path)
+                pictures, names = image_rows(path)
+                found.append(pictures)
                 label_names |= names
-                part += found
             else:
                 for file in _data_files(path, config) if path.is_dir() else [path]:
                     kind = file_kind(config, file)
-                    part += read_file(file, kind, field=config.field, delimiter=config.separator)
+                    found.append(read_file(file, kind, field=config.field, delimiter=config.separator))
                     label_names |= label_names_of(file, kind)
-        whole: Sequence[Row] = part if saved is None else saved if not part else [*saved, *part]
+        # Of a single file, rows that are made as they are asked for stay that.
+        whole = found[0] if len(found) == 1 else [row for one in found for row in one]
         parts.append(whole[_bound(start, len(whole), 0) : _bound(stop, len(whole), len(whole))])
     if parts and not any(len(part) for part in parts) and "[" in config.split:
         raise ConfigError(f"split {config.split!r} of {', '.join(origins)} holds no row")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from drupe.core.config import FileRef, PluginConfig, SecretRef, tell_unused
+from drupe.core.config import FileRef, PluginConfig, SecretRef, tell, tell_unused
 from drupe.core.data import DataConfig
 
 __all__ = [
@@ -295,6 +295,16 @@ class GroupedConfig(DataConfig):
                     break
         return result
 
+    @model_validator(mode="after")
+    def _tell_wishes(self, info: ValidationInfo) -> GroupedConfig:
+        wishes, scripted = self.dataloader_config, bool(self.functions)
+        if wishes.batch_size not in (None, 1) and not scripted:
+            tell(info, f"dataloader_config.batch_size has no effect: {_BATCHES}")
+        for name, reason in _FIXED.items():
+            if getattr(wishes, name):
+                tell(info, f"dataloader_config.{name} has no effect: {reason}")
+        return self
+
     @property
     def functions(self) -> Mapping[str, str]:
         """Group → the function of the user's script that it names."""
@@ -310,6 +320,14 @@ class GroupedConfig(DataConfig):
         named = (loading.data_name, loading.data_files, loading.data_dir)
         return not (loading.type == "local_dataset" and self.functions and all(name is None for name in named))
 
+
+_BATCHES = "a metric's user_config and a pass's own options say how many samples it takes at once"
+_FIXED: Mapping[str, str] = {
+    "shuffle": "samples come in their order; training shuffles by its own seed",
+    "drop_last": "every sample is measured",
+    "num_workers": "samples are made before they are used",
+}
+"""Wishes of a dataloader_config that change nothing → why."""
 
 _GROUPS: Mapping[str, type[Component]] = {
     "load_dataset_config": LoadDataset,

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import ConfigError
+from drupe.plugins.data.tables import table_rows
 from drupe.plugins.data.text_files import COMPRESSED, decoded, is_compressed, text_of_file
 
-__all__ = ["FORMATS", "Row", "columns_of", "first_columns", "format_of", "label_names_of", "read_file"]
+__all__ = ["FORMATS", "Row", "columns_of", "first_columns", "format_of", "read_file"]
 
 Row = Mapping[str, Any]
 
@@ -42,7 +43,7 @@ def format_of(path: Path) -> str | None:
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def read_file(path: Path, kind: str, *, field: str | None = None, delimiter: str | None = None) -> list[Row]:
+def read_file(path: Path, kind: str, *, field: str | None = None, delimiter: str | None = None) -> Sequence[Row]:
     """Return the rows of a file. kind: json, csv, parquet, arrow or text.
 
     field: where the rows are in a JSON file that holds one object. Values of csv columns are numbers where all of the
@@ -58,7 +59,7 @@ def read_file(path: Path, kind: str, *, field: str | None = None, delimiter: str
             lines = text_of_file(path).split("\n")
             return [{"text": line} for line in (lines[:-1] if lines[-1] == "" else lines)]
         if kind in ("parquet", "arrow"):
-            return _table_rows(path, kind)
+            return table_rows(path, kind)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
     raise ConfigError(f"{path}: unknown format {kind!r}; expected {', '.join(sorted(set(FORMATS.values())))}")
@@ -98,24 +99,6 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
             before = row.keys()
             names.update(dict.fromkeys(row))
     return list(names)
-
-
-def label_names_of(path: Path, kind: str) -> dict[str, list[str]]:
-    """Return column → the names of its classes, where `datasets` left them in a Parquet or Arrow file."""
-    if kind not in ("parquet", "arrow"):
-        return {}
-    schema = _schema(path, kind)
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    found = {}
-    for name, feature in features.items():
-        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
-            feature = feature["feature"]
-        if isinstance(feature, dict) and isinstance(feature.get("names"), list):
-            found[name] = [str(item) for item in feature["names"]]
-    return found
 
 
 def _is_json(text: str) -> bool:
@@ -231,37 +214,3 @@ def _numbers(values: list[str]) -> list[Any]:
                 return found
     # A column of "nan", "inf" and the like only is one of words.
     return list(values)
-
-
-def _schema(path: Path, kind: str) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    if kind == "parquet":
-        return pyarrow.parquet.read_schema(path)
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            return pyarrow.ipc.open_file(source).schema
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_stream(source).schema
-
-
-def _table_rows(path: Path, kind: str) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    if is_compressed(path):
-        raise ConfigError(f"{path}: {kind} files are packed by themselves; unpack it, and name {path.stem}")
-    try:
-        if kind == "parquet":
-            table = pyarrow.parquet.read_table(path)
-        else:
-            with pyarrow.memory_map(str(path)) as source:
-                try:
-                    table = pyarrow.ipc.open_file(source).read_all()
-                except pyarrow.ArrowInvalid:
-                    table = pyarrow.ipc.open_stream(source).read_all()
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"{path} is no {kind} file: {error}") from error
-    rows: list[Row] = table.to_pylist()
-    return rows

@@ -71,6 +71,8 @@ def made_up_batch(session: Session, config: DataMetricConfig, context: JobContex
     inputs = made_up_inputs(shapes, seed=seed, batch_size=config.batch_size, lengths=config.shape_kwargs)
     first = next(iter(inputs.values()))
     count = first.shape[0] if first.ndim else 1
+    if not count:
+        raise EvaluationError(f"shape_kwargs {config.shape_kwargs} make batches of no sample; give the batch a size")
     return Batch(tuple(f"made-up-{i}" for i in range(count)), inputs, (None,) * count)
 
 

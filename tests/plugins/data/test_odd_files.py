@@ -145,9 +145,7 @@ def test_parts_of_a_split_are_those_of_datasets(load: Load, tmp_path: Path) -> N
 
     path = write_rows(tmp_path / "r.jsonl", [{"text": f"t{number}"} for number in range(25)])
     for split in ("train[:10%]", "train[50%:]", "train[5:20]", "train[-3:]", "train[:200]", "train[:30%]+train[-1:]"):
-        theirs = datasets.load_dataset(
-            "json", data_files=str(tmp_path / "r.jsonl"), split=split, cache_dir=tmp_path / "c"
-        )
+        theirs = datasets.load_dataset("json", data_files=str(path), split=split, cache_dir=tmp_path / "c")
         samples, _ = load({"data_files": "r.jsonl", "split": split, "strategy": "line-by-line"})
         assert [sample.inputs["text"] for sample in samples] == list(theirs["text"]), split
 
@@ -156,3 +154,18 @@ def test_a_part_of_a_split_that_holds_nothing_is_named(load: Load, tmp_path: Pat
     write_rows(tmp_path / "r.jsonl", [{"text": "a"}] * 3)
     with pytest.raises(ConfigError, match=r"split 'train\[:1%\]' of r.jsonl holds no row"):
         load({"data_files": "r.jsonl", "split": "train[:1%]", "strategy": "line-by-line"})
+
+
+def test_wishes_for_batches_that_nothing_follows_are_told() -> None:
+    from drupe.plugins.data.container import HuggingfaceDataConfig
+
+    def told(**config: Any) -> list[str]:
+        notices: list[str] = []
+        HuggingfaceDataConfig.model_validate({"data_files": "r.csv", **config}, context={"notices": notices})
+        return [notice.split(" has no effect: ")[0] for notice in notices]
+
+    wishes = {"batch_size": 8, "shuffle": True, "drop_last": True, "num_workers": 2}
+    assert told(dataloader_config=wishes) == [f"dataloader_config.{name}" for name in wishes]
+    assert told(dataloader_config={"batch_size": 1, "shuffle": False, "drop_last": False, "num_workers": 0}) == []
+    own = {"user_script": "s.py", "dataloader_config": {"type": "mine", "batch_size": 8}}
+    assert told(**own) == []

@@ -43,6 +43,9 @@ def short(outputs):
 def broken(outputs):
     raise ValueError("post trouble")
 
+def nothing(*args, **kwargs):
+    return None
+
 def words(*args, **kwargs):
     return {"a": 1.0, "b": "good"}
 """
@@ -67,6 +70,7 @@ def doubled(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         ("accuracy", {"post_processing_func": "broken"}, r"broken \(s.py, line 27\) raised ValueError: post trouble"),
         ("custom", {"evaluate_func": "words"}, "words must return a number, a mapping of numbers, or one number per"),
         ("custom", {"evaluate_func": "text"}, "text must return a number"),
+        ("custom", {"metric_func": "nothing"}, "nothing must return a number, .*, not None"),
         ("custom", {"metric_func": "raises"}, r"raises \(s.py\) raised TypeError"),
     ],
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from drupe.core.errors import EvaluationError
 from drupe.plugins.metrics.made_up import made_up_inputs
+from tests.plugins.metrics.sessions import ForwardSession, configured, context, metric, model
 
 SHAPES: dict[str, tuple[tuple[int | str, ...], Any]] = {
     "input_ids": (("batch", "length"), np.int64),
@@ -38,3 +42,12 @@ def test_there_are_earlier_tokens_where_nothing_says_that_there_are_none() -> No
     made = made_up_inputs(SHAPES, seed=0, below={"input_ids": 9})
     assert made["past_key_values.0.key"].shape == (1, 2, 32, 4) and made["attention_mask"].shape == (1, 64)
     assert 2 <= made["input_ids"].max() < 9
+
+
+def test_sizes_that_no_batch_has_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        configured(metric("latency"), shape_kwargs={"n": -1})
+    made = metric("latency")
+    session = ForwardSession(lambda batch: batch, {"x": (("n", 2), "float32")})
+    with pytest.raises(EvaluationError, match=r"shape_kwargs \{'n': 0\} make batches of no sample"):
+        made.measure(model(tmp_path), session, [], configured(made, shape_kwargs={"n": 0}), context(tmp_path))

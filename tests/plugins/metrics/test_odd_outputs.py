@@ -135,7 +135,7 @@ def test_fractions_for_an_input_of_whole_numbers_are_told(tmp_path: Path) -> Non
 
 def test_values_without_a_meaning_on_these_targets_are_told(tmp_path: Path) -> None:
     samples = taken(RANDOM.normal(size=(5, 2)), [1] * 5)
-    with pytest.raises(EvaluationError, match="auroc is not defined .*; all 5 here are class 1"):
+    with pytest.raises(EvaluationError, match=r"auroc is not defined .*; all 5 here are class 1"):
         value(samples, tmp_path, "auroc")
     with pytest.raises(EvaluationError, match="f1_score: ignore_index leaves out all 5 targets"):
         value(samples, tmp_path, "f1_score", metric_config={"f1_score": {"ignore_index": 1}})
