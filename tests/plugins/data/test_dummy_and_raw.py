@@ -144,9 +144,8 @@ def test_targets_that_can_not_be_read_are_told(
     load: Load, raw_folder: Path, name: str, content: bytes, message: str
 ) -> None:
     (raw_folder / name).write_bytes(content)
-    options = {"data_dir": raw_folder.name, "input_names": ["x"], "input_shapes": [[1]], "annotations_file": name}
     with pytest.raises(ConfigError, match=message):
-        load({"load_dataset_config": options}, type="RawDataContainer")
+        load({"load_dataset_config": {**RAW, "annotations_file": name}}, type="RawDataContainer")
 
 
 @pytest.mark.parametrize(
