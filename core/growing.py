@@ -89,9 +89,8 @@ class Growing:
         def aggregate(rows: Sequence[tuple[float, ...]]) -> float:
             return self._metric.aggregate(rows, sub_type, self._config)
 
-        return Look(
-            self._rows, self.total, aggregate, proportion=self._metric.sub_type(sub_type, self._config).proportion
-        )
+        own = self._metric.rows_of(self._rows, sub_type, self._config)
+        return Look(own, self.total, aggregate, proportion=self._metric.sub_type(sub_type, self._config).proportion)
 
     def partial(self) -> dict[str, Measurement]:
         """Return the values on the samples seen so far, by full name; one that has none on so few is left out."""
@@ -105,15 +104,20 @@ class Growing:
                 continue
             if math.isfinite(value["value"]):
                 name = full_name(self.entry, sub_type)
+                own = self._metric.rows_of(self._rows, sub_type, self._config)
                 found[name] = Measurement.from_json(
-                    {**value, "metric": name, "rows": self._rows, "split": self._part, "of": self.total}
+                    {**value, "metric": name, "rows": own, "split": self._part, "of": self.total}
                 )
         return found
 
     def _values(self, sub_types: Sequence[str]) -> dict[str, dict[str, Any]]:
-        vectors = [self._rows[key] for key in sorted(self._rows, key=lambda key: self._positions[key])]
+        ordered = {key: self._rows[key] for key in sorted(self._rows, key=lambda key: self._positions[key])}
         seed = self._measurer.workflow.seed
-        return values_of(self._metric, self._config, self.entry.name, sub_types, vectors, seed)
+        values: dict[str, dict[str, Any]] = {}
+        for sub_type in sub_types:
+            vectors = list(self._metric.rows_of(ordered, sub_type, self._config).values())
+            values |= values_of(self._metric, self._config, self.entry.name, [sub_type], vectors, seed)
+        return values
 
     def _put_together(self) -> None:
         try:

@@ -62,8 +62,10 @@ def script_function(config: Any, field: str, context: JobContext) -> Callable[..
 
 
 @contextmanager
-def blamed(name: str | None, script: str | None) -> Iterator[None]:
-    """Turn what a user's function raises into an EvaluationError that names the function, its script and its line."""
+def blamed(
+    name: str | None, script: str | None, kind: type[EvaluationError] | type[ConfigError] = EvaluationError
+) -> Iterator[None]:
+    """Turn what a user's function raises into an error that names the function, its script and its line."""
     try:
         yield
     except DrupeError:
@@ -71,7 +73,7 @@ def blamed(name: str | None, script: str | None) -> Iterator[None]:
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_of(frame.filename, script)]
         where = f"{script}, line {lines[-1]}" if lines else f"{script}"
-        raise EvaluationError(f"{name} ({where}) raised {type(error).__name__}: {error}") from error
+        raise kind(f"{name} ({where}) raised {type(error).__name__}: {error}") from error
 
 
 def _is_of(filename: str, script: str | None) -> bool:
@@ -141,11 +143,12 @@ def _load(path: Path, search: list[str]) -> Any:
     except ImportError as error:
         del sys.modules[name]
         raise ConfigError(f"user_script: {path} can't be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise ConfigError(f"user_script: {where} raised {type(error).__name__}: {error}") from error
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else (lines or [None])[-1]
+        where = f"{path}, line {line}" if line else str(path)
+        raise ConfigError(f"user_script: {where} can't be imported: {type(error).__name__}: {error}") from error
     except BaseException:
         del sys.modules[name]
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -69,9 +70,20 @@ def _evaluator(name: str, entry: dict[str, Any], path: str, reading: Reading) ->
             continue
         if entry_.name in (m.name for m in found):
             reading.findings.fault(join(place, "name"), f"{entry_.name!r} names two metrics", "each name once")
+        _tell_same_values(found, entry_, place, reading)
         found.append(entry_)
     _tell_equals(objectives, path, reading)
     return Evaluator(name, tuple(found), tuple(goals), tuple(objectives), *(bound or (None, ())))
+
+
+def _tell_same_values(before: list[MetricEntry], entry: MetricEntry, path: str, reading: Reading) -> None:
+    """Names are joined by a dash, and may hold dashes: two values of one full name would be one."""
+    known = {f"{other.name}-{sub_type}": other.name for other in before for sub_type in other.sub_types}
+    for sub_type in entry.sub_types:
+        other = known.get(f"{entry.name}-{sub_type}")
+        if other is not None and other != entry.name:
+            found = f"{entry.name!r} gives {entry.name}-{sub_type}, and so does {other!r}"
+            reading.findings.fault(join(path, "name"), found, "another name for one of the metrics")
 
 
 def _tell_equals(objectives: list[Objective], path: str, reading: Reading) -> None:
@@ -249,7 +261,7 @@ def _goal(
     if kind not in GOAL_KINDS:
         findings.fault(join(path, "type"), shown(kind), listed(GOAL_KINDS), nearest(str(kind), GOAL_KINDS))
         good = False
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not math.isfinite(limit):
         findings.fault(join(path, "value"), "not given" if limit is None else shown(limit), "a number")
         good = False
     elif kind != "threshold" and limit < 0:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drupe.core.errors import ConfigError, Fault
-from drupe.plugins.data.dataset import is_hub_name, local_files, split_names
+from drupe.plugins.data.dataset import file_kind, is_hub_name, local_files, split_names
 from drupe.plugins.data.options import GroupedConfig
-from drupe.plugins.data.rows import first_columns, format_of
+from drupe.plugins.data.rows import first_columns
 from drupe.plugins.data.templates import Template
 
 __all__ = ["config_faults"]
@@ -68,11 +68,12 @@ def _has_no_rows(path: Path, kind: str | None) -> bool:
 
 def _column_faults(config: GroupedConfig, path: Path) -> Iterator[Fault]:
     options, loading = config.pre_process_data_config, config.load_dataset_config
-    named = (loading.data_name or "").lower()
-    kind = {"json": "json", "jsonl": "json", "csv": "csv"}.get(named) or format_of(path)
+    if path.is_dir():
+        return
     try:
-        columns = first_columns(path, kind, field=loading.field, delimiter=loading.delimiter) if kind else None
-    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        kind = file_kind(loading, path)
+        columns = first_columns(path, kind, field=loading.field, delimiter=loading.separator)
+    except (ConfigError, OSError) as error:
         yield Fault("load_dataset_config.data_files", str(error))
         return
     if _has_no_rows(path, kind):

@@ -25,17 +25,28 @@ class Classification:
     """Turns rows into samples as the options say.
 
     inputs: what the tokenizer gives (input_ids, attention_mask, token_type_ids), int64 of one dimension. target: the
-    label (int, or the text that stands in the data); with one label per word, an int64 array with a label per token,
-    -100 where there is none.
+    label (int, or the text that stands in the data; None where there is none); with one label per word, an int64 array
+    with a label per token, -100 where there is none.
+
+    label_ids: the model's names of classes → its numbers. tags: a label per word is expected. longest: how many tokens
+    the model has places for, where its tokenizer knows no limit.
     """
 
     def __init__(
-        self, options: PreProcess, tokenizer: Tokenizer | None, label_ids: Mapping[str, int], per_word: bool
+        self,
+        options: PreProcess,
+        tokenizer: Tokenizer | None,
+        label_ids: Mapping[str, int],
+        *,
+        tags: bool = False,
+        longest: int | None = None,
     ) -> None:
         self._options = options
         self._tokenizer = tokenizer
         self._label_ids = label_ids
-        self._per_word = per_word or options.is_split_into_words is True
+        self._tags = tags
+        self._per_word = tags or options.is_split_into_words is True
+        self._longest = longest
 
     def samples(
         self, rows: Sequence[Row], label_names: Mapping[str, Sequence[str]], account: Accounting
@@ -49,7 +60,7 @@ class Classification:
         columns = columns_of(kept)
         inputs = self._input_columns(columns)
         label = self._label_column(columns)
-        mapping = self._mapping(label_names.get(label or "", ()), label)
+        mapping = self._mapping(label_names.get(label or "", ()), label, account)
         found = []
         for index, row in enumerate(kept):
             values = [row.get(name) for name in inputs]
@@ -57,6 +68,9 @@ class Classification:
                 account.drop(f"empty: {', '.join(n for n, v in zip(inputs, values, strict=True) if v is None)} is null")
                 continue
             target = row.get(label) if label is not None else None
+            if target == "":
+                # What nothing stands for in a csv file.
+                target = None
             found.append(self._sample(f"{index:07}", values, target, mapping, account))
         return found
 
@@ -81,23 +95,35 @@ class Classification:
             return next((name for name in ("label", "labels", "ner_tags") if name in columns), None)
         return wanted
 
-    def _mapping(self, names: Sequence[str], label: str | None) -> Mapping[Any, Any]:
-        """Return label in the data → label of the model, where they are to be aligned."""
-        if not self._options.align_labels:
+    def _mapping(self, names: Sequence[str], label: str | None, account: Accounting) -> Mapping[Any, Any]:
+        """Return label in the data → label of the model, where they are to be aligned.
+
+        Where nothing is said, they are if the data names its classes and the model has all of those names: its numbers
+        may stand for them in another order.
+        """
+        told = self._options.align_labels
+        if told is False or (told is None and not names):
             return {}
-        if not self._label_ids:
+        if told and not self._label_ids:
             raise ConfigError("align_labels: the model's config names no labels (label2id)")
         known = {name.lower(): number for name, number in self._label_ids.items()}
         if not names:
             # The data gives the names themselves.
             return dict(self._label_ids) | known
         absent = [name for name in names if name.lower() not in known]
+        if absent and told is None:
+            return {}
         if absent:
             raise ConfigError(
                 f"align_labels: the model has no label {', '.join(map(repr, absent))} of column {label!r}; "
                 f"it has: {', '.join(self._label_ids)}"
             )
-        return {number: known[name.lower()] for number, name in enumerate(names)}
+        mapping = {number: known[name.lower()] for number, name in enumerate(names)}
+        if any(number != other for number, other in mapping.items()):
+            pairs = ", ".join(f"{name} {number} → {mapping[number]}" for number, name in enumerate(names[:10]))
+            account.notes["labels"] = f"numbered by name as the model does: {pairs}"
+        # Of a data set without labels, where -1 stands for none.
+        return mapping | {-1: -1}
 
     def _sample(
         self, key: str, values: Sequence[Any], target: Any, mapping: Mapping[Any, Any], account: Accounting
@@ -112,28 +138,50 @@ class Classification:
         pads = options.pads
         if pads and options.max_length is None:
             raise ConfigError("padding: max_length needs a max_length: how long")
+        longest = options.max_length or _longest(self._tokenizer) or self._longest
         encoded = self._tokenizer(
-            *(value if self._per_word else str(value) for value in values),
+            *(self._words(value, key) if self._per_word else str(value) for value in values),
             padding="max_length" if pads else False,
-            truncation=options.truncation,
-            max_length=options.max_length or _longest(self._tokenizer),
+            truncation=options.truncation and longest is not None,
+            max_length=longest,
             is_split_into_words=self._per_word,
             add_special_tokens=options.add_special_tokens is not False,
         )
         inputs |= {name: np.asarray(value, dtype=np.int64) for name, value in encoded.items()}
         account.tokens += int(np.asarray(encoded["attention_mask"]).sum())
+        account.cut_tokens(f"beyond {longest} tokens a text", _left_over(encoded))
         if self._per_word and isinstance(target, list):
-            words_of_tokens = encoded.word_ids()
-            labels = _word_labels([self._mapped(label, mapping, key) for label in target], words_of_tokens)
-            return Sample(key, inputs, labels, content_key(words))
+            if len(target) != len(values[0]):
+                raise ConfigError(f"row {int(key)}: {len(values[0])} words and {len(target)} labels; expected one each")
+            numbers = [self._number(label, mapping, key) for label in target]
+            return Sample(key, inputs, _word_labels(numbers, encoded.word_ids()), content_key(words))
+        if self._tags and target is not None:
+            raise ConfigError(f"row {int(key)}: the label is {target!r:.60}; expected a list with one for each word")
         return Sample(key, inputs, self._mapped(target, mapping, key), content_key(words))
 
+    def _words(self, value: Any, key: str) -> list[str]:
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            raise ConfigError(f"row {int(key)}: expected a list of words, found {value!r:.60}")
+        return value
+
+    def _number(self, label: Any, mapping: Mapping[Any, Any], key: str) -> int:
+        """Return the number of a word's label: by its name where it is one, as they stand in arrays of numbers."""
+        if isinstance(label, str):
+            known = {name.lower(): number for name, number in self._label_ids.items()}
+            if label not in self._label_ids and label.lower() not in known:
+                names = ", ".join(self._label_ids) or "none, as its config has no label2id; write numbers"
+                raise ConfigError(f"row {int(key)} has the label {label!r}; the model's are: {names}")
+            return self._label_ids.get(label, known.get(label.lower(), -100))
+        if isinstance(label, bool) or not isinstance(label, int):
+            raise ConfigError(f"row {int(key)} has the label {label!r} for a word; expected a whole number or a name")
+        return label if label == -100 else int(self._mapped(label, mapping, key))
+
     def _mapped(self, label: Any, mapping: Mapping[Any, Any], key: str) -> Any:
-        if not mapping or label is None:
+        if not mapping or label is None or isinstance(label, list):
             return label
         plain = label.lower() if isinstance(label, str) else label
         if label not in mapping and plain not in mapping:
-            raise ConfigError(f"align_labels: row {int(key)} has the label {label!r}, which the model does not know")
+            raise ConfigError(f"row {int(key)} has the label {label!r}, which none of the model's classes goes by")
         return mapping.get(label, mapping.get(plain))
 
 
@@ -143,13 +191,19 @@ def _longest(tokenizer: Tokenizer) -> int | None:
     return limit if limit < 1_000_000 else None
 
 
-def _word_labels(labels: Sequence[Any], words: Sequence[int | None]) -> np.ndarray:
+def _left_over(encoded: Any) -> int:
+    """Return how many tokens of a text were cut off."""
+    parts = encoded.encodings or ()
+    return sum(sum(1 for special in rest.special_tokens_mask if not special) for p in parts for rest in p.overflowing)
+
+
+def _word_labels(labels: Sequence[int], words: Sequence[int | None]) -> np.ndarray:
     """Give each word's label to its first token; the others, and special tokens, get -100."""
     import numpy as np
 
     found = []
     before: int | None = None
     for word in words:
-        found.append(-100 if word is None or word == before else int(labels[word]))
+        found.append(-100 if word is None or word == before else labels[word])
         before = word
     return np.asarray(found, dtype=np.int64)

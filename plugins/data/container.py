@@ -31,7 +31,7 @@ class HuggingfaceContainer(DataContainer):
     """Rows of JSON, csv, Parquet, Arrow or text files, URLs, or data sets on the hub."""
 
     Config: ClassVar[type[DataConfig]] = HuggingfaceDataConfig
-    version = 1
+    version = 2
 
     def check(self, config: HuggingfaceDataConfig, workflow_dir: Path) -> Sequence[Fault]:
         """Tell absent files, columns that the first row lacks, and functions that need a script."""
@@ -145,19 +145,22 @@ class HuggingfaceContainer(DataContainer):
         from drupe.plugins.data.classification import Classification
         from drupe.plugins.data.images import has_images
         from drupe.plugins.data.rows import columns_of
+        from drupe.plugins.huggingface.config_facts import label_numbers, places
+        from drupe.plugins.huggingface.loading import load_config, read_config
 
         options = config.pre_process_data_config
-        labels: Mapping[str, int] = {}
-        if options.align_labels and model is not None:
-            from drupe.plugins.huggingface.loading import load_config
-
+        known = read_config(model.folder) if model is not None and model.path is not None else {}
+        labels = label_numbers(known)
+        if options.align_labels and not labels and model is not None:
+            # transformers has names for a model that gives none.
             labels = load_config(model).label2id or {}
         imagery = options.type == "image_pre_process" or "image" in (_task(config, model) or "")
         if imagery or (options.type is None and has_images(columns_of(table.rows[:1]), options)):
             return self._pictured(config, model, context, table, account, labels)
-        per_word = options.type == "ner_huggingface_preprocess" or _task(config, model) == "token-classification"
+        tags = options.type == "ner_huggingface_preprocess" or _task(config, model) == "token-classification"
         tokenizer = _tokenizer(options, model, context)
-        return Classification(options, tokenizer, labels, per_word).samples(table.rows, table.label_names, account)
+        preparing = Classification(options, tokenizer, labels, tags=tags, longest=places(known))
+        return preparing.samples(table.rows, table.label_names, account)
 
     def _pictured(
         self,
@@ -235,8 +238,6 @@ def _raw(rows: Sequence[Mapping[str, Any]], options: PreProcess, account: Accoun
     """Take the columns as they are: strings and numbers; a column named label is the target."""
     import json
 
-    import numpy as np
-
     from drupe.plugins.data.templates import content_key
 
     kept = list(rows[: options.max_samples]) if options.max_samples is not None else list(rows)
@@ -245,10 +246,23 @@ def _raw(rows: Sequence[Mapping[str, Any]], options: PreProcess, account: Accoun
     found = []
     for index, row in enumerate(kept):
         inputs = {
-            name: value if isinstance(value, str) else np.asarray(value)
+            name: value if isinstance(value, str) else _plain_array(value, name, index)
             for name, value in row.items()
             if name != label and value is not None
         }
         plain = json.dumps({k: v for k, v in row.items() if k != label}, sort_keys=True, default=str)
         found.append(Sample(f"{index:07}", inputs, row.get(label), content_key(plain)))
+    return found
+
+
+def _plain_array(value: Any, name: str, row: int) -> Any:
+    import numpy as np
+
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        # Lists of unequal lengths.
+        found = np.asarray(None)
+    if found.dtype.kind not in "biufUSM":
+        raise ConfigError(f"row {row}: {name} is {value!r:.60}; expected a number, a text or lists of equal length")
     return found

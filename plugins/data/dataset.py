@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,17 +13,29 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, HostError
 from drupe.core.sources import ModelSource, find_source
 from drupe.core.stat_cache import path_identity
+from drupe.plugins.data.data_folders import data_files, loading_script, split_files
 from drupe.plugins.data.image_folders import BUILDER, class_names, has_images, image_rows, image_splits
-from drupe.plugins.data.options import LoadDataset
+from drupe.plugins.data.options import BUILDERS, LoadDataset
 from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
+from drupe.plugins.data.tables import label_names_of
 
-__all__ = ["Table", "identity", "is_hub_name", "load_table", "local_files", "reference_files", "split_names"]
+__all__ = [
+    "Table",
+    "count_rows",
+    "file_kind",
+    "identity",
+    "is_hub_name",
+    "load_table",
+    "local_files",
+    "reference_files",
+    "split_names",
+]
 
 _SPLIT = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
-_BUILDERS = {
-    "json": "json", "jsonl": "json", "csv": "csv", "parquet": "parquet", "text": "text", "arrow": "arrow",
-    BUILDER: BUILDER,
-}  # fmt: skip
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_BUILDERS = BUILDERS
+_COUNTED = 64 << 20
+"""Bytes up to which files are read just to count their rows."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,8 @@ class Table:
 
 
 def is_hub_name(config: LoadDataset, folder: Path) -> bool:
-    """Whether the rows come from the hub: a name that is neither a file format nor a path that exists."""
-    if config.data_name is None or config.data_name.lower() in _BUILDERS:
+    """Whether the rows come from the hub: a name of its form that is neither a file format nor a path that exists."""
+    if config.data_name is None or config.data_name.lower() in _BUILDERS or not _HUB_NAME.fullmatch(config.data_name):
         return False
     return not (folder / Path(config.data_name).expanduser()).exists()
 
@@ -100,28 +111,38 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
 def _all_rows(config: LoadDataset, folder: Path, context: JobContext, limit: int | None) -> Table:
     if is_hub_name(config, folder):
         return _hub_table(config, limit)
-    rows: list[Row] = []
+    parts: list[Sequence[Row]] = []
     origins: list[str] = []
-    label_names: Mapping[str, Sequence[str]] = {}
+    label_names: dict[str, Sequence[str]] = {}
     for name, start, stop in split_names(config.split):
-        part: list[Row] = []
+        found: list[Sequence[Row]] = []
         for item in _of_split(config, folder, name):
             path = _fetched(item, folder, context)
             origins.append(path.name)
-            if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
-                return _saved_table(path, config)
-            if path.is_dir() and (config.data_name == BUILDER or has_images(path)):
-                found, label_names = image_rows(path)
-                part += found
-                continue
-            for file in _data_files(path, config) if path.is_dir() else [path]:
-                part += read_file(file, _kind(config, file), field=config.field, delimiter=config.delimiter)
-        rows += part[_bound(start, len(part), 0) : _bound(stop, len(part), len(part))]
+            if path.is_dir() and _is_saved(path):
+                table = _saved_table(path)
+                found.append(table.rows)
+                label_names |= table.label_names
+            elif path.is_dir() and (config.data_name == BUILDER or has_images(path)):
+                pictures, names = image_rows(path)
+                found.append(pictures)
+                label_names |= names
+            else:
+                for file in _data_files(path, config) if path.is_dir() else [path]:
+                    kind = file_kind(config, file)
+                    found.append(read_file(file, kind, field=config.field, delimiter=config.separator))
+                    label_names |= label_names_of(file, kind)
+        # Of a single file, rows that are made as they are asked for stay that.
+        whole = found[0] if len(found) == 1 else [row for one in found for row in one]
+        parts.append(whole[_bound(start, len(whole), 0) : _bound(stop, len(whole), len(whole))])
+    if parts and not any(len(part) for part in parts) and "[" in config.split:
+        raise ConfigError(f"split {config.split!r} of {', '.join(origins)} holds no row")
+    rows = parts[0] if len(parts) == 1 else [row for part in parts for row in part]
     return Table(rows, label_names, ", ".join(origins))
 
 
 def count_rows(config: LoadDataset, folder: Path) -> int | None:
-    """Return how many rows the files have; None where they are not on this machine, can't be read or are filtered."""
+    """Return how many rows the files have; None where they are not on this machine, are big, filtered or unreadable."""
     if config.col_filters:
         return None
     count = 0
@@ -132,11 +153,17 @@ def count_rows(config: LoadDataset, folder: Path) -> int | None:
                 if not isinstance(item, str) or "://" in item or not Path(item).is_file():
                     return None
                 path = Path(item)
-                size += len(read_file(path, _kind(config, path), field=config.field, delimiter=config.delimiter))
-            count += len(range(_bound(start, size, 0), _bound(stop, size, size)))
+                if path.stat().st_size > _COUNTED:
+                    return None
+                size += len(read_file(path, file_kind(config, path), field=config.field, delimiter=config.separator))
+            count += max(_bound(stop, size, size) - _bound(start, size, 0), 0)
     except ConfigError:
         return None
     return count
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, list[str | Mapping[str, Any]]]:
@@ -147,20 +174,31 @@ def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, l
         if config.data_name is None:
             raise ConfigError("no data are named; give data_name, data_files or data_dir")
         raise ConfigError(f"data_name {config.data_name!r} needs data_files (or data_dir)")
-    if config.subset is not None and (place / config.subset).is_dir():
-        place = place / config.subset
+    if config.subset is not None and place.is_dir():
+        there = sorted(path.name for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if config.subset in there:
+            place = place / config.subset
+        elif config.subset != "default":
+            raise ConfigError(
+                f"subset {config.subset!r} is no folder of {place}; there are: {', '.join(there) or 'none'}"
+            )
     if place.is_file():
         return {"train": [str(place)]}
-    if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
+    if _is_saved(place):
         splits = [p.name for p in place.iterdir() if (p / "state.json").is_file()]
         return {name: [str(place / name)] for name in splits} or {"train": [str(place)]}
-    found: dict[str, list[str | Mapping[str, Any]]] = {}
     if (config.data_name or "").lower() == BUILDER:
         return _image_folders(place) or {"train": [str(place)]}
-    for path in sorted(place.rglob("*")) if place.is_dir() else ():
-        if path.is_file() and format_of(path) is not None and not path.name.startswith((".", "README", "metadata.")):
-            split = next((s for s in ("test", "validation", "dev") if path.stem.lower().startswith(s)), "train")
-            found.setdefault("validation" if split == "dev" else split, []).append(str(path))
+    if not place.is_dir():
+        return {"train": [str(place)]}
+    script = loading_script(place)
+    if script is not None:
+        raise ConfigError(
+            f"{place} is loaded by a script, {script.name}, which is not run here; name the files that it reads as "
+            "data_files, or have a function of a user_script load them"
+        )
+    named = split_files(place, data_files(place, BUILDERS.get((config.data_name or "").lower())))
+    found: dict[str, list[str | Mapping[str, Any]]] = {split: list(files) for split, files in named.items()}
     return found or _image_folders(place) or {"train": [str(place)]}
 
 
@@ -194,7 +232,8 @@ def _of_split(config: LoadDataset, folder: Path, split: str) -> list[str | Mappi
     return files[split]
 
 
-def _kind(config: LoadDataset, path: Path) -> str:
+def file_kind(config: LoadDataset, path: Path) -> str:
+    """Return the format of a file of rows. Raises ConfigError where nothing tells it."""
     named = _BUILDERS.get((config.data_name or "").lower())
     if named == BUILDER:
         raise ConfigError(f"{BUILDER} reads a folder; name it as data_dir, not {path.name} as data_files")
@@ -229,10 +268,11 @@ def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -
 
 def _data_files(folder: Path, config: LoadDataset) -> list[Path]:
     """Return the files of rows in a folder that was fetched. Raises ConfigError where there are none."""
-    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith((".", "README"))]
-    named = [path for path in found if format_of(path) is not None]
+    kind = BUILDERS.get((config.data_name or "").lower())
+    named = data_files(folder, kind)
     # Files whose names tell no format are of the one that data_name tells.
-    known = (config.data_name or "").lower() in _BUILDERS
+    found = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith((".", "README"))]
+    known = kind is not None
     if not named and not (found and known):
         raise ConfigError(
             f"{folder} holds no file of rows; expected {', '.join(sorted(FORMATS))} files, a saved data set, or images"
@@ -243,18 +283,24 @@ def _data_files(folder: Path, config: LoadDataset) -> list[Path]:
 def _bound(text: str | None, size: int, default: int) -> int:
     if text is None:
         return default
-    value = math.floor(size * int(text[:-1]) / 100 + 0.5) if text.endswith("%") else int(text)
-    return value if value >= 0 else max(size + value, 0)
+    # Halves go to the even number, as in Hugging Face's datasets.
+    value = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return min(value, size) if value >= 0 else max(size + value, 0)
 
 
 def _token_name(config: LoadDataset) -> str | None:
     return config.token if isinstance(config.token, str) else None
 
 
-def _saved_table(path: Path, config: LoadDataset) -> Table:
+def _saved_table(path: Path) -> Table:
     import datasets
+    import pyarrow
 
-    return _of_dataset(datasets.load_from_disk(str(path)), path.name)
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{path} is no data set that datasets saved, or not whole: {error}") from error
+    return _of_dataset(loaded, path.name)
 
 
 def _hub_table(config: LoadDataset, limit: int | None) -> Table:
@@ -306,6 +352,10 @@ def _has(row: Row, wanted: Mapping[str, Any]) -> bool:
 
 
 def _of_dataset(loaded: Any, origin: str) -> Table:
+    for name, feature in (loaded.features or {}).items():
+        if type(feature).__name__ in ("Audio", "Video"):
+            # Decoding takes libraries of its own, and most rows are wanted for what stands beside it.
+            loaded = loaded.cast_column(name, type(feature)(decode=False))
     return Table(_DatasetRows(loaded), _label_names(loaded.features), origin)
 
 
@@ -317,6 +367,11 @@ class _DatasetRows(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self._loaded)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns, which every row has."""
+        return list(self._loaded.column_names)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -339,4 +394,11 @@ class _DatasetRows(Sequence[Row]):
 
 
 def _label_names(features: Any) -> dict[str, Sequence[str]]:
-    return {name: list(feature.names) for name, feature in (features or {}).items() if hasattr(feature, "names")}
+    found: dict[str, Sequence[str]] = {}
+    for name, feature in (features or {}).items():
+        while hasattr(feature, "feature"):
+            # Of a label for each word.
+            feature = feature.feature
+        if hasattr(feature, "names"):
+            found[name] = list(feature.names)
+    return found

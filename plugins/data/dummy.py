@@ -15,6 +15,7 @@ from drupe.core.data import DataConfig, DataContainer, Sample
 from drupe.core.digests import digest_of
 from drupe.core.model import Model
 from drupe.plugins.data.options import Dataloader
+from drupe.plugins.data.raw import is_number_type
 
 __all__ = [
     "DummyData",
@@ -44,13 +45,16 @@ class DummyInputs(PluginConfig):
             if values is not None and len(values) != len(self.input_shapes):
                 raise ValueError(f"{name} has {len(values)} entries; input_shapes has {len(self.input_shapes)}")
         for kind in self.input_types or ():
-            try:
-                np.dtype(kind)
-            except TypeError as error:
-                raise ValueError(f"input_types: {kind!r} is no numpy type") from error
+            if not is_number_type(kind):
+                raise ValueError(f"input_types: {kind!r} is no numpy type of numbers")
+        names = self.input_names or []
+        if len(set(names)) != len(names):
+            raise ValueError(f"input_names {names}: expected each once")
         batches = {shape[0] for shape in self.input_shapes if shape}
         if len(batches) != 1 or not all(self.input_shapes):
             raise ValueError(f"input_shapes: the first axis of all is the batch, but they are {self.input_shapes}")
+        if min(batches) < 1 or any(size < 0 for shape in self.input_shapes for size in shape):
+            raise ValueError(f"input_shapes {self.input_shapes}: expected a batch of at least 1, and no size below 0")
         return self
 
 

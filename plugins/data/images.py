@@ -47,7 +47,7 @@ class ImageClassification(Classification):
         shape: Mapping[str, Any],
         folder: Path,
     ) -> None:
-        super().__init__(options, None, label_ids, per_word=False)
+        super().__init__(options, None, label_ids)
         self._processor = processor
         self._shape = shape
         self._folder = folder
@@ -76,20 +76,27 @@ class ImageClassification(Classification):
         return Sample(key, inputs, self._mapped(target, mapping, key), digest)
 
     def _picture(self, value: Any, key: str) -> Any:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         try:
             picture = self._opened(value, key)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ConfigError(f"row {int(key)}: the picture can't be read: {error}") from error
-        channels = int(self._shape.get("num_channels") or 3)
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+            picture.load()
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            name = f" {value}" if isinstance(value, str) and value not in str(error) else ""
+            raise ConfigError(f"row {int(key)}: the picture{name} can't be read: {error}") from error
+        # As it is looked at: a camera writes how it was held beside the pixels.
+        picture = ImageOps.exif_transpose(picture)
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(self._channels)
         if mode is None:
-            raise ConfigError(f"the model takes pictures of {channels} channels; expected 1, 3 or 4")
-        return picture if isinstance(picture, Image.Image) and picture.mode == mode else picture.convert(mode)
+            raise ConfigError(f"the model takes pictures of {self._channels} channels; expected 1, 3 or 4")
+        picture = _in_eight_bits(picture, key)
+        return picture if picture.mode == mode else picture.convert(mode)
+
+    @property
+    def _channels(self) -> int:
+        return int(self._shape.get("num_channels") or 3)
 
     def _opened(self, value: Any, key: str) -> Any:
-        import numpy as np
         from PIL import Image
 
         if isinstance(value, Image.Image):
@@ -100,14 +107,7 @@ class ImageClassification(Classification):
             return Image.open(io.BytesIO(value))
         if isinstance(value, str):
             return Image.open(self._folder / Path(value).expanduser())
-        numbers = np.asarray(value)
-        if numbers.dtype == object or numbers.ndim not in (2, 3):
-            raise ConfigError(f"row {int(key)}: expected a picture, found {type(value).__name__}")
-        if numbers.min() < 0 or numbers.max() > 255:
-            raise ConfigError(f"row {int(key)}: a picture's numbers lie between 0 and 255, not at {numbers.max():g}")
-        return Image.fromarray(
-            numbers.astype(np.uint8).squeeze(-1) if numbers.shape[2:] == (1,) else numbers.astype(np.uint8)
-        )
+        return _of_numbers(value, key)
 
     def _told(self) -> dict[str, Any]:
         """Return the options that go to the processor, and win over its own."""
@@ -129,5 +129,58 @@ class ImageClassification(Classification):
                 picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.atleast_3d(np.asarray(picture, dtype=np.float32)) / 255.0
         if self._options.image_mean is not None:
+            self._check_channels()
             pixels = (pixels - np.asarray(self._options.image_mean)) / np.asarray(self._options.image_std)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+
+    def _check_channels(self) -> None:
+        for name in ("image_mean", "image_std"):
+            given = getattr(self._options, name) or ()
+            if len(given) not in (1, self._channels):
+                raise ConfigError(f"{name} has {len(given)} numbers; the model takes {self._channels} channels")
+
+
+def _in_eight_bits(picture: Any, key: str) -> Any:
+    """Return a picture of 16 bits a pixel as one of 8, which converting by itself would cut off at 255."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode == "F":
+        raise ConfigError(f"row {int(key)}: a picture of floating-point numbers; save it with 8 or 16 bits a channel")
+    if not picture.mode.startswith("I"):
+        return picture
+    numbers = np.asarray(picture).astype(np.int64)
+    if numbers.min() < 0 or numbers.max() > 65_535:
+        raise ConfigError(
+            f"row {int(key)}: a picture with numbers up to {numbers.max()}; expected 8 or 16 bits a pixel"
+        )
+    if picture.mode.startswith("I;16") or numbers.max() > 255:
+        numbers = (numbers + 128) // 257
+    return Image.fromarray(numbers.astype(np.uint8))
+
+
+def _of_numbers(value: Any, key: str) -> Any:
+    """Return an array as a picture. Raises ConfigError for a shape or numbers that no picture has."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        # Lists of unequal lengths.
+        numbers = np.asarray(None)
+    if numbers.dtype.kind not in "biuf" or numbers.ndim not in (2, 3) or not numbers.size:
+        raise ConfigError(f"row {int(key)}: expected a picture, found {type(value).__name__}")
+    if numbers.ndim == 3 and numbers.shape[-1] not in (1, 3, 4):
+        raise ConfigError(
+            f"row {int(key)}: a picture of shape {numbers.shape}; expected (height, width) or (height, width, channels)"
+        )
+    if not (numbers.min() >= 0 and numbers.max() <= 255):
+        beyond = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise ConfigError(f"row {int(key)}: a picture's numbers lie between 0 and 255, not at {beyond:g}")
+    if numbers.dtype.kind == "f" and not np.array_equal(numbers, np.trunc(numbers)):
+        raise ConfigError(
+            f"row {int(key)}: a picture's numbers are whole, from 0 to 255; these are fractions up to "
+            f"{numbers.max():g}: give them as they are, with skip_pre_process, or scale them"
+        )
+    return Image.fromarray((numbers.squeeze(-1) if numbers.shape[2:] == (1,) else numbers).astype(np.uint8))

@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from drupe.core.config import FileRef, PluginConfig, SecretRef
+from drupe.core.config import FileRef, PluginConfig, SecretRef, tell, tell_unused
 from drupe.core.data import DataConfig
 
-__all__ = ["Component", "Dataloader", "GroupedConfig", "LoadDataset", "PostProcess", "PreProcess", "Strategy"]
+__all__ = [
+    "BUILDERS",
+    "Component",
+    "Dataloader",
+    "GroupedConfig",
+    "LoadDataset",
+    "PostProcess",
+    "PreProcess",
+    "Strategy",
+]
+
+BUILDERS: Mapping[str, str] = {
+    "json": "json", "jsonl": "json", "ndjson": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet", "text": "text",
+    "txt": "text", "arrow": "arrow", "imagefolder": "imagefolder",
+}  # fmt: skip
+"""Values of data_name that are formats of files → the format."""
+
+_UNREAD = (
+    "audiofolder", "videofolder", "pdffolder", "niftifolder", "meshfolder", "webdataset", "hdf5", "xml", "pandas",
+    "sql", "spark", "generator", "lance", "vortex", "iceberg", "npz", "npy",
+)  # fmt: skip
+"""Formats that other libraries go by the names of, and that no container here reads."""
 
 Strategy = Literal["line-by-line", "line-by-line-random", "join", "join-random", "join-sliding-window"]
 
@@ -44,7 +65,7 @@ class LoadDataset(Component):
     built_in = ("huggingface_dataset", "local_dataset")
 
     data_name: str | None = Field(
-        None, description="json, csv, parquet, arrow, text, imagefolder; a local path; a name on the hub."
+        None, description="json, csv, tsv, parquet, arrow, text, imagefolder; a local path; a name on the hub."
     )
     subset: str | None = Field(
         None, description="The configuration of a data set on the hub; in a folder, the sub-folder."
@@ -64,6 +85,41 @@ class LoadDataset(Component):
     field: str | None = Field(None, description="In a JSON file that holds one object: where its rows are.")
     delimiter: str | None = Field(None, description="Between the columns of a csv file; default: comma (tsv: tab).")
     builder_kwargs: dict[str, Any] = Field(default_factory=dict, description="More arguments of a hub data set.")
+
+    @field_validator("data_name")
+    @classmethod
+    def _read_here(cls, value: str | None) -> str | None:
+        if value is not None and value.lower() in _UNREAD:
+            known = ", ".join(sorted(BUILDERS))
+            raise ValueError(
+                f"{value} is no format that is read here; expected {known}, a path or a name on the hub; or have a "
+                "function of a user_script load the data"
+            )
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        if value is not None and (len(value) != 1 or value in '"\r\n'):
+            raise ValueError(f'delimiter {value!r}: expected one character; a tab is written "\\t" in JSON')
+        return value
+
+    @model_validator(mode="after")
+    def _has_effect(self, info: ValidationInfo) -> LoadDataset:
+        kind = BUILDERS.get((self.data_name or "").lower())
+        if kind is not None or (self.data_name is None and self.data_files is not None):
+            names = ["revision", "streaming", "token", "builder_kwargs", *(["subset"] if self.data_files else [])]
+            tell_unused(info, self, names, "the rows come from files, not from a data set on the hub")
+        if kind not in (None, "json"):
+            tell_unused(info, self, ["field"], f"it tells where rows are in a JSON file; data_name is {self.data_name}")
+        if kind not in (None, "csv"):
+            tell_unused(info, self, ["delimiter"], f"it is for csv files; data_name is {self.data_name}")
+        return self
+
+    @property
+    def separator(self) -> str | None:
+        """What stands between the columns of a csv file, where the config tells it."""
+        return self.delimiter or ("\t" if (self.data_name or "").lower() == "tsv" else None)
 
 
 class PreProcess(Component):
@@ -124,7 +180,11 @@ class PreProcess(Component):
         None, description="Per channel, of values from 0 to 1; default: the processor's."
     )
     image_std: list[float] | None = Field(None, description="Per channel; goes with image_mean.")
-    align_labels: bool = Field(False, description="Map the data's label names to the model's.")
+    align_labels: bool | None = Field(
+        None,
+        description="Map the data's label names to the model's; default: where the data tells names, and the model has "
+        "all of them.",
+    )
 
     @model_validator(mode="after")
     def _goes_together(self) -> PreProcess:
@@ -147,6 +207,8 @@ class PreProcess(Component):
             raise ValueError(f"strategy {self.strategy} needs max_samples: how many to draw")
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError("image_mean and image_std go together")
+        if self.image_std is not None and not all(value > 0 for value in self.image_std):
+            raise ValueError(f"image_std {self.image_std}: expected numbers above 0, as pixels are divided by them")
         if self.image_size is not None and min(self.image_size) < 1:
             raise ValueError(f"image_size {list(self.image_size)}: expected a height and a width above 0")
         if self.pads and self.drop_short_sequences:
@@ -236,6 +298,16 @@ class GroupedConfig(DataConfig):
                     break
         return result
 
+    @model_validator(mode="after")
+    def _tell_wishes(self, info: ValidationInfo) -> GroupedConfig:
+        wishes, scripted = self.dataloader_config, bool(self.functions)
+        if wishes.batch_size not in (None, 1) and not scripted:
+            tell(info, f"dataloader_config.batch_size has no effect: {_BATCHES}")
+        for name, reason in _FIXED.items():
+            if getattr(wishes, name):
+                tell(info, f"dataloader_config.{name} has no effect: {reason}")
+        return self
+
     @property
     def functions(self) -> Mapping[str, str]:
         """Group → the function of the user's script that it names."""
@@ -251,6 +323,14 @@ class GroupedConfig(DataConfig):
         named = (loading.data_name, loading.data_files, loading.data_dir)
         return not (loading.type == "local_dataset" and self.functions and all(name is None for name in named))
 
+
+_BATCHES = "a metric's user_config and a pass's own options say how many samples it takes at once"
+_FIXED: Mapping[str, str] = {
+    "shuffle": "samples come in their order; training shuffles by its own seed",
+    "drop_last": "every sample is measured",
+    "num_workers": "samples are made before they are used",
+}
+"""Wishes of a dataloader_config that change nothing → why."""
 
 _GROUPS: Mapping[str, type[Component]] = {
     "load_dataset_config": LoadDataset,

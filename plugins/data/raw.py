@@ -18,7 +18,7 @@ from drupe.core.model import Model
 from drupe.core.stat_cache import path_identity
 from drupe.plugins.data.options import Dataloader
 
-__all__ = ["RawData", "RawDataConfig"]
+__all__ = ["RawData", "RawDataConfig", "is_number_type"]
 
 
 class RawFiles(PluginConfig):
@@ -36,10 +36,18 @@ class RawFiles(PluginConfig):
 
     @model_validator(mode="after")
     def _one_each(self) -> RawFiles:
+        if not self.input_names or len(set(self.input_names)) != len(self.input_names):
+            raise ValueError(f"input_names {self.input_names}: expected a name at least, each once")
         for name in ("input_shapes", "input_types", "input_dirs"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.input_names):
                 raise ValueError(f"{name} has {len(values)} entries; input_names has {len(self.input_names)}")
+        for shape in self.input_shapes:
+            if any(size < 1 for size in shape):
+                raise ValueError(f"input_shapes: {shape}; expected sizes above 0, without the batch")
+        for kind in self.input_types or ():
+            if not is_number_type(kind):
+                raise ValueError(f"input_types: {kind!r} is no numpy type of numbers, such as float32 or int64")
         return self
 
 
@@ -65,7 +73,10 @@ class RawData(DataContainer):
 
     def identity(self, config: RawDataConfig, workflow_dir: Path) -> Any:
         """Return the digests of the files."""
-        return path_identity(workflow_dir / Path(config.load_dataset_config.data_dir).expanduser())
+        folder = workflow_dir / Path(config.load_dataset_config.data_dir).expanduser()
+        if not folder.is_dir():
+            raise ConfigError(f"data_dir: {folder} does not exist")
+        return path_identity(folder)
 
     def load(self, config: RawDataConfig, model: Model | None, context: JobContext) -> Iterable[Sample]:
         """See DataContainer.load. Raises ConfigError for a file of the wrong size, or inputs of different counts."""
@@ -82,6 +93,14 @@ class RawData(DataContainer):
             ):
                 inputs[key] = _tensor(place / name, shape, kind)
             yield Sample(name, inputs, targets[index] if targets is not None else None, _key(inputs))
+
+
+def is_number_type(name: str) -> bool:
+    """Whether numpy has a type of numbers by that name."""
+    try:
+        return np.dtype(name).kind in "biuf"
+    except TypeError:
+        return False
 
 
 def _folders(folder: Path, options: RawFiles) -> list[Path]:
@@ -112,7 +131,14 @@ def _targets(folder: Path, options: RawFiles, count: int) -> Any:
     path = folder / options.annotations_file
     if not path.is_file():
         raise ConfigError(f"annotations_file: {path} does not exist")
-    found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text())
+    if path.suffix not in (".npy", ".json"):
+        raise ConfigError(f"annotations_file: {path.name}; expected a .npy or .json file with a target per sample")
+    try:
+        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text("utf-8"))
+    except (ValueError, EOFError, OSError) as error:
+        raise ConfigError(f"annotations_file: {path.name} can't be read: {error}") from error
+    if not (isinstance(found, list) or (isinstance(found, np.ndarray) and found.ndim)):
+        raise ConfigError(f"annotations_file: {path.name} holds {type(found).__name__}; expected a target per sample")
     if len(found) != count:
         raise ConfigError(f"annotations_file: {path.name} has {len(found)} targets; there are {count} samples")
     return found

@@ -8,14 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import ConfigError
+from drupe.plugins.data.tables import table_rows
+from drupe.plugins.data.text_files import COMPRESSED, decoded, is_compressed, text_of_file
 
-__all__ = ["FORMATS", "columns_of", "first_columns", "format_of", "read_file"]
+__all__ = ["FORMATS", "Row", "columns_of", "first_columns", "format_of", "read_file"]
 
 Row = Mapping[str, Any]
 
@@ -31,38 +34,34 @@ FORMATS: Mapping[str, str] = {
     ".text": "text",
     ".md": "text",
 }
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _PEEK = 1 << 20
-_FIRST = 100
 
 
 def format_of(path: Path) -> str | None:
     """Return the format that a file's name tells, or None."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in _COMPRESSED]
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
     return FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def read_file(path: Path, kind: str, *, field: str | None = None, delimiter: str | None = None) -> list[Row]:
+def read_file(path: Path, kind: str, *, field: str | None = None, delimiter: str | None = None) -> Sequence[Row]:
     """Return the rows of a file. kind: json, csv, parquet, arrow or text.
 
     field: where the rows are in a JSON file that holds one object. Values of csv columns are numbers where all of the
-    column's are. Raises ConfigError naming file and line.
+    column's are, and None where nothing stands among them. Raises ConfigError naming file and line.
     """
     try:
         if kind == "json":
-            return _json_rows(path, _text(path), field)
+            return _json_rows(path, text_of_file(path), field)
         if kind == "csv":
-            return _csv_rows(path, _text(path), delimiter)
+            return _csv_rows(path, text_of_file(path), delimiter)
         if kind == "text":
-            return [{"text": line} for line in _text(path).splitlines()]
+            # Not splitlines: a form feed or U+2028 ends no line of a file.
+            lines = text_of_file(path).split("\n")
+            return [{"text": line} for line in (lines[:-1] if lines[-1] == "" else lines)]
         if kind in ("parquet", "arrow"):
-            return _table_rows(path, kind)
+            return table_rows(path, kind)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
-        ) from error
     raise ConfigError(f"{path}: unknown format {kind!r}; expected {', '.join(sorted(set(FORMATS.values())))}")
 
 
@@ -71,37 +70,35 @@ def first_columns(path: Path, kind: str, *, field: str | None = None, delimiter:
 
     Raises ConfigError when one of the first rows is malformed.
     """
-    if kind not in ("json", "csv") or path.name.endswith(_COMPRESSED):
+    if kind not in ("json", "csv") or is_compressed(path):
         return None
     with path.open("rb") as handle:
         head = handle.read(_PEEK)
     whole = len(head) < _PEEK
-    text = head.decode("utf-8-sig", errors="strict" if whole else "ignore")
+    text = decoded(path, head, cut=not whole)
     if not whole:
         text = text[: text.rfind("\n") + 1]
     if kind == "csv":
-        return columns_of(_csv_rows(path, text, delimiter)) or None
+        return columns_of(_csv_rows(path, text, delimiter, cut=not whole)) or None
     if field is None and _is_json(_first_line(text)) and _first_line(text).lstrip()[:1] == "{":
         lines = ((n, line) for n, line in enumerate(_lines(text), 1) if line.strip())
-        return columns_of([_object(path, number, line) for number, line in islice(lines, _FIRST)])
+        return columns_of([_object(path, number, line) for number, line in lines])
     return columns_of(_json_rows(path, text, field)) or None if whole else None
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that occur in the first rows, in order of appearance."""
+    """Return the columns that occur in the rows, in order of appearance."""
+    told = getattr(rows, "column_names", None)
+    if told is not None:
+        return list(told)
     names: dict[str, None] = {}
-    for row in rows[:1000]:
-        names.update(dict.fromkeys(row))
+    before: Any = None
+    for row in rows:
+        # Most rows have the keys of the one before.
+        if row.keys() != before:
+            before = row.keys()
+            names.update(dict.fromkeys(row))
     return list(names)
-
-
-def _text(path: Path) -> str:
-    if path.name.endswith(_COMPRESSED):
-        import fsspec
-
-        with fsspec.open(str(path), "rb", compression="infer") as handle:
-            return str(handle.read().decode("utf-8-sig"))
-    return path.read_text(encoding="utf-8-sig")
 
 
 def _is_json(text: str) -> bool:
@@ -172,9 +169,14 @@ def _shown(value: Any) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]
 
 
-def _csv_rows(path: Path, text: str, delimiter: str | None) -> list[Row]:
-    separator = delimiter or ("\t" if ".tsv" in path.suffixes else ",")
+def _csv_rows(path: Path, text: str, delimiter: str | None, *, cut: bool = False) -> list[Row]:
+    """cut: the text ends anywhere, perhaps within quotes."""
+    separator = delimiter or ("\t" if ".tsv" in path.name.lower() else ",")
+    # The library's limit is 128 KiB a value, and texts may be longer.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    table: list[list[str]] = []
+    header: list[str] | None = None
     try:
         header = next(reader, None)
         if not header:
@@ -182,7 +184,6 @@ def _csv_rows(path: Path, text: str, delimiter: str | None) -> list[Row]:
         if len(set(header)) != len(header):
             twice = next(name for name in header if header.count(name) > 1)
             raise ConfigError(f"{path}, line 1: the column {twice!r} is there twice")
-        table: list[list[str]] = []
         for values in reader:
             if values and len(values) != len(header):
                 raise ConfigError(
@@ -192,35 +193,24 @@ def _csv_rows(path: Path, text: str, delimiter: str | None) -> list[Row]:
             if values:
                 table.append(values)
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+        if not cut or str(error) != "unexpected end of data":
+            raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+    assert header is not None
     columns = [_numbers([row[index] for row in table]) for index in range(len(header))]
     return [dict(zip(header, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _numbers(values: list[str]) -> list[Any]:
     """Return a column as numbers where all its values are; empty ones become None."""
-    for kind in (int, float):
-        try:
-            return [kind(value) if value.strip() else None for value in values]
-        except ValueError:
-            continue
+    whole = "".join(values)
+    # What Python takes for numbers besides: 1_000, digits of other scripts.
+    if "_" not in whole and whole.isascii():
+        for kind in (int, float):
+            try:
+                found = [kind(value) if value.strip() else None for value in values]
+            except ValueError:
+                continue
+            if kind is int or any(number is not None and math.isfinite(number) for number in found):
+                return found
+    # A column of "nan", "inf" and the like only is one of words.
     return list(values)
-
-
-def _table_rows(path: Path, kind: str) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        if kind == "parquet":
-            table = pyarrow.parquet.read_table(path)
-        else:
-            with pyarrow.memory_map(str(path)) as source:
-                try:
-                    table = pyarrow.ipc.open_file(source).read_all()
-                except pyarrow.ArrowInvalid:
-                    table = pyarrow.ipc.open_stream(source).read_all()
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"{path} is no {kind} file: {error}") from error
-    rows: list[Row] = table.to_pylist()
-    return rows

@@ -10,7 +10,7 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
-from drupe.core.user_scripts import in_turn, user_function
+from drupe.core.user_scripts import blamed, in_turn, user_function
 from drupe.plugins.data.accounting import Accounting
 from drupe.plugins.data.dataset import load_table
 from drupe.plugins.data.options import GroupedConfig
@@ -29,6 +29,10 @@ _AS_THEY_ARE = ("skip_pre_process", "pre_process")
 """Preparations that change nothing."""
 
 
+_GROUPS = ("load_dataset_config", "pre_process_data_config", "dataloader_config")
+"""In the order in which their functions are called."""
+
+
 def scripted_samples(
     config: GroupedConfig, model: Model | None, context: JobContext
 ) -> tuple[list[Sample] | None, Accounting]:
@@ -44,8 +48,12 @@ def scripted_samples(
 
     def call(group: str, *items: Any) -> Any:
         component = getattr(config, group)
-        function = user_function(str(config.user_script), str(component.function), context, folder=config.script_dir)
-        return function(*items, **_known(function, component.params, config, model))
+        name, script = str(component.function), str(config.user_script)
+        function = user_function(script, name, context, folder=config.script_dir)
+        if not callable(function):
+            raise ConfigError(f"{group}.type: {name} of {script} is no function")
+        with blamed(name, script, ConfigError):
+            return function(*items, **_known(function, component.params, config, model))
 
     functions = config.functions
     limit = config.pre_process_data_config.max_samples
@@ -61,7 +69,10 @@ def scripted_samples(
         items = call("pre_process_data_config", items)
     elif "dataloader_config" not in functions and config.pre_process_data_config.type not in _AS_THEY_ARE:
         told = config.pre_process_data_config.type is not None
-        rows = [item for item in _iterate(items) if isinstance(item, Mapping)]
+        # Once: some can be gone through no more than that.
+        with blamed(functions.get("load_dataset_config"), str(config.user_script), ConfigError):
+            items = list(_iterate(items))
+        rows = [item for item in items if isinstance(item, Mapping)]
         if rows and (told or all(_is_plain(value) for value in rows[0].values())):
             account = Accounting(len(rows), origin)
             account.notes["rows"] = rows
@@ -70,7 +81,9 @@ def scripted_samples(
     if batched:
         items = call("dataloader_config", items)
     whole = not batched and config.dataloader_config.type in _WHOLE
-    samples = list(_samples(items, batched=batched, whole=whole, limit=limit))
+    last = next(reversed([functions[group] for group in _GROUPS if group in functions]), None)
+    with blamed(last, str(config.user_script), ConfigError):
+        samples = list(_samples(items, batched=batched, whole=whole, limit=limit))
     return samples, Accounting(len(samples), origin)
 
 
@@ -111,6 +124,10 @@ def _samples(items: Any, *, batched: bool, whole: bool, limit: int | None) -> It
             inputs = {"input": inputs}
         arrays = {str(name): value if isinstance(value, str) else _array(value) for name, value in inputs.items()}
         answers = None if target is None else _array(target)
+        if batched and answers is not None and answers.ndim and len(answers) != _size(arrays):
+            raise ConfigError(
+                f"a batch of the user's loader has {_size(arrays)} inputs and {len(answers)} targets; expected one each"
+            )
         for index in range(_size(arrays) if batched else 1):
             if limit is not None and count >= limit:
                 return
@@ -133,7 +150,14 @@ def _array(value: Any) -> np.ndarray:
 
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    return np.asarray(value)
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        # Lists of unequal lengths.
+        found = np.asarray(None)
+    if found.dtype.kind == "O":
+        raise ConfigError(f"{value!r:.60} is no array; expected numbers, texts or lists of equal length")
+    return found
 
 
 def _key(inputs: Mapping[str, np.ndarray | str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -16,12 +16,9 @@ from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics import answers, classification
 from drupe.plugins.metrics.batches import array, batches
+from drupe.plugins.metrics.classified import Judged, class_row, fitted
 from drupe.plugins.metrics.config import DataMetricConfig
-from drupe.plugins.metrics.outputs import post_processed
-
-if TYPE_CHECKING:
-    import numpy as np
-
+from drupe.plugins.metrics.outputs import main_name, post_processed
 
 __all__ = ["Accuracy", "AccuracyConfig"]
 
@@ -83,6 +80,17 @@ class AccuracyConfig(DataMetricConfig):
         merged = {**flat, **self.metric_config.get(sub_type, {})}
         return {**merged, **merged.pop("compute_params", {})}
 
+    def shared_options(self) -> Mapping[str, Any]:
+        """Return the options that hold for every value."""
+        return {key: value for key, value in self.metric_config.items() if key in _OPTIONS}
+
+    def ignored(self, *, everywhere: bool) -> Sequence[int]:
+        """Return the targets that no value counts (everywhere), or that some value does not: their ignore_index."""
+        told = [self.shared_options()]
+        if not everywhere:
+            told += [options for options in self.metric_config.values() if isinstance(options, Mapping)]
+        return [options["ignore_index"] for options in told if options.get("ignore_index") is not None]
+
     def average(self, sub_type: str, classes: int) -> classification.Average:
         """Return how per-class values are averaged: as told, else class 1 of two, else micro."""
         options = self.options_of(sub_type)
@@ -100,7 +108,7 @@ class Accuracy(Metric):
     """
 
     Config = AccuracyConfig
-    version = 2
+    version = 3
     sub_types: ClassVar[Mapping[str, SubType]] = {
         "accuracy_score": _PROPORTION,
         "accuracy": _PROPORTION,
@@ -150,6 +158,19 @@ class Accuracy(Metric):
         if method == "generate":
             return self._generated(session, samples, labels, config, context)
         return self._chosen(session, samples, labels, config, context)
+
+    def rows_of(self, rows: Rows, sub_type: str, config: AccuracyConfig) -> Rows:
+        """See Metric.rows_of: threshold, top_k and ignore_index may differ from value to value."""
+        found = fitted(rows, config.options_of(sub_type))
+        if sub_type == "auroc" and len({row[1] for row in found.values()}) == 1:
+            label = int(next(iter(found.values()))[1])
+            raise EvaluationError(
+                f"auroc is not defined where all targets are of one class; all {len(found)} here are class {label}; "
+                "take more data, or leave auroc out"
+            )
+        if rows and not found:
+            raise EvaluationError(f"{sub_type}: ignore_index leaves out all {len(rows)} targets")
+        return found
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: AccuracyConfig) -> float:
         """See Metric.aggregate."""
@@ -220,7 +241,7 @@ class Accuracy(Metric):
             if target is None:
                 raise EvaluationError(f"the target {sample.target!r} of sample {sample.id} is none of the labels")
             scores = answers.choice_scores(session, sample, labels, length_normalised=config.length_normalized)
-            rows[sample.id] = _row(target, scores, 1)
+            rows[sample.id] = class_row(target, scores, sample.id)
         return rows
 
     def _classified(
@@ -233,70 +254,47 @@ class Accuracy(Metric):
     ) -> Rows:
         import numpy as np
 
-        options = config.options_of(self.default_sub_type)
         names = config.labels or _model_labels(model)
-        rows: dict[str, tuple[float, ...]] = {}
+        if config.dataloader_func is None:
+            _check_targets(samples, names)
+        name = config.output
+        judged: Judged | None = None
         for batch in batches(session, samples, config, context):
-            result = session.forward(batch.inputs)
-            scores = post_processed(result.outputs, config, context, count=len(batch.ids), output=config.output)
+            outputs = session.forward(batch.inputs).outputs
+            if judged is None:
+                logits = config.post_processing_func is None and (name or main_name(outputs)) == "logits"
+                everywhere, somewhere = (config.ignored(everywhere=all_values) for all_values in (True, False))
+                judged = Judged(config.shared_options(), everywhere, somewhere, logits=logits)
+            count = len(batch.ids)
+            scores = post_processed(outputs, config, context, count=count, output=name)
             for position, (key, target) in enumerate(zip(batch.ids, batch.targets, strict=True)):
                 if target is None:
                     raise EvaluationError(f"sample {key} has no target; its data config must name the label")
                 wanted = np.asarray(_class_number(target, names, key)) if isinstance(target, str) else array(target)
-                _add_rows(rows, key, scores[position], wanted, options)
-        return rows
+                if not batch.whole:
+                    judged.add(key, np.asarray(scores[position]), wanted)
+                    continue
+                if wanted.ndim == 0 or len(wanted) != len(scores):
+                    raise EvaluationError(
+                        f"batch {key} has targets of shape {wanted.shape} and outputs for {len(scores)} samples; "
+                        "expected a target for each"
+                    )
+                for inside, (one, own) in enumerate(zip(scores, wanted, strict=True)):
+                    judged.add(f"{key}#{inside}", np.asarray(one), np.asarray(own))
+        return judged.rows() if judged is not None else {}
 
 
-def _add_rows(
-    rows: dict[str, tuple[float, ...]], key: str, output: np.ndarray, target: np.ndarray, options: Mapping[str, Any]
-) -> None:
-    """Add a sample's row, or one for each of its positions (tokens, pixels)."""
-    import numpy as np
-
-    target = np.squeeze(target)
-    if target.dtype.kind in "US" or (target.dtype.kind == "f" and not np.array_equal(target, np.trunc(target))):
+def _check_targets(samples: Sequence[Sample], names: Sequence[str] | None) -> None:
+    """Raise EvaluationError for a target that is not there, or that no class goes by, before the model is asked."""
+    without = [sample.id for sample in samples if sample.target is None]
+    if without:
         raise EvaluationError(
-            f"the target {target.tolist()} of sample {key} is no class; expected whole numbers or names"
+            f"sample {without[0]} has no target ({len(without)} of {len(samples)} have none); its data config must "
+            "name the label, and rows without one must be left out"
         )
-    if target.ndim == 0:
-        if int(target) != options.get("ignore_index"):
-            rows[key] = _classified_row(np.asarray(output), int(target), options)
-        return
-    ignored = options.get("ignore_index", -100)
-    if target.ndim == 1 and output.ndim and output.shape[0] > target.size:
-        # What a shorter sample was padded with in its batch.
-        output = output[: target.size]
-    for position, label in enumerate(target.reshape(-1)):
-        if int(label) != ignored:
-            flat = output.reshape(target.size, -1) if output.size != target.size else output.reshape(-1)
-            rows[f"{key}#{position}"] = _classified_row(np.asarray(flat[position]), int(label), options)
-
-
-def _classified_row(output: np.ndarray, target: int, options: Mapping[str, Any]) -> tuple[float, ...]:
-    import numpy as np
-
-    output = np.squeeze(output)
-    classes = options.get("num_classes")
-    if output.ndim == 0 and np.issubdtype(output.dtype, np.floating) and (classes in (None, 1, 2)):
-        # One number is the chance of class 1, or its logit.
-        chance = float(output) if 0.0 <= float(output) <= 1.0 else 1.0 / (1.0 + float(np.exp(-float(output))))
-        predicted = int(chance > options.get("threshold", 0.5))
-        return (float(predicted == target), float(target), float(predicted), 2.0, 1.0 - chance, chance)
-    if output.ndim == 0:
-        predicted = int(output)
-        size = float(classes or max(predicted, target, 1) + 1)
-        return (float(predicted == target), float(target), float(predicted), size)
-    return _row(target, output.reshape(-1), options.get("top_k", 1) or 1)
-
-
-def _row(target: int, scores: np.ndarray, top_k: int) -> tuple[float, ...]:
-    import numpy as np
-
-    if not 0 <= target < len(scores):
-        raise EvaluationError(f"a target is class {target}, but the model gives scores for {len(scores)} classes")
-    best = np.argsort(-scores, kind="stable")[:top_k]
-    predicted = target if target in best else int(best[0])
-    return (float(target in best), float(target), float(predicted), float(len(scores)), *(float(s) for s in scores))
+    for sample in samples:
+        if isinstance(sample.target, str):
+            _class_number(sample.target, names, sample.id)
 
 
 def _model_labels(model: Model) -> list[str] | None:
@@ -305,7 +303,9 @@ def _model_labels(model: Model) -> list[str] | None:
         return None
     data = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     names = data.get("id2label")
-    return [names[str(i)] for i in range(len(names))] if names else None
+    if not isinstance(names, Mapping) or {str(key) for key in names} != {str(i) for i in range(len(names))}:
+        return None
+    return [str(names[str(i)]) for i in range(len(names))] or None
 
 
 def _class_number(target: str, names: Sequence[str] | None, key: str) -> int:
@@ -314,7 +314,12 @@ def _class_number(target: str, names: Sequence[str] | None, key: str) -> int:
             f"the target {target!r} of sample {key} is a name and the model has no class names; "
             "list them, in the model's order, as `labels` of the metric"
         )
+    if target in names:
+        return list(names).index(target)
     plain = [answers.normalised(name) for name in names]
     if answers.normalised(target) not in plain:
-        raise EvaluationError(f"the target {target!r} of sample {key} is none of the classes {', '.join(names)}")
+        raise EvaluationError(
+            f"the target {target!r} of sample {key} is none of the classes {', '.join(names)}; list the names that the "
+            "data has, in the model's order, as `labels` of the metric"
+        )
     return plain.index(answers.normalised(target))

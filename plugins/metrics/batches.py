@@ -29,12 +29,16 @@ _END = object()
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of shape (batch, …), with the ids and targets of the real samples in it; the rest is padding."""
+    """Inputs of shape (batch, …), with the ids and targets of the real samples in it; the rest is padding.
+
+    whole: one id and one target stand for the batch, as the user's own loader made it.
+    """
 
     ids: tuple[str, ...]
     inputs: Mapping[str, np.ndarray]
     targets: tuple[Any, ...]
     references: tuple[Any, ...] = ()
+    whole: bool = False
 
 
 def batches(
@@ -68,6 +72,8 @@ def made_up_batch(session: Session, config: DataMetricConfig, context: JobContex
     inputs = made_up_inputs(shapes, seed=seed, batch_size=config.batch_size, lengths=config.shape_kwargs)
     first = next(iter(inputs.values()))
     count = first.shape[0] if first.ndim else 1
+    if not count:
+        raise EvaluationError(f"shape_kwargs {config.shape_kwargs} make batches of no sample; give the batch a size")
     return Batch(tuple(f"made-up-{i}" for i in range(count)), inputs, (None,) * count)
 
 
@@ -171,7 +177,7 @@ def _named(inputs: Any, shapes: Shapes, config: DataMetricConfig) -> Mapping[str
 def _whole(sample: Sample, shapes: Shapes) -> Batch:
     names = list(shapes) or [name for name, value in sample.inputs.items() if not isinstance(value, str)]
     inputs = {name: _input(sample, name, 0) for name in names}
-    return Batch((sample.id,), inputs, (sample.target,), (sample.extras.get("reference"),))
+    return Batch((sample.id,), inputs, (sample.target,), (sample.extras.get("reference"),), whole=True)
 
 
 def _collate(samples: Sequence[Sample], shapes: Shapes) -> Batch:
@@ -243,6 +249,8 @@ def _stack(parts: Sequence[np.ndarray], shape: tuple[int | str, ...], name: str,
             sizes[axis] = size
     out = np.zeros((len(parts), *sizes), dtype or parts[0].dtype)
     for index, part in enumerate(parts):
+        if out.dtype.kind in "iub" and part.dtype.kind == "f" and not np.array_equal(part, np.trunc(part)):
+            raise EvaluationError(f"input {name!r} takes whole numbers ({out.dtype}), and the data has fractions")
         corner: tuple[int | slice, ...] = (index, *(slice(0, n) for n in part.shape))
         out[corner] = part
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,7 +41,7 @@ class DataMetricConfig(MetricConfig):
     func_kwargs: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Further arguments: function field (dataloader_func, …) → keyword arguments."
     )
-    shape_kwargs: dict[str, int] = Field(
+    shape_kwargs: dict[str, Annotated[int, Field(ge=0)]] = Field(
         default_factory=dict, description="Sizes of named axes for made-up input where there is no data."
     )
 

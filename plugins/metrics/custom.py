@@ -160,6 +160,8 @@ def _rows(value: Any, function: str, ids: Sequence[str] = ()) -> Rows:
 
     by_name = value if isinstance(value, Mapping) else {"": value}
     try:
+        if any(given is None for given in by_name.values()):
+            raise TypeError("None is no number")
         columns = {str(name): np.asarray(array(v), dtype=float) for name, v in by_name.items()}
     except (TypeError, ValueError):
         columns = {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-__all__ = ["Outputs", "main_output", "post_processed", "tensors"]
+__all__ = ["Outputs", "main_name", "main_output", "post_processed", "tensors"]
 
 
 class Outputs(dict[str, Any]):
@@ -31,11 +31,15 @@ class Outputs(dict[str, Any]):
 
 def main_output(outputs: Mapping[str, Any], name: str | None = None) -> np.ndarray:
     """Return the named output, else "logits", else the first. Raises EvaluationError for an absent name."""
-    if name is None:
-        name = "logits" if "logits" in outputs else next(iter(outputs))
+    name = name or main_name(outputs)
     if name not in outputs:
         raise EvaluationError(f"the model has no output {name!r}; it has: {', '.join(outputs)}")
     return array(outputs[name])
+
+
+def main_name(outputs: Mapping[str, Any]) -> str:
+    """Return the name of the output that is looked at where none is named: "logits", else the first."""
+    return "logits" if "logits" in outputs else next(iter(outputs))
 
 
 def post_processed(

@@ -15,7 +15,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.config import DataMetricConfig, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,8 @@ class Perplexity(Metric):
         config: PerplexityConfig,
         context: JobContext,
     ) -> Rows:
-        """See Metric.measure. Samples without a token to score are left out; if none has one, that is an error."""
+        """See Metric.measure. Samples without a token to score are left out and told; if none has one, that is an
+        error, and so is a token that the model gives no probability."""
         import numpy as np
 
         assert session is not None
@@ -64,7 +65,12 @@ class Perplexity(Metric):
             nll, tokens = 0.0, 0
             for ids, labels in _windows(session, sample, config):
                 logprobs = np.asarray(session.score(ids, labels).outputs["logprobs"], dtype=float)
-                scored = logprobs[~np.isnan(logprobs)]
+                scored = logprobs[labels != -100]
+                if np.isnan(scored).any():
+                    raise EvaluationError(
+                        f"the model gives NaN for {int(np.isnan(scored).sum())} of {len(scored)} tokens of sample "
+                        f"{sample.id}; its weights or its precision may be broken"
+                    )
                 nll -= float(scored.sum())
                 tokens += len(scored)
             if tokens:
@@ -73,6 +79,9 @@ class Perplexity(Metric):
             raise EvaluationError(
                 f"none of the {len(samples)} samples has a token to score; the data config should give text or labels"
             )
+        if len(rows) < len(samples):
+            left = len(samples) - len(rows)
+            note(f"{left} of {len(samples)} samples have no token to score and are left out", context)
         return rows
 
     def aggregate(self, rows: Sequence[tuple[float, ...]], sub_type: str, config: PerplexityConfig) -> float:

@@ -66,15 +66,17 @@ class WordErrors(Metric):
     ) -> Rows:
         """See Metric.measure."""
         assert session is not None
+        if config.dataloader_func is None:
+            # Before the model is asked: that takes long.
+            for sample in samples:
+                self._wanted(_expected(sample.target, sample.id), sample.id, config)
         if self._forward(config):
             pairs = self._read(session, samples, config, context)
         else:
             pairs = self._generated(session, samples, config, context)
         rows = {}
         for key, (said, wanted) in pairs.items():
-            ours, theirs = (self._plain(text, config) for text in (said, wanted))
-            if not theirs:
-                raise EvaluationError(f"the expected text of sample {key} has no words")
+            ours, theirs = self._plain(said, config), self._wanted(wanted, key, config)
             rows[key] = (
                 float(edits(ours.split(), theirs.split())),
                 float(len(theirs.split())),
@@ -90,6 +92,14 @@ class WordErrors(Metric):
 
     def _forward(self, config: WordErrorsConfig) -> bool:
         return config.method == "forward" or (config.method == "auto" and config.post_processing_func is not None)
+
+    def _wanted(self, text: str, key: str, config: WordErrorsConfig) -> str:
+        plain = self._plain(text, config)
+        if not plain:
+            raise EvaluationError(
+                f"the expected text of sample {key} ({text!r}) has no words, so no rate can be told; leave the row out"
+            )
+        return plain
 
     def _plain(self, text: str, config: WordErrorsConfig) -> str:
         return answers.normalised(text, ignore_case=config.ignore_case, ignore_punctuation=config.ignore_punctuation)
@@ -129,13 +139,17 @@ class WordErrors(Metric):
 
 def edits(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
     """Return the fewest substitutions, insertions and deletions that turn one sequence into the other."""
-    before = list(range(len(theirs) + 1))
-    for number, item in enumerate(ours, 1):
-        row = [number]
-        for position, other in enumerate(theirs):
-            row.append(min(before[position] + (item != other), before[position + 1] + 1, row[-1] + 1))
-        before = row
-    return before[-1]
+    import numpy as np
+
+    number: dict[Any, int] = {}
+    a, b = (np.asarray([number.setdefault(item, len(number)) for item in items]) for items in (ours, theirs))
+    steps = np.arange(len(b) + 1)
+    row = steps
+    for item in a:
+        # What a substitution or one put in comes to; then what is left out, from left to right.
+        best = np.concatenate(([row[0] + 1], np.minimum(row[:-1] + (b != item), row[1:] + 1)))
+        row = np.minimum.accumulate(best - steps) + steps
+    return int(row[-1])
 
 
 def _expected(target: Any, key: str) -> str:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 from drupe.plugins.data.dummy import DummyDataConfig
+from drupe.plugins.data.raw import RawDataConfig
 from tests.plugins.data.conftest import Loaded
 
 Load = Callable[..., Loaded]
@@ -128,3 +129,43 @@ def test_raw_files_of_the_wrong_size_or_count_are_told(load: Load, raw_folder: P
     (raw_folder / "mask" / "2.bin").unlink()
     with pytest.raises(ConfigError, match="image: 3, mask: 2"):
         load({"load_dataset_config": RAW}, type="RawDataContainer")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.json", b"[0,1", "annotations_file: t.json can't be read"),
+        ("t.json", b'{"a": 1}', "annotations_file: t.json holds dict; expected a target per sample"),
+        ("t.npy", b"nothing", "annotations_file: t.npy can't be read"),
+        ("t.txt", b"0", "annotations_file: t.txt; expected a .npy or .json file"),
+    ],
+)
+def test_targets_that_can_not_be_read_are_told(
+    load: Load, raw_folder: Path, name: str, content: bytes, message: str
+) -> None:
+    (raw_folder / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        load({"load_dataset_config": {**RAW, "annotations_file": name}}, type="RawDataContainer")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_names": []}, "expected a name at least, each once"),
+        ({"input_names": ["x", "x"]}, "expected a name at least, each once"),
+        ({"input_shapes": [[-1, 3]]}, r"input_shapes: \[-1, 3\]; expected sizes above 0"),
+        ({"input_types": ["float33"]}, "'float33' is no numpy type of numbers"),
+        ({"input_types": ["object"]}, "'object' is no numpy type of numbers"),
+    ],
+)
+def test_shapes_and_types_that_no_file_has(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RawDataConfig.model_validate(
+            {"load_dataset_config": {"data_dir": ".", "input_names": ["x"], "input_shapes": [[1]], **options}}
+        )
+
+
+@pytest.mark.parametrize("shapes", [[[0, 2]], [[1, -2]]])
+def test_made_up_arrays_have_sizes(shapes: list[list[int]]) -> None:
+    with pytest.raises(ValidationError, match="expected a batch of at least 1, and no size below 0"):
+        DummyDataConfig.model_validate({"load_dataset_config": {"input_shapes": shapes}})

@@ -39,10 +39,17 @@ def test_tables(tmp_path: Path) -> None:
 
     table = pyarrow.Table.from_pylist(ROWS)
     pyarrow.parquet.write_table(table, tmp_path / "r.parquet")
-    assert read_file(tmp_path / "r.parquet", "parquet") == ROWS
+    found = read_file(tmp_path / "r.parquet", "parquet")
+    assert list(found) == ROWS and found[1] == found[-1] == ROWS[1]
+    assert [list(part) for part in (found[:1], found[1:], found[::-1], found[5:])] == [
+        ROWS[:1],
+        ROWS[1:],
+        ROWS[::-1],
+        [],
+    ]
     with pyarrow.OSFile(str(tmp_path / "r.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    assert read_file(tmp_path / "r.arrow", "arrow") == ROWS
+    assert list(read_file(tmp_path / "r.arrow", "arrow")) == ROWS
     (tmp_path / "broken.parquet").write_text("no")
     with pytest.raises(ConfigError, match=r"broken\.parquet is no parquet file"):
         read_file(tmp_path / "broken.parquet", "parquet")

@@ -137,21 +137,41 @@ def test_a_short_sequence_is_judged_without_its_padding(tmp_path: Path) -> None:
     }
 
 
-def test_one_number_is_the_chance_of_class_one(tmp_path: Path) -> None:
-    samples = [Sample("a", {"x": np.array([0.4])}, 1), Sample("b", {"x": np.array([2.0])}, 1)]
-    session = ForwardSession(lambda batch: {"y": batch["x"].astype(float)})
+@pytest.mark.parametrize(
+    ("name", "numbers", "right"),
+    [
+        ("y", [0.4, 0.9], [0.0, 1.0]),
+        # One of them is no chance, so that none is.
+        ("y", [0.4, 2.0], [1.0, 1.0]),
+        ("logits", [0.4, 0.9], [1.0, 1.0]),
+        ("logits", [-0.4, 0.9], [0.0, 1.0]),
+    ],
+)
+def test_one_number_is_the_chance_of_class_one_or_its_logit(
+    tmp_path: Path, name: str, numbers: list[float], right: list[float]
+) -> None:
+    samples = [Sample(str(index), {"x": np.array([number])}, 1) for index, number in enumerate(numbers)]
+    session = ForwardSession(lambda batch: {name: batch["x"].astype(float)})
     rows = run(session, samples, tmp_path, method="classify")[2]
-    assert [row[0] for row in rows.values()] == [0.0, 1.0]
-    lower = run(session, samples, tmp_path, method="classify", metric_config={"threshold": 0.3})[2]
-    assert [row[0] for row in lower.values()] == [1.0, 1.0]
+    assert [row[0] for row in rows.values()] == right
 
 
-def test_top_k_counts_a_target_among_the_best(tmp_path: Path) -> None:
+def test_a_threshold_and_top_k_hold_for_the_value_that_names_them(tmp_path: Path) -> None:
+    samples = [Sample("a", {"x": np.array([0.4])}, 1), Sample("b", {"x": np.array([0.2])}, 1)]
+    session = ForwardSession(lambda batch: {"y": batch["x"].astype(float)})
+    options = {"f1_score": {"threshold": 0.3}, "recall": {"threshold": 0.1}}
+    made, config, rows = run(session, samples, tmp_path, method="classify", metric_config=options)
+    value = {
+        name: made.aggregate(list(made.rows_of(rows, name, config).values()), name, config)
+        for name in ("accuracy_score", "f1_score", "recall")
+    }
+    assert value == {"accuracy_score": 0.0, "f1_score": pytest.approx(2 / 3), "recall": 1.0}
     samples = [Sample("a", {"x": np.array([3.0, 2.0, 1.0])}, 1)]
     session = ForwardSession(lambda batch: {"logits": batch["x"]})
-    options = {"accuracy_score": {"task": "multiclass", "num_classes": 3, "top_k": 2}}
-    assert run(session, samples, tmp_path, method="classify", metric_config=options)[2]["a"][0] == 1.0
-    assert run(session, samples, tmp_path, method="classify")[2]["a"][0] == 0.0
+    options = {"accuracy": {"task": "multiclass", "num_classes": 3, "top_k": 2}}
+    made, config, rows = run(session, samples, tmp_path, method="classify", metric_config=options)
+    assert made.rows_of(rows, "accuracy", config)["a"][0] == 1.0
+    assert made.rows_of(rows, "accuracy_score", config)["a"][0] == 0.0
 
 
 def test_a_users_loader_and_post_processing_are_run_after_consent(tmp_path: Path) -> None:

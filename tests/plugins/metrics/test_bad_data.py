@@ -43,6 +43,9 @@ def short(outputs):
 def broken(outputs):
     raise ValueError("post trouble")
 
+def nothing(*args, **kwargs):
+    return None
+
 def words(*args, **kwargs):
     return {"a": 1.0, "b": "good"}
 """
@@ -67,6 +70,7 @@ def doubled(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         ("accuracy", {"post_processing_func": "broken"}, r"broken \(s.py, line 27\) raised ValueError: post trouble"),
         ("custom", {"evaluate_func": "words"}, "words must return a number, a mapping of numbers, or one number per"),
         ("custom", {"evaluate_func": "text"}, "text must return a number"),
+        ("custom", {"metric_func": "nothing"}, "nothing must return a number, .*, not None"),
         ("custom", {"metric_func": "raises"}, r"raises \(s.py\) raised TypeError"),
     ],
 )
@@ -86,8 +90,8 @@ def test_a_function_that_fails_is_named_with_its_line(
     [
         (0.5, "the target 0.5 of sample a is no class; expected whole numbers or names"),
         (np.array(["cat", "dog"]), r"the target \['cat', 'dog'\] of sample a is no class"),
-        (7, "a target is class 7, but the model gives scores for 3 classes"),
-        (-1, "a target is class -1, but"),
+        (7, "the target of sample a is class 7, but the model gives scores for 3 classes"),
+        (-1, "the target of sample a is class -1, but .*; -1 often says that a data set has no labels"),
         (None, "sample a has no target"),
     ],
 )

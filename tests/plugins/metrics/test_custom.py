@@ -11,6 +11,8 @@ from pydantic import ValidationError
 
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError, EvaluationError
+from drupe.core.registry import get_registry
+from drupe.core.workflow.read import examine
 from tests.plugins.metrics.sessions import ForwardSession, configured, context, metric, model
 
 SAMPLES = [Sample("a", {"x": np.array([1.0, 2.0])}, 1), Sample("b", {"x": np.array([5.0, 2.0])}, 1)]
@@ -90,3 +92,26 @@ def test_the_direction_is_the_workflow_s() -> None:
 def test_a_custom_metric_without_a_function_is_refused() -> None:
     with pytest.raises(ValidationError, match="either evaluate_func or metric_func"):
         configured(metric("custom"))
+
+
+def test_two_values_of_one_full_name_and_limits_that_are_no_numbers_are_faults(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    (tmp_path / "w.yaml").write_text(
+        """
+input_model: {type: HfModel, model_path: model}
+evaluators:
+  judge:
+    metrics:
+      - {name: a, type: custom, user_config: {user_script: mine.py, evaluate_func: one}, sub_types: [{name: b-c}]}
+      - name: a-b
+        type: custom
+        user_config: {user_script: mine.py, evaluate_func: one}
+        sub_types: [{name: c, goal: {type: threshold, value: .nan}}]
+evaluator: judge
+passes: {convert: {type: OnnxConversion}}
+"""
+    )
+    told = {fault.path: fault for fault in examine(tmp_path / "w.yaml", get_registry()).faults}
+    assert told["evaluators.judge.metrics.1.name"].found == "'a-b' gives a-b-c, and so does 'a'"
+    assert told["evaluators.judge.metrics.1.sub_types.0.goal.value"].expected == "a number"

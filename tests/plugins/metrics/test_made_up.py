@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from drupe.core.errors import EvaluationError
 from drupe.plugins.metrics.made_up import made_up_inputs
+from tests.plugins.metrics.sessions import ForwardSession, configured, context, metric, model
 
 SHAPES: dict[str, tuple[tuple[int | str, ...], Any]] = {
     "input_ids": (("batch", "length"), np.int64),
@@ -46,3 +50,12 @@ def test_a_graph_without_a_mask_is_told_the_lengths_that_its_other_inputs_have()
     }  # fmt: skip
     made = made_up_inputs({**SHAPES, **lengths}, seed=0, batch_size=2, lengths={"past": 5, "length": 3})
     assert made["past_seq_len"].tolist() == [[7], [7]] and made["total_seq_len"].tolist() == [8]
+
+
+def test_sizes_that_no_batch_has_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        configured(metric("latency"), shape_kwargs={"n": -1})
+    made = metric("latency")
+    session = ForwardSession(lambda batch: batch, {"x": (("n", 2), "float32")})
+    with pytest.raises(EvaluationError, match=r"shape_kwargs \{'n': 0\} make batches of no sample"):
+        made.measure(model(tmp_path), session, [], configured(made, shape_kwargs={"n": 0}), context(tmp_path))

@@ -67,3 +67,18 @@ def test_nothing_to_score_is_an_error(tmp_path: Path) -> None:
 def test_a_broken_model_has_a_huge_finite_perplexity() -> None:
     made = metric("perplexity")
     assert math.isfinite(made.aggregate([(1e6, 1.0)], "perplexity", configured(made)))
+
+
+def test_a_token_that_gets_no_probability_is_an_error(tmp_path: Path) -> None:
+    made = metric("perplexity")
+    session = LetterSession({"a": -2.0, "b": math.nan})
+    with pytest.raises(EvaluationError, match="the model gives NaN for 1 of 3 tokens of sample xaab"):
+        made.measure(model(tmp_path), session, [sample("xaab")], configured(made), context(tmp_path))
+
+
+def test_samples_without_a_token_to_score_are_told(tmp_path: Path) -> None:
+    made = metric("perplexity")
+    told = context(tmp_path)
+    rows = made.measure(model(tmp_path), LetterSession({}), [sample("x"), sample("xa")], configured(made), told)
+    assert list(rows) == ["xa"]
+    assert told.report["notes"] == ["1 of 2 samples have no token to score and are left out"]

@@ -40,7 +40,7 @@ def ours(sub_type: str, logits: np.ndarray, targets: np.ndarray, options: dict[s
     samples = [Sample(str(i), {"x": x}, int(t)) for i, (x, t) in enumerate(zip(logits, targets, strict=True))]
     session = ForwardSession(lambda batch: {"logits": batch["x"]})
     rows = made.measure(model(folder), session, samples, config, context(folder))
-    return made.aggregate(list(rows.values()), sub_type, config)
+    return made.aggregate(list(made.rows_of(rows, sub_type, config).values()), sub_type, config)
 
 
 def theirs(sub_type: str, logits: np.ndarray, targets: np.ndarray, options: dict[str, Any]) -> float:

@@ -64,8 +64,10 @@ def test_texts_that_a_script_reads_from_the_outputs_are_compared(tmp_path: Path)
 
 
 def test_an_expected_text_without_words_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="sample q0 has no words"):
-        run(AnsweringSession(str), questions([("x", " ?")]), tmp_path)
+    session = AnsweringSession(str)
+    with pytest.raises(EvaluationError, match=r"sample q1 \(' \?'\) has no words"):
+        run(session, questions([("y", " no"), ("x", " ?")]), tmp_path)
+    assert not session.prompts
 
 
 @given(st.text("ab", max_size=6), st.text("ab", max_size=6))
