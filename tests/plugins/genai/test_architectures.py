@@ -16,6 +16,11 @@ from tests.plugins.genai.test_model_builder import CPU, build, builder
 from tests.plugins.onnx.graphs import run_pass
 from tests.plugins.quantization.decoders import decoder
 
+GEMMA3 = {
+    "head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+
 
 def said(folder: Path, ids: np.ndarray) -> np.ndarray:
     """Logits of a prompt and of two tokens behind it, by plain onnxruntime-genai."""
@@ -34,7 +39,11 @@ def said(folder: Path, ids: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "config"),
-    [("Mistral", {}), ("Phi3", {"max_position_embeddings": 64, "original_max_position_embeddings": 64})],
+    [
+        ("Mistral", {}),
+        ("Phi3", {"max_position_embeddings": 64, "original_max_position_embeddings": 64}),
+        ("Gemma3", GEMMA3),
+    ],
 )
 def test_attention_looks_no_further_back_than_the_models_window(
     kind: str, config: dict[str, Any], tmp_path: Path
