@@ -233,7 +233,7 @@ def _fitted(pass_name: str, inputs: Mapping[str, Any], batch: Mapping[str, Any],
                 f"{pass_name}: {where} of the calibration data gives {name} the shape {list(array.shape)}; "
                 f"the graph takes {list(shape)}"
             )
-        fitted[name] = np.ascontiguousarray(array, dtype=dtype)
+        fitted[name] = np.asarray(array, dtype=dtype, order="C")
     return fitted
 
 
