@@ -94,7 +94,9 @@ class TransformersSession(Session):
         if unknown:
             takes = ", ".join(name for name in self._parameters if name not in ("kwargs", "self"))
             raise EvaluationError(f"the model takes no input {', '.join(map(repr, unknown))}; it takes: {takes}")
-        inputs = {name: torch.from_numpy(np.asarray(value, order="C")).to(self._device) for name, value in batch.items()}
+        inputs = {
+            name: torch.from_numpy(np.asarray(value, order="C")).to(self._device) for name, value in batch.items()
+        }
         if "use_cache" in self._parameters:
             inputs["use_cache"] = False
         with torch.inference_mode():

@@ -225,6 +225,9 @@ def _fitted(pass_name: str, inputs: Mapping[str, Any], batch: Mapping[str, Any],
             continue
         value = batch[name]
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if not shape and array.size == 1:
+            # A number for the whole batch, in a list of the one row's.
+            array = array.reshape(())
         fits = len(array.shape) == len(shape) and all(
             not isinstance(size, int) or size == there for size, there in zip(shape, array.shape, strict=True)
         )

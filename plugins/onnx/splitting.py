@@ -62,7 +62,7 @@ def _modules_of(paths: Set[tuple[str, ...]], assignments: Mapping[str, int]) -> 
     found: dict[tuple[str, ...], int] = {}
     absent: list[tuple[tuple[str, ...], int]] = []
     for name, piece in assignments.items():
-        path = tuple(name.split("."))
+        path = node_path(name)
         if path in there:
             found[path] = piece
         else:
