@@ -49,11 +49,17 @@ def readable_source(folder: Path, scratch: Path) -> Path:
     The builder (onnxruntime-genai 0.18) takes layers of which nothing is said for full attention, and gives other
     logits than the model from the window's length on: config.json says then which slide. It cuts the zero points of
     fused layers in the format of Gptq and Rtn at the wrong places: such layers are written apart. It asks for the kind
-    of Phi's long rotary embeddings by the name that config.json had before transformers 5: it has both then.
+    of Phi's long rotary embeddings by the name that config.json had before transformers 5: it has both then. It looks
+    for Gemma-3's frequencies where transformers had them before its version 5: they are told there as well.
     """
     config = read_config(folder)
-    slides, fused, unnamed = slides_unsaid(config), _is_fused(config), _names_rope_anew(config)
-    if not (slides or fused or unnamed):
+    slides, fused, unnamed, turns = (
+        slides_unsaid(config),
+        _is_fused(config),
+        _names_rope_anew(config),
+        _frequencies(config),
+    )
+    if not (slides or fused or unnamed or turns is not None):
         return folder
     scratch.mkdir(parents=True)
     for entry in folder.iterdir():
@@ -63,6 +69,8 @@ def readable_source(folder: Path, scratch: Path) -> Path:
         config["layer_types"] = ["sliding_attention"] * int(config["num_hidden_layers"])
     if unnamed:
         config["rope_parameters"]["type"] = config["rope_parameters"]["rope_type"]
+    if turns is not None:
+        config["rope_parameters"] = turns
     if fused:
         _write_apart(folder, scratch, _rows(config))
         told = config["quantization_config"].get("overrides") or {}
@@ -82,6 +90,23 @@ def slides_unsaid(config: Mapping[str, Any]) -> bool:
 def _names_rope_anew(config: Mapping[str, Any]) -> bool:
     told = config.get("rope_parameters")
     return isinstance(told, Mapping) and told.get("rope_type") == "longrope" and "type" not in told
+
+
+def _frequencies(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return Gemma-3's rotary parameters as the builder reads them beside transformers; None where they are of
+    another architecture, or scaled: the builder would scale those of sliding layers too."""
+    told = config.get("rope_parameters") or {}
+    if (config.get("architectures") or [None])[0] != "Gemma3ForCausalLM" or config.get("rope_scaling"):
+        return None
+    parts = {
+        name: {"rope_type": "default", **(told.get(name) or {})} for name in ("full_attention", "sliding_attention")
+    }
+    if any(part["rope_type"] != "default" for part in parts.values()):
+        return None
+    whole = float(parts["full_attention"].get("rope_theta") or config.get("rope_theta") or 1e6)
+    sliding = float(parts["sliding_attention"].get("rope_theta") or config.get("rope_local_base_freq") or 1e4)
+    parts["full_attention"]["rope_theta"], parts["sliding_attention"]["rope_theta"] = whole, sliding
+    return {**parts, "rope_type": "default", "rope_theta": whole, "rope_local_base_freq": sliding}
 
 
 def _is_fused(config: Mapping[str, Any]) -> bool:

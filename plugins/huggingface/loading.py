@@ -23,6 +23,7 @@ __all__ = [
     "load_image_processor",
     "load_model",
     "load_tokenizer",
+    "model_class",
     "read_config",
     "torch_dtype",
 ]
@@ -138,6 +139,15 @@ def adapter_folder(model: Model) -> Path | None:
     return model.folder / str(name) if name else None
 
 
+def model_class(model: Model) -> Any:
+    """Return the transformers Auto class that loads a model for its task."""
+    import transformers
+
+    architecture = (read_config(model.folder).get("architectures") or [None])[0]
+    task = model.attributes.get("task") or infer_task(architecture)
+    return getattr(transformers, auto_class_name(task, architecture))
+
+
 def load_config(model: Model) -> Any:
     """Return the model's transformers config."""
     from transformers import AutoConfig
@@ -206,9 +216,7 @@ def load_model(
     if _packs_zero_points(config):
         # transformers 5.18 and newer give zero points that are packed another shape than they have in the file.
         options.setdefault("quantization_config", transformers.CompressedTensorsConfig(dequantize=True))
-    architecture = (config.get("architectures") or [None])[0]
-    task = model.attributes.get("task") or infer_task(architecture)
-    auto = getattr(transformers, auto_class_name(task, architecture))
+    auto = model_class(model)
     if model.kind == "sliced":
         loaded = _sliced(model, options)
     elif model.attributes.get("quantization") == "olive":

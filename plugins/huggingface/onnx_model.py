@@ -145,11 +145,21 @@ def _external_files(graph: Path) -> list[str]:
 
     proto = onnx.load(graph, load_external_data=False)
     places: set[str] = set()
-    tensors = list(proto.graph.initializer)
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            tensors += [attribute.t, *attribute.tensors]
-    for tensor in tensors:
-        if uses_external_data(tensor):
-            places.update(entry.value for entry in tensor.external_data if entry.key == "location")
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        tensors: list[Any] = []
+        if graphs:
+            part = graphs.pop()
+            tensors += part.initializer
+            tensors += (tensor for sparse in part.sparse_initializer for tensor in (sparse.values, sparse.indices))
+            nodes += part.node
+        for node in nodes:
+            for attribute in node.attribute:
+                tensors += [attribute.t, *attribute.tensors]
+                graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        nodes = []
+        for tensor in tensors:
+            if uses_external_data(tensor):
+                places.update(entry.value for entry in tensor.external_data if entry.key == "location")
     return sorted(places)

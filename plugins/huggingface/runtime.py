@@ -97,7 +97,7 @@ class TransformersSession(Session):
             takes = ", ".join(name for name in self._parameters if name not in ("kwargs", "self"))
             raise EvaluationError(f"the model takes no input {', '.join(map(repr, unknown))}; it takes: {takes}")
         inputs: dict[str, Any] = {
-            name: torch.from_numpy(np.ascontiguousarray(value)).to(self._device) for name, value in batch.items()
+            name: torch.from_numpy(np.asarray(value, order="C")).to(self._device) for name, value in batch.items()
         }
         if (past := inputs.get("past_key_values")) is not None and past.ndim == 6:
             # Keys and values of earlier tokens: (layers, 2, batch, heads, length, size).

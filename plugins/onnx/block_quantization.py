@@ -17,6 +17,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.graphs import name_all_nodes
 
 __all__ = [
     "BlockQuantizationConfig",
@@ -107,6 +108,8 @@ class _BlockQuantization(GraphPass):
     def rewrite(self, proto: Any, path: Path, model: Model, config: Any, context: PassContext) -> Any:
         """Quantize with onnxruntime."""
         check_node_names(self.spec.name, proto, "nodes_to_exclude", config.nodes_to_exclude)
+        # One of the schemes calls weights after their nodes.
+        name_all_nodes(proto)
         # The quantizer may change the graph it is given.
         kinds_of = Counter(node.op_type for node in proto.graph.node)
         kinds = sorted(kinds_of)

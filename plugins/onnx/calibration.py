@@ -227,6 +227,9 @@ def _fitted(pass_name: str, inputs: Mapping[str, Any], batch: Mapping[str, Any],
             continue
         value = batch[name]
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if not shape and array.size == 1:
+            # A number for the whole batch, in a list of the one row's.
+            array = array.reshape(())
         fits = len(array.shape) == len(shape) and all(
             not isinstance(size, int) or size == there for size, there in zip(shape, array.shape, strict=True)
         )
@@ -235,7 +238,7 @@ def _fitted(pass_name: str, inputs: Mapping[str, Any], batch: Mapping[str, Any],
                 f"{pass_name}: {where} of the calibration data gives {name} the shape {list(array.shape)}; "
                 f"the graph takes {list(shape)}"
             )
-        fitted[name] = np.ascontiguousarray(array, dtype=dtype)
+        fitted[name] = np.asarray(array, dtype=dtype, order="C")
     return fitted
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +17,11 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.plugins.onnx.graphs import graph_paths
+from drupe.plugins.onnx.stacks import blocks_of, node_path
 
 __all__ = ["CaptureSplitInfo", "CaptureSplitInfoConfig"]
 
-_BLOCK = re.compile(r"^(.*\b(?:layers|layer|h|blocks|block)\.\d+)\.")
 _EMBEDDING = re.compile(r"^((?:[\w.]*\.)?(?:embed_tokens|embed_in|wte|word_embeddings))\.weight$")
 _COLUMNS = ("module", "num_params", "num_bytes", "num_flops")
 
@@ -29,7 +31,9 @@ class CaptureSplitInfoConfig(PassConfig):
 
     num_splits: int | None = searchable(None, IntRange(2, 8), doc="How many pieces the blocks are divided into.", ge=1)
     block_to_split: str | list[str] | None = Field(
-        None, description="Modules whose children are divided; default: the list of a transformer's blocks."
+        None,
+        description="Modules whose children are divided; default: the stacks of blocks (layers.0, layers.1, …) that "
+        "the model is built of, of an ONNX model by the names of its nodes.",
     )
     cost_model: FileRef | None = Field(
         None,
@@ -52,7 +56,7 @@ class CaptureSplitInfo(Pass):
     """Notes the pieces in the model's attributes; its files stay as they are."""
 
     Config: ClassVar[type[PassConfig]] = CaptureSplitInfoConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be divided. The pieces themselves are known when the pass has run."""
@@ -60,11 +64,6 @@ class CaptureSplitInfo(Pass):
             raise ConfigError(
                 f"{self.spec.name}: cost_model fills pieces up to the accelerator's memory; give "
                 "systems.X.accelerators[].memory, or num_splits"
-            )
-        if info.kind == "pytorch" and config.cost_model is None and config.block_to_split is None:
-            raise ConfigError(
-                f"{self.spec.name}: of a PyTorchModel it is not known which modules are its blocks; name them as "
-                "block_to_split"
             )
         return super().plan(info, config, accelerator).with_(split=True)
 
@@ -79,7 +78,9 @@ class CaptureSplitInfo(Pass):
 
     def _by_number(self, model: Model, config: CaptureSplitInfoConfig, context: PassContext) -> dict[str, int]:
         assert config.num_splits is not None
-        embeddings, members = self._modules(model, config.block_to_split, context)
+        modules = self._named(model, context)
+        embeddings = [name for name in modules.sizes if _EMBEDDING.match(f"{name}.weight")]
+        members = self._members(modules, config)
         if len(members) < config.num_splits:
             raise ConfigError(
                 f"{self.spec.name}: num_splits {config.num_splits}, and there are {len(members)} blocks to divide"
@@ -93,7 +94,7 @@ class CaptureSplitInfo(Pass):
         for piece, part in enumerate(_divided(members, config.num_splits)):
             found.update(dict.fromkeys(part, first + piece))
         if config.unique_embeds_lm_head_splits:
-            found["lm_head"] = first + config.num_splits
+            found.update(dict.fromkeys((*modules.heads, "lm_head"), first + config.num_splits))
         return found
 
     def _by_cost(self, config: CaptureSplitInfoConfig, context: PassContext) -> dict[str, int]:
@@ -134,46 +135,81 @@ class CaptureSplitInfo(Pass):
         if not embeddings:
             raise ConfigError(f"{self.spec.name}: unique_embeds_lm_head_splits: no module of the model is an embedding")
 
-    def _modules(
-        self, model: Model, blocks: str | list[str] | None, context: PassContext
-    ) -> tuple[list[str], list[str]]:
-        """Return the names of a model's embeddings and of the modules to divide, in order."""
-        names = self._parameters(model, context)
-        wanted = [blocks] if isinstance(blocks, str) else blocks
-        if wanted is None:
-            members = list(dict.fromkeys(match[1] for name in names if (match := _BLOCK.match(name))))
-            if not members:
-                raise ConfigError(f"{self.spec.name}: the model has no numbered blocks; name block_to_split")
-        else:
-            members = []
-            for block in wanted:
-                prefix = f"{block}." if block else ""
-                inside = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
-                if not inside:
-                    raise ConfigError(
-                        f"{self.spec.name}: block_to_split: the model has no module {block!r} with weights"
-                    )
-                members += [f"{prefix}{child}" for child in dict.fromkeys(inside)]
-        embeddings = [match[1] for name in names if (match := _EMBEDDING.match(name))]
-        return embeddings, sorted(members, key=_by_place) if wanted is None else members
+    def _members(self, modules: _Modules, config: CaptureSplitInfoConfig) -> list[str]:
+        """Return the names of the modules to divide, in the order in which they run."""
+        assert config.num_splits is not None
+        stacks = blocks_of(modules.sizes, config.num_splits)
+        if config.block_to_split is None:
+            if not stacks:
+                tops = list(dict.fromkeys(name.split(".")[0] for name in modules.sizes if name))
+                raise ConfigError(
+                    f"{self.spec.name}: the model has no stack of blocks (modules such as layers.0, layers.1, …); name "
+                    "as block_to_split modules whose children run one after another"
+                    + (f"; it has {', '.join(tops[:8])}" if tops else "; its nodes are not named after modules")
+                )
+            return stacks
+        wanted = [config.block_to_split] if isinstance(config.block_to_split, str) else config.block_to_split
+        members: list[str] = []
+        for block in wanted:
+            prefix = f"{block}." if block else ""
+            inside = [name.removeprefix(prefix).split(".")[0] for name in modules.sizes if name.startswith(prefix)]
+            if not any(inside):
+                there = dict.fromkeys(name.rpartition(".")[0] or name for name in stacks)
+                raise ConfigError(
+                    f"{self.spec.name}: block_to_split: the model has no module {block!r} that holds others"
+                    + (f"; its blocks are in {', '.join(there)}" if there else "")
+                )
+            members += [f"{prefix}{child}" for child in dict.fromkeys(inside) if child]
+        return members
 
-    def _parameters(self, model: Model, context: PassContext) -> list[str]:
-        from drupe.plugins.huggingface.files import weight_names
+    def _named(self, model: Model, context: PassContext) -> _Modules:
+        if model.kind in ("hf", "pytorch"):
+            return _of_network(_built(model) if model.kind == "hf" else _loaded(model, context))
+        import onnx
 
-        if model.kind == "pytorch":
-            from drupe.plugins.huggingface.pytorch_model import load_pytorch
+        paths = graph_paths(model)
+        if len(paths) != 1:
+            raise ConfigError(f"{self.spec.name} divides one graph; the model has {len(paths)}")
+        sizes: dict[str, int] = {}
+        for node in onnx.load(str(paths[0]), load_external_data=False).graph.node:
+            name = ".".join(node_path(node.name)[:-1])
+            sizes[name] = sizes.get(name, 0) + 1
+        return _Modules(sizes, ())
 
-            return [name for name, _ in load_pytorch(model, context).named_parameters()]
-        found = list(weight_names(model.folder))
-        if not found:
-            raise ConfigError(f"{self.spec.name}: the model has no safetensors files, whose names tell its modules")
-        return found
+
+@dataclass(frozen=True)
+class _Modules:
+    """sizes: module → what it weighs itself, in the order in which modules run; heads: what gives the logits."""
+
+    sizes: Mapping[str, int]
+    heads: Sequence[str]
 
 
-def _by_place(name: str) -> tuple[str, int]:
-    """Blocks in the order of their numbers: files list layers.10 before layers.2."""
-    prefix, _, number = name.rpartition(".")
-    return prefix, int(number)
+def _built(model: Model) -> Any:
+    """Return the network of an `hf` model without its weights: files may call modules by names of older days."""
+    import torch
+
+    from drupe.plugins.huggingface.loading import load_config, model_class
+
+    with torch.device("meta"):
+        return model_class(model).from_config(
+            load_config(model), trust_remote_code=bool(model.attributes.get("remote_code", False))
+        )
+
+
+def _loaded(model: Model, context: PassContext) -> Any:
+    from drupe.plugins.huggingface.pytorch_model import load_pytorch
+
+    return load_pytorch(model, context)
+
+
+def _of_network(network: Any) -> _Modules:
+    sizes: dict[str, int] = {}
+    for name, parameter in network.named_parameters():
+        module = name.rpartition(".")[0]
+        sizes[module] = sizes.get(module, 0) + parameter.numel()
+    head = network.get_output_embeddings() if hasattr(network, "get_output_embeddings") else None
+    return _Modules(sizes, [name for name, module in network.named_modules() if head is not None and module is head])
 
 
 def _divided(members: Sequence[str], count: int) -> list[Sequence[str]]:

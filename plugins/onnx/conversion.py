@@ -176,7 +176,7 @@ class OnnxConversion(Pass):
     def _exported(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
         """Export a Hugging Face model; by the older exporter where torch.export fails and was not asked for by name."""
         try:
-            return self._hugging_face(model, config, context)
+            return self._by_either_attention(model, config, context)
         except ExporterFailed as error:
             if config.use_dynamo_exporter is not None or config.target_opset > _LAST_TRACED:
                 raise
@@ -184,14 +184,35 @@ class OnnxConversion(Pass):
             context.report["exporter"] = f"the older one, since by torch.export {error}"
         return self._hugging_face(model, config.model_copy(update={"use_dynamo_exporter": False}), context)
 
-    def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
+    def _by_either_attention(self, model: Model, config: OnnxConversionConfig, context: PassContext) -> Any:
+        """Export a Hugging Face model; with attention in its plain form where the exporter can't write the fused one.
+
+        torch 2.13 takes what its own attention gives for laid out otherwise when it has biases of open lengths (T5)."""
+        try:
+            return self._hugging_face(model, config, context)
+        except ExporterFailed:
+            chosen = "attn_implementation" in (model.attributes.get("load_kwargs") or {})
+            if not config.dynamo or chosen:
+                raise
+            context.log.info("%s: once more, with attention in its plain form", self.spec.name)
+            try:
+                proto = self._hugging_face(model, config, context, attn_implementation="eager")
+            except (ExporterFailed, ValueError):
+                # What failed first is what the user should read.
+                proto = None
+            if proto is None:
+                raise
+        context.report["attention"] = "in its plain form, since torch.export can't write the fused one of this model"
+        return proto
+
+    def _hugging_face(self, model: Model, config: OnnxConversionConfig, context: PassContext, **options: Any) -> Any:
         import torch
 
         from drupe.plugins.huggingface.loading import load_model
 
         adapter = bool(model.attributes.get("adapter"))
         # Traced attention in its plain form is what ONNX Runtime's fusions look for.
-        plain: dict[str, Any] = {} if config.dynamo else {"attn_implementation": "eager"}
+        plain: dict[str, Any] = options if config.dynamo else {"attn_implementation": "eager"}
         loaded = load_model(model, device=config.device, with_adapter=adapter, **plain)
         if adapter and config.merge_adapter_weights:
             loaded = loaded.merge_and_unload()

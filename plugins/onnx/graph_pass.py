@@ -15,11 +15,12 @@ from pydantic import Field
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, EvaluationError, PassError
+from drupe.core.errors import ConfigError, DrupeError, EvaluationError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.extensions import register_extensions
 from drupe.plugins.onnx.graphs import external_files, graph_paths, save_graph, scrub_graph, unknown_operators
+from drupe.plugins.onnx.plain import read_plain
 
 __all__ = ["GraphPass", "GraphPassConfig", "check_loads", "check_node_names"]
 
@@ -73,8 +74,6 @@ class GraphPass(Pass):
 
     def run(self, model: Model, config: Any, context: PassContext) -> Model:
         """Rewrite each graph below context.output_dir."""
-        import onnx
-
         paths = graph_paths(model)
         if config.external_data_name and len(paths) > 1:
             raise ConfigError(
@@ -86,9 +85,9 @@ class GraphPass(Pass):
             context.progress(number, len(paths), f"rewriting {path.name}")
             beside = external_files(path)
             replaced += [path, *beside]
-            read = onnx.load(str(path))
+            read, plain = read_plain(path, context.output_dir.parent)
             self._check_operators(read, model, context)
-            proto = self.rewrite(read, path, model, config, context)
+            proto = self._rewritten(read, plain, model, config, context)
             scrub_graph(proto)
             written = save_graph(
                 proto,
@@ -110,6 +109,20 @@ class GraphPass(Pass):
             remove=[path.relative_to(model.folder).as_posix() for path in replaced],
             attributes=self.outcome(model.attributes, config),
         )
+
+    def _rewritten(self, proto: Any, path: Path, model: Model, config: Any, context: PassContext) -> Any:
+        """Rewrite; faults of a library on graphs that it does not foresee are told in one message."""
+        try:
+            return self.rewrite(proto, path, model, config, context)
+        except (DrupeError, MemoryError, OSError):
+            raise
+        except Exception as error:
+            said = next(iter(str(error).strip().splitlines()), "")
+            raise PassError(
+                f"{self.spec.name} can't rewrite the graph {path.name}: {type(error).__name__}"
+                + (f": {said[:300]}" if said else "")
+                + "; leave the pass out for this model, or the operators that it fails on where its options name them"
+            ) from error
 
     def _check_operators(self, proto: Any, model: Model, context: PassContext) -> None:
         """Raise PassError, before the work, for operators that ONNX Runtime lacks."""

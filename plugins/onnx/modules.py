@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -264,17 +266,19 @@ def by_tracing(
     import onnx
     import torch
 
-    torch.onnx.export(
-        wrapped,
-        tuple(tensors.values()),
-        str(target),
-        input_names=list(tensors),
-        output_names=list(outputs),
-        dynamic_axes=dict(axes) or None,
-        opset_version=opset,
-        do_constant_folding=optimize,
-        dynamo=False,
-    )
+    # Where it fails it prints the whole of what it traced.
+    with contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(
+            wrapped,
+            tuple(tensors.values()),
+            str(target),
+            input_names=list(tensors),
+            output_names=list(outputs),
+            dynamic_axes=dict(axes) or None,
+            opset_version=opset,
+            do_constant_folding=optimize,
+            dynamo=False,
+        )
     traced = onnx.load(str(target))
     name_nodes(traced)
     return traced

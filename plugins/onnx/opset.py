@@ -42,6 +42,11 @@ class OnnxOpVersionConversion(GraphPass):
         now = opset_of(proto)
         if now == config.target_opset:
             return proto
+        if proto.functions:
+            # The converter leaves functions behind, and what is in them is of the old version.
+            from onnx import inliner
+
+            proto = inliner.inline_local_functions(proto)
         extra = [entry for entry in proto.opset_import if entry.domain not in ("", "ai.onnx")]
         try:
             result = version_converter.convert_version(proto, config.target_opset)

@@ -224,9 +224,8 @@ def drupe_passes() -> list[PassSpec]:
             "CaptureSplitInfo",
             "capture_split_info",
             "Note which modules go into which piece, for SplitModel",
-            accepts=frozenset({"hf", "pytorch"}),
-            requires=("safetensors>=0.5",),
-            key_packages=(),
+            accepts=frozenset({"hf", "pytorch", "onnx", "genai"}),
+            key_packages=("transformers",),
             accelerator_matters=True,
         ),
         _pass(

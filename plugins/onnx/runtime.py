@@ -166,8 +166,9 @@ class OnnxSession(Session):
         if missing or unknown:
             what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}, which the graph lacks"
             raise EvaluationError(f"the batch {what}; the graph takes {', '.join(self._inputs)}")
+        # A number stays one: ascontiguousarray would make a list of it.
         feeds = {
-            name: np.ascontiguousarray(batch[name], dtype=_TYPES.get(item.type)) for name, item in self._inputs.items()
+            name: np.asarray(batch[name], dtype=_TYPES.get(item.type), order="C") for name, item in self._inputs.items()
         }
         feeds |= self._constants
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
 from drupe.plugins.onnx.graphs import inner_graphs, rename_values
 from drupe.plugins.onnx.joining import same_functions, same_opsets
+from drupe.plugins.onnx.stacks import node_path
 
 __all__ = ["assign_nodes", "composed", "inputs_of", "pieces"]
 
@@ -16,13 +17,16 @@ __all__ = ["assign_nodes", "composed", "inputs_of", "pieces"]
 def assign_nodes(pass_name: str, graph: Any, assignments: Mapping[str, int]) -> list[int]:
     """Return for each node of a graph the piece that it goes into.
 
-    assignments: module name to piece. A node belongs to the module that its name begins with. Others follow what they
-    are calculated from; those that only depend on the graph's inputs go where they are first needed. Raises PassError
-    where no node has such a name, or where a piece would need what a later one gives.
+    assignments: module name to piece. A node belongs to the module that its name begins with; where no node's does,
+    to one that ends like it (exporters leave out what calls no module: /decoder for model.decoder). Others follow what
+    they are calculated from; those that only depend on the graph's inputs go where they are first needed. Raises
+    PassError where no node has such a name, or where a piece would need what a later one gives.
     """
-    own = [_of_module(node.name, assignments) for node in graph.node]
+    paths = [node_path(node.name) for node in graph.node]
+    modules = _modules_of(set(paths), assignments)
+    own = [_of_module(path, modules) for path in paths]
     if all(piece is None for piece in own):
-        names = ", ".join(node.name for node in list(graph.node)[:4])
+        names = ", ".join(node.name or "''" for node in list(graph.node)[:4])
         raise PassError(
             f"{pass_name}: no node of the graph belongs to {', '.join(list(assignments)[:3])}…; they are named {names}…"
         )
@@ -52,10 +56,30 @@ def assign_nodes(pass_name: str, graph: Any, assignments: Mapping[str, int]) -> 
     return [numbers[piece] for piece in found if piece is not None]
 
 
-def _of_module(name: str, assignments: Mapping[str, int]) -> int | None:
-    parts = name.strip("/").replace("/", ".").split(".")
-    for length in range(len(parts), 0, -1):
-        if (piece := assignments.get(".".join(parts[:length]))) is not None:
+def _modules_of(paths: Set[tuple[str, ...]], assignments: Mapping[str, int]) -> dict[tuple[str, ...], int]:
+    """Return the pieces by the modules' paths as the graph's nodes have them."""
+    there = {path[:length] for path in paths for length in range(1, len(path) + 1)}
+    found: dict[tuple[str, ...], int] = {}
+    absent: list[tuple[tuple[str, ...], int]] = []
+    for name, piece in assignments.items():
+        path = node_path(name)
+        if path in there:
+            found[path] = piece
+        else:
+            absent.append((path, piece))
+    for path, piece in absent:
+        # A number alone names no module: layers.0 is the least.
+        least = 2 if path[-1].isdigit() else 1
+        for start in range(1, len(path) - least + 1):
+            if path[start:] in there and path[start:] not in found:
+                found[path[start:]] = piece
+                break
+    return found
+
+
+def _of_module(path: tuple[str, ...], modules: Mapping[tuple[str, ...], int]) -> int | None:
+    for length in range(len(path), 0, -1):
+        if (piece := modules.get(path[:length])) is not None:
             return piece
     return None
 

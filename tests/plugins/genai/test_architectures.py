@@ -16,6 +16,11 @@ from tests.plugins.genai.test_model_builder import CPU, build, builder
 from tests.plugins.onnx.graphs import run_pass
 from tests.plugins.quantization.decoders import decoder
 
+GEMMA3 = {
+    "head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+
 
 def said(folder: Path, ids: np.ndarray) -> np.ndarray:
     """Logits of a prompt and of two tokens behind it, by plain onnxruntime-genai."""
@@ -50,6 +55,8 @@ LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "
         ),
         ("Phi3", {"max_position_embeddings": 64, "original_max_position_embeddings": 64}),
         ("Phi3", {"max_position_embeddings": 128, "original_max_position_embeddings": 64, "rope_parameters": LONG}),
+    ],
+        ("Gemma3", GEMMA3),
     ],
 )
 def test_attention_looks_no_further_back_than_the_models_window(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime_genai as og
 import pytest
+import torch
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError, PassError
@@ -19,8 +20,10 @@ from drupe.core.registry import get_registry
 from drupe.core.runtimes import GenerateOptions
 from drupe.plugins.genai.padding import padding_token
 from drupe.plugins.genai.static_llm import StaticLLMConfig
+from drupe.plugins.huggingface.loading import load_model
 from drupe.testing import PassContract, RuntimeContract, tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, run_pass
+from tests.plugins.quantization.decoders import decoder
 
 LENGTHS = {"surgeries": [{"surgeon": "AttentionMaskToSequenceLengths"}]}
 
@@ -91,6 +94,42 @@ def test_the_tokens_are_the_sources_whatever_the_prompts_length(
     for length in (1, 2, 15, 16, 17, 40, 64):
         prompt = rng.integers(0, 250, length).tolist()
         assert said(static.folder, prompt, 24) == said(built.folder, prompt, 24), length
+
+
+def stepped(folder: Path, ids: Sequence[int], count: int) -> tuple[list[int], np.ndarray]:
+    """The tokens that plain onnxruntime-genai puts behind a prompt, and the logits of each."""
+    model = og.Model(str(folder))
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=128, do_sample=False, top_k=1)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(np.asarray(ids, np.int32))
+    tokens, found = [], []
+    for _ in range(count):
+        found.append(np.asarray(generator.get_logits()).reshape(-1))
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return tokens, np.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "sizes"),
+    [("Mistral", 20, {}), ("Gemma2", 6, {"head_dim": 16, "query_pre_attn_scalar": 16})],
+)
+def test_layers_that_look_back_over_a_window_do_so_with_fixed_lengths(
+    kind: str, window: int, sizes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Windows longer and shorter than the chunks of a prompt; of Gemma's layers every second has one."""
+    source = decoder(tmp_path / "model", kind, sliding_window=window, initializer_range=0.2, **sizes)
+    network = load_model(source, dtype="float32")
+    built = build(source, tmp_path, precision="fp32")
+    whole = run_pass("StaticLLM", built, tmp_path / "whole", context_length=16)
+    parts = run_pass("StaticLLM", pieces(built, tmp_path), tmp_path / "parts", context_length=16)
+    prompt = np.random.default_rng(0).integers(0, 250, 41).tolist()
+    for static in (whole, parts):
+        tokens, logits = stepped(static.folder, prompt, 6)
+        with torch.inference_mode():
+            wanted = network(input_ids=torch.as_tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].numpy()
+        np.testing.assert_allclose(logits, wanted, atol=1e-4 * abs(wanted).max())
 
 
 def test_graphs_have_fixed_lengths_and_share_their_weights(split: Model, tmp_path: Path) -> None:

@@ -32,9 +32,8 @@ def decoder(folder: Path, kind: str = "Llama", **config: Any) -> Model:
         "eos_token_id": 257,
     }  # fmt: skip
     torch.manual_seed(0)
-    network = getattr(transformers, f"{kind}ForCausalLM")(
-        getattr(transformers, f"{kind}Config")(**{**values, **config})
-    )
+    made_by = getattr(transformers, f"{kind}ForCausalLM")
+    network = made_by(made_by.config_class(**{**values, **config}))
     for name, parameter in network.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 2)
