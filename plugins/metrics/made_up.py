@@ -62,9 +62,8 @@ def made_up_inputs(
         else:
             inputs[name] = random.integers(0, below.get(name, 2), sizes).astype(dtype)
     ids = inputs.get("input_ids")
-    for name in LENGTHS if ids is not None and ids.ndim == 2 else ():
-        if name in inputs:
-            behind = next((a.shape[2] for n, a in inputs.items() if n.startswith("past_key") and a.ndim == 4), 0)
-            total = ids.shape[1] + behind
-            inputs[name] = sequence_lengths(name, [total] * len(ids), total)
+    if ids is not None and ids.ndim == 2:
+        behind = next((a.shape[2] for n, a in inputs.items() if n.startswith("past_key") and a.ndim == 4), 0)
+        total = ids.shape[1] + behind
+        inputs |= {name: sequence_lengths(name, [total] * len(ids), total) for name in LENGTHS if name in inputs}
     return inputs

@@ -55,7 +55,6 @@ LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "
         ),
         ("Phi3", {"max_position_embeddings": 64, "original_max_position_embeddings": 64}),
         ("Phi3", {"max_position_embeddings": 128, "original_max_position_embeddings": 64, "rope_parameters": LONG}),
-    ],
         ("Gemma3", GEMMA3),
     ],
 )
