@@ -110,7 +110,7 @@ def test_a_short_training_tells_the_tones_of_other_phrases(
 ) -> None:  # fmt: skip
     """The base itself has a loss of 9.6 and tells none of them."""
     rows, held = phrases
-    tuned = train(name, smollm2, make_context({"toy": rows}, resources=Resources(cpus=1)), rate, **config)
+    tuned = train(name, smollm2, make_context({"toy": rows}, resources=Resources(cpus=2)), rate, **config)
     if name == "ElasticLoRA":
         tuned = run_pass("SelectRank", tuned, make_context(), rank=4)
     loss, accuracy = Held.of(held).loss_and_accuracy(with_adapter(tuned))
@@ -132,10 +132,10 @@ def test_what_was_learned_is_kept_when_it_is_merged_or_set_apart(
 ) -> None:  # fmt: skip
     rows, held = phrases
     judge = Held.of(held)
-    context = make_context({"toy": rows, "held": held}, resources=Resources(cpus=1))
+    context = make_context({"toy": rows, "held": held}, resources=Resources(cpus=2))
     told = {"eval_data_config": "held"} if name == "QLoRA" else {}
     tuned = train(name, smollm2, context, 2e-3, **told)
-    merged = plain(run_pass("MergeAdapterWeights", tuned, make_context(resources=Resources(cpus=1))).folder)
+    merged = plain(run_pass("MergeAdapterWeights", tuned, make_context(resources=Resources(cpus=2))).folder)
     loss, accuracy = judge.loss_and_accuracy(merged)
     assert loss < 0.7 and accuracy >= 0.7, (loss, accuracy)
     if name == "QLoRA":
