@@ -182,6 +182,10 @@ def test_a_plan_of_ones_own_splits_what_transformers_has_no_plan_for(tmp_path: P
         split("Style", "6")
     with pytest.raises(PassError, match=r"Fails.tp_plan \(plans.py, line \d+\) raised KeyError: 'no_such_key'"):
         split("Fails", "7")
+    (tmp_path / "plans.py").write_text("from olive.passes.pytorch.tensor_parallel import TensorParallel")
+    with pytest.raises(ConfigError, match="a class on Olive's is not run: leave user_script and class_name out"):
+        split("Halves", "12")
+    (tmp_path / "plans.py").write_text(SCRIPT[SCRIPT.index("class Other") :])
     with pytest.raises(ConfigError, match=r"Other of plans.py has no method tp_plan\(config\)"):
         split("Other", "8")
 
