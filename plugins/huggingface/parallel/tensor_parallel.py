@@ -225,16 +225,20 @@ class PyTorchTensorParallel(Pass):
     def _check(self, result: Model, source: Any, context: PassContext) -> None:
         """Raise PassError where the ranks together say something else than their source."""
         import numpy as np
-        import torch
 
         from drupe.plugins.huggingface.parallel.runtime import RanksSession
+        from drupe.plugins.huggingface.runtime import TransformersSession
 
         random = np.random.default_rng(context.seed)
         below = source.get_input_embeddings().weight.shape[0]
         batch = {"input_ids": random.integers(0, below, (2, 12)), "attention_mask": np.ones((2, 12), np.int64)}
         batch["attention_mask"][1, 9:] = 0
-        with torch.inference_mode():
-            wanted = source.float()(**{key: torch.from_numpy(value) for key, value in batch.items()})
+        try:
+            wanted = TransformersSession(source.float(), None, "cpu", result).forward(batch).outputs
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise PassError(
+                f"{self.spec.name}: the model can't be run beside its ranks: {type(error).__name__}: {error}"
+            ) from error
         threads = context.resources.thread_count
         try:
             with Ranks(int(result.attributes["world_size"]), threads=threads) as ranks:
@@ -243,7 +247,7 @@ class PyTorchTensorParallel(Pass):
         except EvaluationError as error:
             raise PassError(f"{self.spec.name}: the ranks can't be run together: {error}") from error
         output = "logits" if "logits" in found else "last_hidden_state"
-        theirs = wanted[output].numpy()
+        theirs = wanted[output]
         kept = batch["attention_mask"].astype(bool) if theirs.ndim == 3 else slice(None)
         scale = float(np.abs(theirs[kept]).max()) or 1.0
         share = float(np.abs(found[output][kept] - theirs[kept]).max()) / scale
