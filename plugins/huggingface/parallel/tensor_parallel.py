@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,12 +21,13 @@ from drupe.core.passes import Pass
 from drupe.plugins.huggingface.parallel.layout import PATTERN, WEIGHTS, Copies, Layout, Split, rank_file
 from drupe.plugins.huggingface.parallel.plans import base_plan, check_plan, check_sizes, copies_of_heads, text_config
 from drupe.plugins.huggingface.parallel.ranks import Ranks
+from drupe.plugins.huggingface.parallel.short import LAYERS, short_model
 from drupe.plugins.huggingface.parallel.user_plan import UserPlan, user_plan
 
 __all__ = ["PyTorchTensorParallel", "PyTorchTensorParallelConfig"]
 
 _CHECKED = 1 << 30
-"""Models of up to so many bytes are run beside their source."""
+"""Models of up to so many bytes are run beside their source; of larger ones, a few such layers are."""
 _TOLERANCE = 1e-3
 
 
@@ -67,7 +69,8 @@ class PyTorchTensorParallel(Pass):
     vocabulary; norms are whole on every rank. 2. Attention is split by heads: their number divides by `world_size`.
     Heads of keys and values may be fewer, where `world_size` divides by their number: ranks then have copies. 3. All
     ranks get the same inputs and give the same outputs. 4. Models up to 1 GiB are run here before they are handed out:
-    all ranks as processes, beside their source. 5. `tensor_parallel.json` tells what is cut where.
+    all ranks as processes, beside their source; of larger ones four such layers are, with random weights, before the
+    work. 5. `tensor_parallel.json` tells what is cut where.
 
     The result is of the kind `distributed_hf` (DistributedHfModel). Metrics start its ranks, on a CPU or on as many
     GPUs; MergeTensorParallel makes one model again. In a program of one's own, started by torchrun, each rank loads its
@@ -105,10 +108,31 @@ class PyTorchTensorParallel(Pass):
         """Write what each rank has."""
         import torch
 
+        torch.set_num_threads(context.resources.thread_count)
+        small = sum(path.stat().st_size for path in model.folder.glob("*.safetensors")) <= _CHECKED
+        if not small:
+            context.progress(0, 1, f"trying the plan on {LAYERS} layers with random weights")
+            self._try(model, config, context)
+        return self._split(model, config, context, check=small)
+
+    def _try(self, model: Model, config: PyTorchTensorParallelConfig, context: PassContext) -> None:
+        """Split a model of few such layers, and run its ranks beside it."""
+        context.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=context.checkpoint_dir) as folder:
+            self._check_kind(json.loads((model.folder / "config.json").read_text(encoding="utf-8")))
+            try:
+                short = short_model(model, Path(folder) / "source", context.seed)
+                (Path(folder) / "ranks").mkdir()
+                inside = replace(context, output_dir=Path(folder) / "ranks", report={}, on_progress=None)
+                self._split(short, config, inside, check=True)
+            except PassError as error:
+                raise PassError(f"{error} (seen on {LAYERS} of its layers with random weights)") from error
+        context.report["tensor_parallel_tried"] = {"layers": LAYERS, **inside.report["tensor_parallel"]}
+
+    def _split(self, model: Model, config: PyTorchTensorParallelConfig, context: PassContext, *, check: bool) -> Model:
         from drupe.plugins.huggingface.loading import load_model
 
         name, out, task = self.spec.name, context.output_dir, model.attributes.get("task")
-        torch.set_num_threads(context.resources.thread_count)
         data = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
         self._check_kind(data)
         given = user_plan(name, data, config, context)
@@ -139,7 +163,7 @@ class PyTorchTensorParallel(Pass):
         }  # fmt: skip
         kept = replace(model, files={file: digest for file, digest in model.files.items() if file != "config.json"})
         result = kept.derive(kind="distributed_hf", add_dir=out, remove=gone, attributes=attributes)
-        if total <= _CHECKED:
+        if check:
             context.progress(config.world_size + 1, config.world_size + 2, "running the ranks beside their source")
             self._check(result.at(out), source, context)
         return result
