@@ -26,8 +26,8 @@ def short_config(data: Mapping[str, Any]) -> dict[str, Any]:
         whole = data.get(name)
         if isinstance(whole, int) and whole > LAYERS:
             short[name] = LAYERS
-            lists = {key for key, value in short.items() if isinstance(value, list) and len(value) == whole}
-            short |= {key: short[key][:LAYERS] for key in lists}
+            listed = {key: value for key, value in short.items() if isinstance(value, list) and len(value) == whole}
+            short |= {key: value[:LAYERS] for key, value in listed.items()}
     short.pop("torch_dtype", None)
     return {**short, "dtype": "float32"}
 

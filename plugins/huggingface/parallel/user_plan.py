@@ -33,7 +33,7 @@ def user_plan(name: str, data: Mapping[str, Any], config: Any, context: PassCont
     try:
         made = user_function(config.user_script, config.class_name, context, folder=config.script_dir)
     except ConfigError as error:
-        if "No module named 'olive" not in str(error):
+        if "olive.passes" not in str(error):
             raise
         raise ConfigError(
             f"{name}: {error}; a class on Olive's is not run: leave user_script and class_name out where transformers "
