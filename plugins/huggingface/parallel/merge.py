@@ -21,7 +21,8 @@ __all__ = ["MergeTensorParallel"]
 class MergeTensorParallel(Pass):
     """Puts the ranks of a split model together: the model that PyTorchTensorParallel was given, weight for weight.
 
-    Copies of heads that several ranks had become one again.
+    Copies of heads that several ranks had become one again. Where embedding and head were one table that can't be cut
+    at one place, each keeps its own.
     """
 
     Config: ClassVar[type[PassConfig]] = PassConfig

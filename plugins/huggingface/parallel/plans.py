@@ -92,7 +92,9 @@ def check_sizes(name: str, sizes: Mapping[str, Any], plan: Mapping[str, str], wo
 def _fault(sizes: Mapping[str, Any], plan: Mapping[str, str], ranks: int, part: str) -> str | None:
     if part == "width":
         width = sizes.get("intermediate_size")
-        if isinstance(width, int) and width % ranks and any("mlp" in key.split(".") for key in plan):
+        # Experts have a width of their own, and an architecture with experts need not have layers without.
+        split = any("mlp" in key.split(".") for key in plan) and not any("experts" in key for key in plan)
+        if isinstance(width, int) and width % ranks and split:
             return f"intermediate_size {width} does not divide by {ranks}"
         return None
     heads = sizes.get("num_attention_heads")

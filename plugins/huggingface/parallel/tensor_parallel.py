@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,12 +21,13 @@ from drupe.core.passes import Pass
 from drupe.plugins.huggingface.parallel.layout import PATTERN, WEIGHTS, Copies, Layout, Split, rank_file
 from drupe.plugins.huggingface.parallel.plans import base_plan, check_plan, check_sizes, copies_of_heads, text_config
 from drupe.plugins.huggingface.parallel.ranks import Ranks
+from drupe.plugins.huggingface.parallel.short import LAYERS, short_model
 from drupe.plugins.huggingface.parallel.user_plan import UserPlan, user_plan
 
 __all__ = ["PyTorchTensorParallel", "PyTorchTensorParallelConfig"]
 
 _CHECKED = 1 << 30
-"""Models of up to so many bytes are run beside their source."""
+"""Models of up to so many bytes are run beside their source; of larger ones, a few such layers are."""
 _TOLERANCE = 1e-3
 
 
@@ -67,7 +69,8 @@ class PyTorchTensorParallel(Pass):
     vocabulary; norms are whole on every rank. 2. Attention is split by heads: their number divides by `world_size`.
     Heads of keys and values may be fewer, where `world_size` divides by their number: ranks then have copies. 3. All
     ranks get the same inputs and give the same outputs. 4. Models up to 1 GiB are run here before they are handed out:
-    all ranks as processes, beside their source. 5. `tensor_parallel.json` tells what is cut where.
+    all ranks as processes, beside their source; of larger ones four such layers are, with random weights, before the
+    work. 5. `tensor_parallel.json` tells what is cut where.
 
     The result is of the kind `distributed_hf` (DistributedHfModel). Metrics start its ranks, on a CPU or on as many
     GPUs; MergeTensorParallel makes one model again. In a program of one's own, started by torchrun, each rank loads its
@@ -105,10 +108,31 @@ class PyTorchTensorParallel(Pass):
         """Write what each rank has."""
         import torch
 
+        torch.set_num_threads(context.resources.thread_count)
+        small = sum(path.stat().st_size for path in model.folder.glob("*.safetensors")) <= _CHECKED
+        if not small:
+            context.progress(0, 1, f"trying the plan on {LAYERS} layers with random weights")
+            self._try(model, config, context)
+        return self._split(model, config, context, check=small)
+
+    def _try(self, model: Model, config: PyTorchTensorParallelConfig, context: PassContext) -> None:
+        """Split a model of few such layers, and run its ranks beside it."""
+        context.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=context.checkpoint_dir) as folder:
+            self._check_kind(json.loads((model.folder / "config.json").read_text(encoding="utf-8")))
+            try:
+                short = short_model(model, Path(folder) / "source", context.seed)
+                (Path(folder) / "ranks").mkdir()
+                inside = replace(context, output_dir=Path(folder) / "ranks", report={}, on_progress=None)
+                self._split(short, config, inside, check=True)
+            except PassError as error:
+                raise PassError(f"{error} (seen on {LAYERS} of its layers with random weights)") from error
+        context.report["tensor_parallel_tried"] = {"layers": LAYERS, **inside.report["tensor_parallel"]}
+
+    def _split(self, model: Model, config: PyTorchTensorParallelConfig, context: PassContext, *, check: bool) -> Model:
         from drupe.plugins.huggingface.loading import load_model
 
         name, out, task = self.spec.name, context.output_dir, model.attributes.get("task")
-        torch.set_num_threads(context.resources.thread_count)
         data = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
         self._check_kind(data)
         given = user_plan(name, data, config, context)
@@ -139,7 +163,7 @@ class PyTorchTensorParallel(Pass):
         }  # fmt: skip
         kept = replace(model, files={file: digest for file, digest in model.files.items() if file != "config.json"})
         result = kept.derive(kind="distributed_hf", add_dir=out, remove=gone, attributes=attributes)
-        if total <= _CHECKED:
+        if check:
             context.progress(config.world_size + 1, config.world_size + 2, "running the ranks beside their source")
             self._check(result.at(out), source, context)
         return result
@@ -225,16 +249,20 @@ class PyTorchTensorParallel(Pass):
     def _check(self, result: Model, source: Any, context: PassContext) -> None:
         """Raise PassError where the ranks together say something else than their source."""
         import numpy as np
-        import torch
 
         from drupe.plugins.huggingface.parallel.runtime import RanksSession
+        from drupe.plugins.huggingface.runtime import TransformersSession
 
         random = np.random.default_rng(context.seed)
         below = source.get_input_embeddings().weight.shape[0]
         batch = {"input_ids": random.integers(0, below, (2, 12)), "attention_mask": np.ones((2, 12), np.int64)}
         batch["attention_mask"][1, 9:] = 0
-        with torch.inference_mode():
-            wanted = source.float()(**{key: torch.from_numpy(value) for key, value in batch.items()})
+        try:
+            wanted = TransformersSession(source.float(), None, "cpu", result).forward(batch).outputs
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise PassError(
+                f"{self.spec.name}: the model can't be run beside its ranks: {type(error).__name__}: {error}"
+            ) from error
         threads = context.resources.thread_count
         try:
             with Ranks(int(result.attributes["world_size"]), threads=threads) as ranks:
@@ -243,7 +271,7 @@ class PyTorchTensorParallel(Pass):
         except EvaluationError as error:
             raise PassError(f"{self.spec.name}: the ranks can't be run together: {error}") from error
         output = "logits" if "logits" in found else "last_hidden_state"
-        theirs = wanted[output].numpy()
+        theirs = wanted[output]
         kept = batch["attention_mask"].astype(bool) if theirs.ndim == 3 else slice(None)
         scale = float(np.abs(theirs[kept]).max()) or 1.0
         share = float(np.abs(found[output][kept] - theirs[kept]).max()) / scale

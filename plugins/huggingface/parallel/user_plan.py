@@ -30,7 +30,15 @@ def user_plan(name: str, data: Mapping[str, Any], config: Any, context: PassCont
 
     if config.user_script is None:
         return UserPlan()
-    made = user_function(config.user_script, config.class_name, context, folder=config.script_dir)
+    try:
+        made = user_function(config.user_script, config.class_name, context, folder=config.script_dir)
+    except ConfigError as error:
+        if "olive.passes" not in str(error):
+            raise
+        raise ConfigError(
+            f"{name}: {error}; a class on Olive's is not run: leave user_script and class_name out where transformers "
+            "has a plan for the model, or name a class that has a tp_plan"
+        ) from error
     where = f"{name}: {config.class_name} of {config.user_script}"
     if not callable(getattr(made, "tp_plan", None)):
         raise ConfigError(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
+from drupe.plugins.huggingface.parallel import tensor_parallel
 from drupe.plugins.huggingface.parallel.tensor_parallel import PyTorchTensorParallelConfig
 from drupe.testing import PassContract, make_context, tiny_causal_lm
 from tests.plugins.huggingface.parallel.conftest import decoder, python_blocks
@@ -182,8 +183,34 @@ def test_a_plan_of_ones_own_splits_what_transformers_has_no_plan_for(tmp_path: P
         split("Style", "6")
     with pytest.raises(PassError, match=r"Fails.tp_plan \(plans.py, line \d+\) raised KeyError: 'no_such_key'"):
         split("Fails", "7")
+    (tmp_path / "plans.py").write_text("from olive.passes.pytorch.tensor_parallel import TensorParallel")
+    with pytest.raises(ConfigError, match="a class on Olive's is not run: leave user_script and class_name out"):
+        split("Halves", "12")
+    (tmp_path / "plans.py").write_text(SCRIPT[SCRIPT.index("class Other") :])
     with pytest.raises(ConfigError, match=r"Other of plans.py has no method tp_plan\(config\)"):
         split("Other", "8")
+
+
+def test_of_a_large_model_a_few_layers_are_tried_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_parallel, "_CHECKED", 10_000)
+    source = decoder(tmp_path / "m", "Qwen2ForCausalLM", num_hidden_layers=6)
+    assert len(json.loads((source.folder / "config.json").read_text())["layer_types"]) == 6
+    context = make_context(tmp_path / "job", accelerator=CPU)
+    ranks = run_pass("PyTorchTensorParallel", source, tmp_path, context=context, world_size=4)
+    tried = context.report["tensor_parallel_tried"]
+    assert tried["layers"] == 4 and tried["largest_difference"] < 1e-4
+    assert "largest_difference" not in context.report["tensor_parallel"]
+    assert list(context.checkpoint_dir.iterdir()) == []
+    wanted = by_transformers(source.folder)
+    np.testing.assert_allclose(by_ranks(ranks), wanted, atol=1e-4 * np.abs(wanted).max())
+    (tmp_path / "plans.py").write_text(python_blocks()[0] + SCRIPT)
+    other = decoder(tmp_path / "o", "StableLmForCausalLM")
+    context = make_context(
+        tmp_path / "wrong", accelerator=CPU, allow=frozenset({"user-scripts"}), workflow_dir=tmp_path
+    )
+    with pytest.raises(PassError, match=r"differ from .* \(seen on 4 of its layers with random weights\)"):
+        run_pass("PyTorchTensorParallel", other, tmp_path, context=context, user_script="plans.py", class_name="Wrong")
+    assert list(context.output_dir.iterdir()) == []
 
 
 def refused(known: dict[str, Any], **config: Any) -> str:
