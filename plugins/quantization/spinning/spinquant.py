@@ -65,10 +65,11 @@ class SpinQuant(Pass):
         import torch
 
         from drupe.plugins.huggingface.loading import load_model
+        from drupe.plugins.huggingface.stored_type import stored_dtype
         from drupe.plugins.quantization.spinning.learning import Learning
 
         torch.set_num_threads(context.resources.thread_count)
-        stored = load_model(model).dtype
+        stored = stored_dtype(model)
         network = load_model(model, dtype="float32", device=device_of(config.device, context))
         network.requires_grad_(False)
         seed = context.seed if config.seed is None else config.seed
