@@ -50,6 +50,12 @@ FUSED = {"model_type": "gpt2"}
         ("OnnxPeepholeOptimizer", {"cast_chain_elimination": True}, ["cast_chain_elimination"]),
         ("OnnxPeepholeOptimizer", {}, []),
         (
+            "OnnxBlockWiseRtnQuantization",
+            {"op_types_to_quantize": ["MatMul", "Gather"], "block_size": 16},
+            ["op_types_to_quantize (Gather)"],
+        ),
+        ("OnnxBlockWiseRtnQuantization", {"block_size": 16}, []),
+        (
             "GraphSurgeries",
             {"surgeries": [{"surgeon": "ReciprocalMulToDiv"}, {"surgeon": "GemmToMatMulAdd"}]},
             ["surgeries[0] (ReciprocalMulToDiv)"],
@@ -60,7 +66,13 @@ def test_what_finds_nothing_is_one_notice(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, config: dict[str, Any], idle: list[str]
 ) -> None:
     context = make_context(tmp_path / "job", accelerator=CPU, data={"d": ROWS})
-    run_pass(name, tiny_onnx_mlp(tmp_path / "m"), tmp_path, context=context, **config)
+    model = tiny_onnx_mlp(tmp_path / "m")
+    if name == "OnnxBlockWiseRtnQuantization":
+        # Which quantizes no Gemm.
+        more = {"surgeries": [{"surgeon": "GemmToMatMulAdd"}]}
+        model = run_pass("GraphSurgeries", model, tmp_path / "products", **more)
+        model = run_pass("OnnxOpVersionConversion", model, tmp_path / "newer", target_opset=21)
+    run_pass(name, model, tmp_path, context=context, **config)
     assert context.report.get("without_effect", {}) == ({"model.onnx": idle} if idle else {})
     told = [record.getMessage() for record in caplog.records if "found nothing to change" in record.getMessage()]
     assert len(told) == bool(idle)
