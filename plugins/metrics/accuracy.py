@@ -51,6 +51,11 @@ class AccuracyConfig(DataMetricConfig):
     length_normalized: bool = Field(False, description="Choose by log-likelihood per token.")
     output: str | None = Field(None, description="The model output that classifies; default: logits, else the first.")
 
+    @property
+    def own_functions(self) -> bool:
+        """Whether functions of the user's deal with the inputs or outputs of forward calls."""
+        return self.dataloader_func is not None or self.post_processing_func is not None
+
     def without_effect(self) -> Mapping[str, str]:
         """See DataMetricConfig."""
         if self.method in ("generate", "choice"):
@@ -137,7 +142,7 @@ class Accuracy(Metric):
             "generate": ("generate",),
             "choice": ("score",),
             "classify": ("forward",),
-            "auto": ("generate", "forward"),
+            "auto": ("forward",) if config.own_functions else ("generate", "forward"),
         }[config.method]
 
     def sub_type(self, name: str, config: AccuracyConfig) -> SubType:
@@ -158,7 +163,8 @@ class Accuracy(Metric):
         assert session is not None
         method = config.method
         if method == "auto":
-            method = "generate" if _asks(samples, config) and "generate" in session.capabilities else "classify"
+            asks = samples and isinstance(samples[0].inputs.get("prompt"), str) and not config.own_functions
+            method = "generate" if asks and "generate" in session.capabilities else "classify"
         if method == "classify":
             return self._classified(model, session, samples, config, context)
         labels = config.labels or answers.labels_of(context.population or samples)
@@ -291,12 +297,6 @@ class Accuracy(Metric):
                 for inside, (one, own) in enumerate(zip(scores, wanted, strict=True)):
                     judged.add(f"{key}#{inside}", np.asarray(one), np.asarray(own))
         return judged.rows() if judged is not None else {}
-
-
-def _asks(samples: Sequence[Sample], config: AccuracyConfig) -> bool:
-    """Whether samples have prompts, and no function of the user's deals with the inputs or outputs of forward calls."""
-    own = config.dataloader_func is not None or config.post_processing_func is not None
-    return bool(samples) and isinstance(samples[0].inputs.get("prompt"), str) and not own
 
 
 def _check_targets(samples: Sequence[Sample], names: Sequence[str] | None) -> None:

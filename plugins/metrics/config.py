@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -83,8 +83,8 @@ class DataMetricConfig(MetricConfig):
         for key, value in values["run_kwargs"].items():
             name, meant = key, value
             if key == "generative" and isinstance(value, bool):
-                others = {"mode": "forward", "method": "auto"}
-                name, meant = way, "generate" if value else others[way]
+                forward = "classify" if "classify" in get_args(cls.model_fields[way].annotation) else "forward"
+                name, meant = way, "generate" if value else forward
             elif key != "max_new_tokens":
                 expected = "true or false" if key == "generative" else "generative or max_new_tokens"
                 found = repr(value) if key == "generative" else repr(key)

@@ -119,6 +119,7 @@ class WeightQuantizer(Pass):
         import torch
 
         from drupe.plugins.huggingface.loading import load_model, read_config
+        from drupe.plugins.huggingface.stored_type import stored_dtype
 
         torch.set_num_threads(context.resources.thread_count)
         torch.manual_seed(context.seed)
@@ -150,7 +151,7 @@ class WeightQuantizer(Pass):
         chosen = schemes(self.spec.name, left, default, {k: v for k, v in told.items() if k in left or k not in done})
         quantized = self.quantize_layers(network, chosen, model, config, context)
         source = read_config(model.folder)
-        state = _state(network, _stored_dtype(source))
+        state = _state(network, stored_dtype(model))
         self.finish(network, state, config, context)
         before = source.get("quantization_config") or {}
         write_checkpoint(
@@ -205,14 +206,6 @@ def stored_attributes(attributes: Mapping[str, Any], dtype: Any) -> dict[str, An
         if key not in ("dtype", "torch_dtype", "quantization_config")
     }
     return {**kept, **({"load_kwargs": options} if options else {}), "dtype": str(dtype).removeprefix("torch.")}
-
-
-def _stored_dtype(config: Mapping[str, Any]) -> Any:
-    """Return the torch dtype that a model's config names, float32 where it names none."""
-    import torch
-
-    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
-    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _state(network: Any, dtype: Any) -> dict[str, Any]:

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from drupe.core.model import Model
+from drupe.plugins.huggingface.files import weight_types
 from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.huggingface.stored_type import stored_dtype
 from drupe.testing import tiny_causal_lm
+from tests.plugins.onnx.graphs import run_pass
 
 
 def stored(folder: Path, kind: torch.dtype, **config: Any) -> Model:
@@ -51,3 +53,8 @@ def test_pickled_weights_tell_nothing_and_are_loaded(tmp_path: Path) -> None:
     torch.save(load_model(model).state_dict(), model.folder / "pytorch_model.bin")
     (model.folder / "model.safetensors").unlink()
     assert stored_dtype(Model.from_dir("hf", model.folder, dict(model.attributes)).at(model.folder)) == torch.bfloat16
+
+
+def test_what_a_quantizer_leaves_in_float_keeps_its_type(tmp_path: Path) -> None:
+    made = run_pass("Rtn", stored(tmp_path / "m", torch.bfloat16), tmp_path / "a", group_size=32)
+    assert {kind for _, kind in weight_types(made.folder)} == {"U8", "BF16"}

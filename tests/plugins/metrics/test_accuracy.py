@@ -236,5 +236,7 @@ def test_what_a_script_makes_of_the_outputs_goes_before_generated_answers(tmp_pa
         Sample("a", {"prompt": "?", "x": np.array([0, 3])}, 3),
         Sample("b", {"prompt": "?", "x": np.array([3, 0])}, 3),
     ]
-    _, _, rows = run(Both(), samples, tmp_path, user_script="mine.py", post_processing_func="second")
+    made, config, rows = run(Both(), samples, tmp_path, user_script="mine.py", post_processing_func="second")
     assert [row[0] for row in rows.values()] == [1.0, 0.0]
+    # So a runtime that only generates is none for it.
+    assert made.needs(config) == ("forward",)

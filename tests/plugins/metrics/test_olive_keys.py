@@ -133,6 +133,8 @@ def test_arguments_of_a_call_say_whether_it_generates(tmp_path: Path) -> None:
     config = configured(made, run_kwargs={"generative": True, "max_new_tokens": 5})
     assert (config.mode, config.max_new_tokens) == ("generate", 5)
     assert configured(metric("accuracy"), run_kwargs={"generative": True}).method == "generate"
+    assert configured(metric("accuracy"), run_kwargs={"generative": False}).method == "classify"
+    assert configured(made, run_kwargs={"generative": False}).mode == "forward"
     found = examined(tmp_path, {"metrics": [{"name": "m", "type": "discrepancy", "run_kwargs": {"generative": True}}]})
     assert "nothing is generated for this metric" in f"{found.faults[0].found} {found.faults[0].expected}"
 
