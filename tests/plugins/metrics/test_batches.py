@@ -92,6 +92,7 @@ import numpy as np
 def one(): yield np.ones((2, 3), np.float32), None
 def more(): yield {"ids": np.ones((2, 3)), "step": np.zeros(1)}, None
 def two(): yield [np.ones((2, 3)), np.zeros((2, 1))], None
+def labelled(): yield {"ids": np.ones((2, 3)), "labels": np.array([4, 5])}
 """
 
 
@@ -150,3 +151,13 @@ def test_sizes_of_made_up_inputs_are_told_where_there_are_data(tmp_path: Path) -
     assert surroundings.report["notes"] == [
         "input_shapes and shape_kwargs had no effect: inputs are made up only where there is no data"
     ]
+
+
+def test_labels_that_a_loader_gives_among_the_inputs_are_the_targets(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(LOADERS)
+    allowed = context(tmp_path, allow=frozenset({"user-scripts"}))
+    config = DataMetricConfig.model_validate({"user_script": "s.py", "dataloader_func": "labelled"})
+    (batch,) = batches(ForwardSession(lambda b: b, {"ids": (("b", 3), "float32")}), [], config, allowed)
+    assert list(batch.inputs) == ["ids"] and batch.targets == (4, 5) and "notes" not in allowed.report
+    (batch,) = batches(ForwardSession(lambda b: b, {"labels": (("b",), "int64")}), [], config, allowed)
+    assert list(batch.inputs) == ["labels"] and batch.targets == (None, None)
