@@ -126,11 +126,8 @@ class DataMetricConfig(MetricConfig):
     def _one_shape_each(self) -> DataMetricConfig:
         for name in ("input_names", "input_types"):
             values = getattr(self, name)
-            if values is not None and len(values) != len(self.input_shapes or ()):
-                shapes = (
-                    f"input_shapes has {len(self.input_shapes)}" if self.input_shapes else "there are no input_shapes"
-                )
-                raise ValueError(f"{name} has {len(values)} entries; {shapes}: give a shape for each")
+            if values is not None and self.input_shapes is not None and len(values) != len(self.input_shapes):
+                raise ValueError(f"{name} has {len(values)} entries; input_shapes has {len(self.input_shapes)}")
         return self
 
     @model_validator(mode="after")
@@ -143,6 +140,9 @@ class DataMetricConfig(MetricConfig):
         if self.dataloader_func is not None:
             for name in _MADE_UP:
                 reasons.setdefault(name, "dataloader_func gives the inputs")
+        if self.input_shapes is None:
+            for name in ("input_names", "input_types"):
+                reasons.setdefault(name, "the model says its inputs, and there are no input_shapes")
         idle = [name for name in self.func_kwargs if name not in functions]
         if idle:
             reasons.setdefault("func_kwargs", f"{', '.join(idle)} is not called")

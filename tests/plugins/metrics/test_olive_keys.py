@@ -110,10 +110,17 @@ def test_shapes_without_data_are_followed(tmp_path: Path) -> None:
     assert found.workflow is not None and found.workflow.evaluators["judge"].metrics[0].config == keys
 
 
+def test_names_without_shapes_are_told(tmp_path: Path) -> None:
+    keys = {"input_names": ["x"], "input_types": ["float32"]}
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": "latency", "user_config": keys}]})
+    assert not found.faults
+    assert sorted(notice.found.split()[0] for notice in found.notices) == ["input_names", "input_types"]
+
+
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"input_names": ["x"]}, "input_names has 1 entries; there are no input_shapes: give a shape for each"),
+        ({"input_names": ["x"], "input_shapes": [[1], [2]]}, "input_names has 1 entries; input_shapes has 2"),
         ({"input_types": ["float13"], "input_shapes": [[1]]}, "'float13' is no numpy type"),
         ({"input_shapes": [[-1, 3]]}, "[-1, 3] is no shape; say sizes of at least 1"),
         ({"func_kwargs": {"metric_func": {}}}, "'metric_func' is no function of this metric; known: dataloader_func"),
