@@ -61,11 +61,18 @@ def added_requirements(
 def requirement_needs(workflow: Workflow, registry: Registry) -> list[Fault]:
     """Return what the configs of passes need and what is known without reaching a system to be missing there.
 
-    It is known of this environment, and of a system that is not there yet, such as an environment still to be made.
+    It is known of this environment, and of a system that is not there yet, such as an environment still to be made. A
+    pass that can't tell what it needs is a fault among the others.
     """
     faults: list[Fault] = []
     for _, alternative, entry, hosts in placed_passes(workflow, registry):
-        added = added_requirements(workflow, registry, alternative, entry)
+        try:
+            added = added_requirements(workflow, registry, alternative, entry)
+        except PluginError as error:
+            problem = str(error).removeprefix(f"{alternative.where}: ")
+            hint = f"install another version of {entry.plugin.distribution}, or leave the pass out"
+            faults.append(Fault(alternative.where, problem, "", hint))
+            continue
         for name in hosts if added else ():
             host = registry.find("drupe_hosts", workflow.systems[name].type)
             where = join("systems", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +55,11 @@ def plan(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
     else:
         _print(shown)
-    for need in (*workflow.needs, *requirement_needs(workflow, registry)):
-        click.echo(f"needs: {need}", err=True)
+    needs = (*workflow.needs, *requirement_needs(workflow, registry))
+    for need in needs:
+        click.echo(f"{need.kind}: {need}", err=True)
+    if any(need.kind == "fault" for need in needs):
+        sys.exit(2)
 
 
 def _describe(built: Plan) -> dict[str, Any]:

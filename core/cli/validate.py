@@ -57,13 +57,16 @@ def validate(file: Path, allow: tuple[str, ...], as_json: bool) -> None:
 
 
 def _misfits(workflow: Workflow, registry: Registry) -> tuple[Fault, ...]:
-    from drupe.core.errors import ConfigError, Fault
+    from drupe.core.errors import ConfigError, Fault, PluginError
     from drupe.core.plan import build_plan
 
     try:
         build_plan(workflow, registry)
     except ConfigError as error:
         return error.faults or (Fault("passes", str(error)),)
+    except PluginError as error:
+        # What else is wrong is shown beside it.
+        return (Fault("passes", str(error)),)
     return ()
 
 

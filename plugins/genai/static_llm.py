@@ -18,7 +18,8 @@ from drupe.plugins.genai.padding import padding_token
 from drupe.plugins.onnx.decoding import PAST
 from drupe.plugins.onnx.graph_pass import check_loads
 from drupe.plugins.onnx.graphs import companions, graph_paths, save_graph, scrub_graph
-from drupe.plugins.onnx.llm_pipeline import GROUPS, graph_inputs, read_settings, write_pipeline
+from drupe.plugins.onnx.inputs import graph_inputs
+from drupe.plugins.onnx.llm_pipeline import GROUPS, read_settings, write_pipeline
 
 __all__ = ["StaticLLM", "StaticLLMConfig"]
 

@@ -16,7 +16,7 @@ from typing import Any
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 
-__all__ = ["OTHER_FORMS", "copy_file", "copy_tree", "plain_files", "weight_names"]
+__all__ = ["OTHER_FORMS", "copy_file", "copy_tree", "plain_files", "weight_names", "weight_types"]
 
 OTHER_FORMS = ("onnx", "openvino", "coreml", "original", "flax", "tf", "runs")
 """Folders in which hub repositories keep a model once more, for other frameworks."""
@@ -63,8 +63,14 @@ def copy_tree(
 
 
 def weight_names(folder: Path) -> Iterator[str]:
-    """Yield the names in the headers of a folder's safetensors files; their layout is public and light to read."""
+    """Yield the names in the headers of a folder's safetensors files."""
+    yield from (name for name, _ in weight_types(folder))
+
+
+def weight_types(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield names and types (F32, BF16, …) in the headers of a folder's safetensors files; their layout is public and
+    light to read."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as handle:
             header: Mapping[str, Any] = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        yield from (name for name in header if name != "__metadata__")
+        yield from ((name, str(entry["dtype"])) for name, entry in header.items() if name != "__metadata__")

@@ -17,7 +17,7 @@ from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics import answers, classification
 from drupe.plugins.metrics.batches import array, batches
 from drupe.plugins.metrics.classified import Judged, class_row, fitted
-from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.outputs import main_name, post_processed
 
 __all__ = ["Accuracy", "AccuracyConfig"]
@@ -28,6 +28,7 @@ _OPTIONS = (
     "task", "num_classes", "average", "threshold", "top_k", "ignore_index", "multidim_average", "validate_args",
     "compute_params",
 )  # fmt: skip
+_OF_ANSWERS = ("max_new_tokens", "stop", "ignore_case", "ignore_punctuation", "length_normalized")
 
 
 class AccuracyConfig(DataMetricConfig):
@@ -36,7 +37,8 @@ class AccuracyConfig(DataMetricConfig):
     method: Literal["auto", "generate", "choice", "classify"] = Field(
         "auto",
         description="generate: compare the generated answer; choice: the label of highest log-likelihood; "
-        "classify: the class of highest output. auto: generate where samples have prompts, else classify.",
+        "classify: the class of highest output. auto: generate where samples have prompts and neither dataloader_func "
+        "nor post_processing_func is given, else classify.",
     )
     metric_config: dict[str, Any] = Field(
         default_factory=dict, description="Options of sub-types (task, num_classes, average, …), flat or by sub-type."
@@ -48,6 +50,19 @@ class AccuracyConfig(DataMetricConfig):
     ignore_punctuation: bool = Field(False, description="Compare generated answers without punctuation.")
     length_normalized: bool = Field(False, description="Choose by log-likelihood per token.")
     output: str | None = Field(None, description="The model output that classifies; default: logits, else the first.")
+
+    @property
+    def own_functions(self) -> bool:
+        """Whether functions of the user's deal with the inputs or outputs of forward calls."""
+        return self.dataloader_func is not None or self.post_processing_func is not None
+
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig."""
+        if self.method in ("generate", "choice"):
+            return dict.fromkeys(FORWARD_ONLY, f"method: {self.method} asks one prompt after the other")
+        if self.method == "classify":
+            return dict.fromkeys(_OF_ANSWERS, "the class of highest output is taken, and nothing is generated")
+        return {}
 
     @field_validator("metric_config")
     @classmethod
@@ -127,7 +142,7 @@ class Accuracy(Metric):
             "generate": ("generate",),
             "choice": ("score",),
             "classify": ("forward",),
-            "auto": ("generate", "forward"),
+            "auto": ("forward",) if config.own_functions else ("generate", "forward"),
         }[config.method]
 
     def sub_type(self, name: str, config: AccuracyConfig) -> SubType:
@@ -148,7 +163,7 @@ class Accuracy(Metric):
         assert session is not None
         method = config.method
         if method == "auto":
-            asks = samples and isinstance(samples[0].inputs.get("prompt"), str) and config.dataloader_func is None
+            asks = samples and isinstance(samples[0].inputs.get("prompt"), str) and not config.own_functions
             method = "generate" if asks and "generate" in session.capabilities else "classify"
         if method == "classify":
             return self._classified(model, session, samples, config, context)

@@ -53,6 +53,9 @@ def batches(
         return
     if not samples:
         raise EvaluationError("the metric has no data; name a data config as its data_config")
+    unused = [name for name in ("input_shapes", "shape_kwargs") if getattr(config, name)]
+    if unused:
+        note(f"{' and '.join(unused)} had no effect: inputs are made up only where there is no data", context)
     shapes = _shapes(session)
     if all(sample.extras.get("whole_batch") for sample in samples):
         for (sample,) in context.batches(samples, 1):
@@ -64,10 +67,15 @@ def batches(
 
 
 def made_up_batch(session: Session, config: DataMetricConfig, context: JobContext, seed: int) -> Batch:
-    """Return one batch of made-up input by the session's own shapes; named axes take sizes from shape_kwargs."""
-    shapes = _shapes(session)
+    """Return one batch of made-up input: by input_shapes, else by the session's own shapes, whose named axes take sizes
+    from shape_kwargs.
+    """
+    shapes = _told_shapes(_shapes(session), config, context)
     if not shapes:
-        raise EvaluationError("the metric has no data and the model tells no input shapes; name a data_config")
+        raise EvaluationError(
+            "the metric has no data and the model tells no input shapes; name a data_config, or input_names and "
+            "input_shapes"
+        )
     _note_axes(shapes, config, context)
     inputs = made_up_inputs(shapes, seed=seed, batch_size=config.batch_size, lengths=config.shape_kwargs)
     first = next(iter(inputs.values()))
@@ -75,6 +83,24 @@ def made_up_batch(session: Session, config: DataMetricConfig, context: JobContex
     if not count:
         raise EvaluationError(f"shape_kwargs {config.shape_kwargs} make batches of no sample; give the batch a size")
     return Batch(tuple(f"made-up-{i}" for i in range(count)), inputs, (None,) * count)
+
+
+def _told_shapes(shapes: Shapes, config: DataMetricConfig, context: JobContext) -> Shapes:
+    """Return the session's shapes, with those of the config in their place."""
+    if config.input_shapes is None:
+        return shapes
+    names = config.input_names or list(shapes)
+    if len(names) < len(config.input_shapes):
+        inputs = f"has the inputs {', '.join(names)}" if names else "tells no inputs: say input_names"
+        raise EvaluationError(f"input_shapes has {len(config.input_shapes)} entries; the model {inputs}")
+    types = config.input_types or ["float32"] * len(config.input_shapes)
+    found = dict(shapes)
+    for name, shape, kind in zip(names, config.input_shapes, types, strict=False):
+        if shapes and name not in shapes:
+            note(f"input_names: {name} is no input of this model; it has {', '.join(shapes)}", context)
+            continue
+        found[name] = (tuple(shape), shapes[name][1] if name in shapes else kind)
+    return found
 
 
 def _note_axes(shapes: Shapes, config: DataMetricConfig, context: JobContext) -> None:
@@ -139,6 +165,10 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
         inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         if not isinstance(inputs, Mapping):
             inputs = _named(inputs, shapes, config)
+        if targets is None and "labels" in inputs and "labels" not in shapes:
+            # As loaders written for transformers give them.
+            targets = inputs["labels"]
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
         inputs = _taken(inputs, shapes, config, context)
         arrays = {name: array(value) for name, value in inputs.items()}
         count = next((len(a) for a in arrays.values() if a.ndim), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -17,13 +17,9 @@ from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.core.user_scripts import blamed, call_with_known, script_function
 from drupe.plugins.metrics.batches import array, batches, call_arguments
-from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = ["Custom", "CustomConfig", "ScriptModel"]
 
@@ -40,6 +36,13 @@ class CustomConfig(DataMetricConfig):
         None, description="Function of user_script (predictions, targets) that judges what the model gave."
     )
     higher_is_better: bool | dict[str, bool] = Field(True, description="The direction, for all or by sub-type.")
+
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig. batch_size is offered to evaluate_func."""
+        if self.evaluate_func is None:
+            return {}
+        names = [name for name in FORWARD_ONLY if name != "batch_size"]
+        return dict.fromkeys(names, "evaluate_func measures by itself")
 
     @model_validator(mode="after")
     def _one_function(self) -> CustomConfig:

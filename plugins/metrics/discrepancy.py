@@ -17,6 +17,7 @@ from drupe.core.runtimes import Session
 from drupe.plugins.metrics.batches import array
 from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.differences import Differences, differences, unpadded
+from drupe.plugins.metrics.outputs import looked_at
 from drupe.plugins.metrics.references import compared_batches, reference_outputs
 
 __all__ = ["Discrepancy"]
@@ -28,13 +29,20 @@ class DiscrepancyConfig(DataMetricConfig):
     outputs: list[str] | None = Field(None, description="Output names; default: all that both models have.")
     made_up_num: int = Field(32, ge=1, description="How many batches of made-up input serve where there is no data.")
 
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig."""
+        if self.post_processing_func is None:
+            return {}
+        return {"outputs": "what post_processing_func makes of the outputs is compared"}
+
 
 class Discrepancy(Metric):
     """Rows: (largest error, sum of errors, numbers, dot product, squared norm, squared norm of the reference, argmax
     flips, argmax decisions).
 
     Padding does not count: where a batch has an attention mask and an output has its length, masked positions are left
-    out. flips is the share of positions at which the two models' argmax over the last axis differs.
+    out. A post_processing_func makes of both models' outputs what is compared. flips is the share of positions at which
+    the two models' argmax over the last axis differs.
     """
 
     Config = DiscrepancyConfig
@@ -60,8 +68,9 @@ class Discrepancy(Metric):
         assert session is not None
         rows = {}
         for batch in compared_batches(session, samples, config, context, config.made_up_num):
-            outputs = session.forward(batch.inputs).outputs
-            reference = reference_outputs("discrepancy", batch, context)
+            count = len(batch.ids)
+            outputs = looked_at(session.forward(batch.inputs).outputs, config, context, count=count)
+            reference = looked_at(reference_outputs("discrepancy", batch, context), config, context, count=count)
             names = _compared(outputs, reference, config)
             mask = batch.inputs.get("attention_mask")
             for position, key in enumerate(batch.ids):
@@ -96,7 +105,8 @@ class Discrepancy(Metric):
 
 
 def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: DiscrepancyConfig) -> list[str]:
-    names = config.outputs or [name for name in ours if name in theirs]
+    told = config.outputs if config.post_processing_func is None else None
+    names = told or [name for name in ours if name in theirs]
     absent = [name for name in names if name not in ours or name not in theirs]
     if absent or not names:
         raise EvaluationError(

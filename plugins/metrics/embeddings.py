@@ -15,6 +15,7 @@ from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.batches import array
 from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.outputs import looked_at
 from drupe.plugins.metrics.references import compared_batches, reference_outputs
 
 if TYPE_CHECKING:
@@ -42,12 +43,19 @@ class EmbeddingSimilarityConfig(DataMetricConfig):
     )
     made_up_num: int = Field(32, ge=1, description="How many batches of made-up input serve where there is no data.")
 
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig."""
+        if self.post_processing_func is None:
+            return {}
+        return {"output": "post_processing_func makes the embedding of the outputs"}
+
 
 class EmbeddingSimilarity(Metric):
     """Rows: (cosine,), the cosine between the two models' embeddings of one sample.
 
-    An output with a vector per token is pooled over the tokens that the attention mask keeps. Where exactly one of the
-    two embeddings is all zeros the cosine is 0, where both are it is 1. NaN or infinite embeddings are an error.
+    A post_processing_func makes the embeddings of both models' outputs. An output with a vector per token is pooled
+    over the tokens that the attention mask keeps. Where exactly one of the two embeddings is all zeros the cosine is 0,
+    where both are it is 1. NaN or infinite embeddings are an error.
     """
 
     Config = EmbeddingSimilarityConfig
@@ -72,8 +80,11 @@ class EmbeddingSimilarity(Metric):
         rows = {}
         for batch in compared_batches(session, samples, config, context, config.made_up_num):
             mask = batch.inputs.get("attention_mask")
-            ours = embedded(session.forward(batch.inputs).outputs, mask, config)
-            theirs = embedded(reference_outputs("embedding_similarity", batch, context), mask, config)
+            count = len(batch.ids)
+            outputs = session.forward(batch.inputs).outputs
+            reference = reference_outputs("embedding_similarity", batch, context)
+            ours = embedded(looked_at(outputs, config, context, count=count), mask, config)
+            theirs = embedded(looked_at(reference, config, context, count=count), mask, config)
             if ours.shape[1:] != theirs.shape[1:]:
                 raise EvaluationError(
                     f"the embedding has {ours.shape[1]} numbers, the source model's has {theirs.shape[1]}"
@@ -92,7 +103,7 @@ def embedded(outputs: Mapping[str, Any], mask: np.ndarray | None, config: Embedd
     """Return the embeddings of a batch: float64, (batch, size). Raises EvaluationError for an absent output."""
     import numpy as np
 
-    name = config.output
+    name = config.output if config.post_processing_func is None else None
     if name is None:
         known = [n for n in (*_POOLED, "last_hidden_state") if n in outputs]
         name = known[0] if known else next(iter(outputs))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-__all__ = ["Outputs", "main_name", "main_output", "post_processed", "tensors"]
+__all__ = ["Outputs", "looked_at", "main_name", "main_output", "post_processed", "tensors"]
 
 
 class Outputs(dict[str, Any]):
@@ -64,6 +64,15 @@ def post_processed(
             f"{name} ({script}) returned {_told(made)}; expected a prediction, or scores, for each of {count} samples"
         )
     return found
+
+
+def looked_at(
+    outputs: Mapping[str, Any], config: DataMetricConfig, context: JobContext, *, count: int
+) -> Mapping[str, Any]:
+    """Return the outputs that a comparison looks at: what the user's function makes of them where there is one."""
+    if config.post_processing_func is None:
+        return outputs
+    return {config.post_processing_func: post_processed(outputs, config, context, count=count)}
 
 
 def _told(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,8 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.config import DataMetricConfig, note
+from drupe.plugins.metrics.batches import array, batches
+from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,11 @@ class PerplexityConfig(DataMetricConfig):
     max_length: int | None = Field(
         None, ge=2, description="Longer samples are scored in windows of this many tokens, each by itself."
     )
+
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig. batch_size says how many windows are scored at once."""
+        names = [name for name in FORWARD_ONLY if name not in ("batch_size", "dataloader_func")]
+        return dict.fromkeys(names, "the runtime scores tokens by itself")
 
 
 class Perplexity(Metric):
@@ -59,22 +66,23 @@ class Perplexity(Metric):
         import numpy as np
 
         assert session is not None
-        rows = {}
-        for index, sample in enumerate(samples):
-            context.progress(index, len(samples), "scoring text")
-            nll, tokens = 0.0, 0
-            for ids, labels in _windows(session, sample, config):
-                logprobs = np.asarray(session.score(ids, labels).outputs["logprobs"], dtype=float)
+        if config.dataloader_func is not None:
+            samples = list(_loaded(session, config, context))
+        rows: dict[str, tuple[float, float]] = {}
+        windows = ((s.id, window) for s in _told(samples, context) for window in _windows(session, s, config))
+        while part := list(itertools.islice(windows, config.batch_size)):
+            results = session.score_batch([window for _, window in part])
+            for (key, (_, labels)), result in zip(part, results, strict=True):
+                logprobs = np.asarray(result.outputs["logprobs"], dtype=float)
                 scored = logprobs[labels != -100]
                 if np.isnan(scored).any():
                     raise EvaluationError(
                         f"the model gives NaN for {int(np.isnan(scored).sum())} of {len(scored)} tokens of sample "
-                        f"{sample.id}; its weights or its precision may be broken"
+                        f"{key}; its weights or its precision may be broken"
                     )
-                nll -= float(scored.sum())
-                tokens += len(scored)
-            if tokens:
-                rows[sample.id] = (nll, float(tokens))
+                nll, tokens = rows.get(key, (0.0, 0.0))
+                rows[key] = (nll - float(scored.sum()), tokens + len(scored))
+        rows = {key: row for key, row in rows.items() if row[1]}
         if not rows:
             raise EvaluationError(
                 f"none of the {len(samples)} samples has a token to score; the data config should give text or labels"
@@ -91,6 +99,29 @@ class Perplexity(Metric):
             return loss
         # A broken model's perplexity passes the range of floats; the largest one still sorts it last.
         return math.exp(loss) if loss < 700 else sys.float_info.max
+
+
+def _told(samples: Sequence[Sample], context: JobContext) -> Iterator[Sample]:
+    for index, sample in enumerate(samples):
+        context.progress(index, len(samples), "scoring text")
+        yield sample
+
+
+def _loaded(session: Session, config: PerplexityConfig, context: JobContext) -> Iterator[Sample]:
+    """Yield the rows of the user's batches: input_ids, and attention_mask and labels (or targets) of the same shape."""
+    for batch in batches(session, (), config, context):
+        ids = batch.inputs.get("input_ids")
+        if ids is None or ids.ndim != 2:
+            raise EvaluationError(
+                f"{config.dataloader_func} ({config.user_script}) gives batches of {', '.join(batch.inputs)}; expected "
+                "input_ids of shape (batch, length)"
+            )
+        for position, key in enumerate(batch.ids):
+            row = {name: value[position] for name, value in batch.inputs.items() if value.shape == ids.shape}
+            target = batch.targets[position]
+            if "labels" not in row and target is not None and array(target).shape == ids[position].shape:
+                row["labels"] = array(target)
+            yield Sample(key, row)
 
 
 def _windows(session: Session, sample: Sample, config: PerplexityConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -15,10 +15,18 @@ from drupe.plugins.metrics.config import DataMetricConfig
 __all__ = ["SizeOnDisk"]
 
 
+class SizeOnDiskConfig(DataMetricConfig):
+    """Nothing: what other metrics take is understood, and told to have no effect."""
+
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig."""
+        return dict.fromkeys(DataMetricConfig.model_fields, "files are looked at, and nothing is run")
+
+
 class SizeOnDisk(Metric):
     """The bytes of all files of the model: what a user has to ship. One row: (bytes,)."""
 
-    Config = DataMetricConfig
+    Config = SizeOnDiskConfig
     version = 1
     sub_types: ClassVar[Mapping[str, SubType]] = {"bytes": SubType("B", "lower", paired=False)}
     default_sub_type = "bytes"

@@ -15,7 +15,7 @@ from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics.batches import Batch, batches, made_up_batch
-from drupe.plugins.metrics.config import DataMetricConfig, flattened
+from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig, flattened
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +61,15 @@ class TimedMetricConfig(DataMetricConfig):
                         "say it once, or make it another metric"
                     )
         return rest
+
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig."""
+        found = {"post_processing_func": "the outputs of timed calls are not looked at"}
+        if self.mode == "generate":
+            found |= dict.fromkeys(FORWARD_ONLY, "answers are generated to one prompt after the other")
+        if self.mode == "forward":
+            found |= dict.fromkeys(("max_new_tokens", "stop"), "nothing is generated")
+        return found
 
     def wanted(self) -> Sequence[str]:
         """Return the capabilities of which a session must have one."""

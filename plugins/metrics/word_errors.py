@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from drupe.core.context import JobContext
 from drupe.core.data import Sample
@@ -17,7 +17,7 @@ from drupe.core.runtimes import GenerateOptions, Session
 from drupe.core.user_scripts import blamed, script_function
 from drupe.plugins.metrics import answers
 from drupe.plugins.metrics.batches import batches
-from drupe.plugins.metrics.config import DataMetricConfig
+from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.outputs import tensors
 
 __all__ = ["WordErrors", "WordErrorsConfig", "edits"]
@@ -35,6 +35,28 @@ class WordErrorsConfig(DataMetricConfig):
     stop: list[str] | None = Field(None, description="Where a generated text ends; default: at the line's end.")
     ignore_case: bool = Field(True, description="Compare without case.")
     ignore_punctuation: bool = Field(True, description="Compare without punctuation.")
+
+    @property
+    def forward(self) -> bool:
+        """Whether texts are what a function makes of a forward call's outputs."""
+        return self.method == "forward" or (self.method == "auto" and self.post_processing_func is not None)
+
+    def without_effect(self) -> Mapping[str, str]:
+        """See DataMetricConfig."""
+        if self.forward:
+            return dict.fromkeys(("max_new_tokens", "stop"), "post_processing_func makes the texts")
+        return dict.fromkeys(FORWARD_ONLY, "texts are generated to one prompt after the other")
+
+    @model_validator(mode="after")
+    def _texts_from_somewhere(self) -> WordErrorsConfig:
+        if self.method == "forward" and self.post_processing_func is None:
+            raise ValueError("method: forward needs a post_processing_func that makes texts of the outputs")
+        if self.dataloader_func is not None and not self.forward:
+            raise ValueError(
+                "dataloader_func gives batches for forward calls; add a post_processing_func that makes texts of the "
+                "outputs, or name a data config as data_config"
+            )
+        return self
 
 
 class WordErrors(Metric):
@@ -54,7 +76,7 @@ class WordErrors(Metric):
 
     def needs(self, config: WordErrorsConfig) -> Sequence[str]:
         """See Metric.needs."""
-        return ("forward",) if self._forward(config) else ("generate",)
+        return ("forward",) if config.forward else ("generate",)
 
     def measure(
         self,
@@ -70,7 +92,7 @@ class WordErrors(Metric):
             # Before the model is asked: that takes long.
             for sample in samples:
                 self._wanted(_expected(sample.target, sample.id), sample.id, config)
-        if self._forward(config):
+        if config.forward:
             pairs = self._read(session, samples, config, context)
         else:
             pairs = self._generated(session, samples, config, context)
@@ -89,9 +111,6 @@ class WordErrors(Metric):
         """See Metric.aggregate."""
         first = 0 if sub_type == "wer" else 2
         return math.fsum(row[first] for row in rows) / math.fsum(row[first + 1] for row in rows)
-
-    def _forward(self, config: WordErrorsConfig) -> bool:
-        return config.method == "forward" or (config.method == "auto" and config.post_processing_func is not None)
 
     def _wanted(self, text: str, key: str, config: WordErrorsConfig) -> str:
         plain = self._plain(text, config)
@@ -118,8 +137,7 @@ class WordErrors(Metric):
         self, session: Session, samples: Sequence[Sample], config: WordErrorsConfig, context: JobContext
     ) -> Mapping[str, tuple[str, str]]:
         function = script_function(config, "post_processing_func", context)
-        if function is None:
-            raise EvaluationError("wer of a forward call needs a post_processing_func that makes texts of the outputs")
+        assert function is not None
         own = config.func_kwargs.get("post_processing_func", {})
         found = {}
         for batch in batches(session, samples, config, context):

@@ -18,6 +18,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 from drupe.plugins.onnx.graphs import name_all_nodes
+from drupe.plugins.onnx.idle import absent_operators, tell_idle
 
 __all__ = [
     "BlockQuantizationConfig",
@@ -110,6 +111,8 @@ class _BlockQuantization(GraphPass):
         check_node_names(self.spec.name, proto, "nodes_to_exclude", config.nodes_to_exclude)
         # One of the schemes calls weights after their nodes.
         name_all_nodes(proto)
+        asked = config.op_types_to_quantize if "op_types_to_quantize" in config.model_fields_set else None
+        tell_idle(self.spec.name, path.name, absent_operators(proto, op_types_to_quantize=asked), context)
         # The quantizer may change the graph it is given.
         kinds_of = Counter(node.op_type for node in proto.graph.node)
         kinds = sorted(kinds_of)

@@ -15,6 +15,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
 from drupe.plugins.onnx.graph_pass import GraphPassConfig
+from drupe.plugins.onnx.inputs import graph_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +25,8 @@ __all__ = [
     "CalibrationConfig",
     "DataSourceConfig",
     "calibration_batches",
-    "graph_inputs",
     "input_batches",
+    "input_shapes",
     "reader",
 ]
 
@@ -80,7 +81,7 @@ def calibration_batches(
     equal: pad all to the longest, for methods that collect values of one shape. Raises ConfigError where an input can't
     be had from the data, or has a shape that the graph refuses.
     """
-    return input_batches(pass_name, graph_inputs(proto, model), model, config, context, equal=equal)
+    return input_batches(pass_name, input_shapes(proto, model), model, config, context, equal=equal)
 
 
 def input_batches(
@@ -133,12 +134,11 @@ def _heads(model: Model) -> Mapping[int, int]:
     return {axis: int(size) for axis, size in found.items() if size}
 
 
-def graph_inputs(proto: Any, model: Model) -> dict[str, tuple[tuple[int | str, ...], Any]]:
+def input_shapes(proto: Any, model: Model) -> dict[str, tuple[tuple[int | str, ...], Any]]:
     """Return name → (shape, numpy dtype) of a graph's inputs; axes of no fixed length by their name."""
     from onnx import helper
 
     heads = _heads(model)
-    weights = {tensor.name for tensor in proto.graph.initializer}
     return {
         value.name: (
             tuple(
@@ -151,8 +151,7 @@ def graph_inputs(proto: Any, model: Model) -> dict[str, tuple[tuple[int | str, .
             ),
             helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
         )
-        for value in proto.graph.input
-        if value.name not in weights
+        for value in graph_inputs(proto.graph)
     }
 
 

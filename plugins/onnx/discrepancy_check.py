@@ -14,7 +14,7 @@ from drupe.core.model import Model
 from drupe.core.passes import Pass
 from drupe.core.runtimes import Session
 from drupe.plugins.metrics.differences import Differences, differences, unpadded
-from drupe.plugins.onnx.calibration import PAST, DataSourceConfig, graph_inputs, input_batches
+from drupe.plugins.onnx.calibration import PAST, DataSourceConfig, input_batches, input_shapes
 from drupe.plugins.onnx.generation_check import GenerationOptions, compare_generation
 from drupe.plugins.onnx.graphs import graph_paths
 from drupe.plugins.onnx.made_up import made_up_batch, table_sizes
@@ -136,7 +136,7 @@ class OnnxDiscrepancyCheck(Pass):
         if model.kind == "composite":
             inputs = {name: (shape, np.dtype(kind)) for name, (shape, kind) in session.input_shapes().items()}
         else:
-            inputs = graph_inputs(onnx.load(str(graph_paths(graph)[0]), load_external_data=False), model)
+            inputs = input_shapes(onnx.load(str(graph_paths(graph)[0]), load_external_data=False), model)
         if config.calibrated:
             return input_batches(self.spec.name, inputs, model, config, context, equal=False)
         below: dict[str, int] = {}

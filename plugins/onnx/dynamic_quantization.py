@@ -14,6 +14,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.preprocess import preprocess
 from drupe.plugins.onnx.tensor_overrides import refuse_overrides
 
@@ -123,6 +124,11 @@ def quantize_dynamically(
         proto = preprocess(path, context.output_dir.parent / "preprocessed.onnx", context, skip_symbolic_shape=True)
     check_node_names(name, proto, "nodes_to_quantize", nodes)
     check_node_names(name, proto, "nodes_to_exclude", excluded)
+    # onnxruntime makes a MatMul and an Add of each Gemm first.
+    gemm = any(node.op_type == "Gemm" for node in proto.graph.node)
+    wanted = [kind for kind in op_types or () if not (gemm and kind == "MatMul")]
+    lists = {"op_types_to_quantize": wanted, "op_types_to_exclude": excluded_types}
+    tell_idle(name, path.name, absent_operators(proto, **lists), context)
     left = {node.name for node in proto.graph.node if node.op_type in set(excluded_types or ())}
     work = context.output_dir.parent / "quantized.onnx"
     quantize_dynamic(

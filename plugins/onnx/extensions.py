@@ -22,9 +22,11 @@ def register_extensions(attributes: Mapping[str, Any], settings: Any) -> None:
     try:
         from onnxruntime_extensions import get_library_path
     except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime_extensions"
+        how = "pip install 'drupe[extensions]'" if absent else "pip install --force-reinstall onnxruntime-extensions"
         raise EvaluationError(
-            "the model needs the operators of onnxruntime-extensions, which is not installed: "
-            "pip install 'drupe[extensions]'"
+            "the model needs the operators of onnxruntime-extensions, which "
+            f"{'is not installed' if absent else f'is installed and can not be imported ({error})'}: {how}"
         ) from error
     try:
         settings.register_custom_ops_library(get_library_path())

@@ -13,6 +13,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.index_arithmetic import index_arithmetic
 
 __all__ = ["OnnxFloatToFloat16", "OnnxFloatToFloat16Config", "OrtMixedPrecision", "OrtMixedPrecisionConfig", "halve"]
@@ -55,6 +56,7 @@ class OnnxFloatToFloat16(GraphPass):
         """Convert."""
         check_node_names(self.spec.name, proto, "node_block_list", config.node_block_list)
         blocked = config.op_block_list
+        tell_idle(self.spec.name, path.name, absent_operators(proto, op_block_list=blocked), context)
         if config.op_include_list is not None:
             present = {node.op_type for node in proto.graph.node}
             absent = [name for name in config.op_include_list if name not in present]
@@ -105,6 +107,8 @@ class OrtMixedPrecision(GraphPass):
         self, proto: Any, path: Path, model: Model, config: OrtMixedPrecisionConfig, context: PassContext
     ) -> Any:
         """Find the head, and convert the rest."""
+        if "op_block_list" in config.model_fields_set:
+            tell_idle(self.spec.name, path.name, absent_operators(proto, op_block_list=config.op_block_list), context)
         head = _head(proto)
         kept: list[str] = []
         outputs: list[str] = []

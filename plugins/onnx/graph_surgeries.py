@@ -13,6 +13,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
+from drupe.plugins.onnx.idle import tell_idle
 
 __all__ = ["GraphSurgeries", "GraphSurgeriesConfig"]
 
@@ -96,8 +97,8 @@ class GraphSurgeries(GraphPass):
             except (AttributeError, KeyError, IndexError, TypeError) as error:
                 raise PassError(f"surgeries[{number}] ({entry['surgeon']}) failed on {path.name}: {error!r}") from error
             counts.append({"surgeon": entry["surgeon"], "places": changed})
-            if not changed:
-                context.log.warning("%s found nothing to change in %s", entry["surgeon"], path.name)
+        idle = [f"surgeries[{n}] ({one['surgeon']})" for n, one in enumerate(counts) if not one["places"]]
+        tell_idle(self.spec.name, path.name, idle, context)
         context.report.setdefault("surgeries", {})[path.name] = counts
         if config.remove_duplicate_initializers:
             from onnx_ir.passes.common import DeduplicateHashedInitializersPass

@@ -20,6 +20,7 @@ from drupe.core.model import Model
 from drupe.plugins.onnx.calibration import PAST
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 from drupe.plugins.onnx.graphs import graph_paths
+from drupe.plugins.onnx.idle import tell_idle
 from drupe.plugins.onnx.layouts import fold_transpose, put_transpose
 
 __all__ = ["InputNCHWtoNHWC", "InputNCHWtoNHWCConfig"]
@@ -64,6 +65,8 @@ class InputNCHWtoNHWC(GraphPass):
             self._free(proto, name)
             transpose = put_transpose(proto, name)
             told[name] = (fold_transpose(proto, transpose) if fold else None) or "transposed"
+        left = [f"fold ({name})" for name in here if config.fold and told[name] == "transposed"]
+        tell_idle(self.spec.name, path.name, left, context)
         return proto
 
     def _chosen(self, inputs: dict[Path, list[Any]], wanted: Sequence[str] | None) -> list[str]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import PassError
+from drupe.plugins.onnx.inputs import graph_inputs
 
 __all__ = [
     "CONFIG",
     "GROUPS",
-    "graph_inputs",
     "pipeline_files",
     "pipeline_groups",
     "read_settings",
@@ -68,12 +68,6 @@ def pipeline_groups(decoder: Mapping[str, Any]) -> dict[str, list[str]]:
             group = "lm_head" if groups["context"] else "embeddings"
         groups[group].append(name)
     return groups
-
-
-def graph_inputs(graph: Any) -> list[Any]:
-    """Return the inputs of a graph that are no weights."""
-    weights = {tensor.name for tensor in graph.initializer}
-    return [value for value in graph.input if value.name not in weights]
 
 
 def write_pipeline(

@@ -18,6 +18,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.calibration import CalibrationConfig, calibration_batches
 from drupe.plugins.onnx.graph_pass import GraphPass
 from drupe.plugins.onnx.graphs import graph_paths, name_all_nodes
+from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.preprocess import preprocess
 from drupe.plugins.onnx.static_quantization import check_unquantized, quantizable
 from drupe.plugins.onnx.tensor_overrides import (
@@ -125,6 +126,12 @@ class MixedPrecisionOverrides(GraphPass):
             types = self._measured(proto, path, model, config, context)
         if absent := unknown_tensors(proto, types):
             raise ConfigError(f"{self.spec.name}: overrides_config: the graph has no tensor {', '.join(absent[:3])}")
+        idle = absent_operators(
+            proto,
+            op_types_to_quantize=config.op_types_to_quantize if config.calibrated else None,
+            element_wise_binary_ops=config.element_wise_binary_ops,
+        )
+        tell_idle(self.spec.name, path.name, idle, context)
         name_all_nodes(proto)
         operators = config.element_wise_binary_ops or ["Add", "Sub", "Mul", "Div"]
         types, copies = fit_weights(proto, types, operators)

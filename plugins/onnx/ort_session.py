@@ -173,7 +173,9 @@ def _with_extensions() -> Any:
     try:
         from onnxruntime_extensions import get_library_path
     except ImportError as error:
-        raise ValueError("the model needs onnxruntime-extensions, which is not installed there") from error
+        absent = getattr(error, "name", None) == "onnxruntime_extensions"
+        why = "is not installed there" if absent else f"can't be imported there: {error}"
+        raise ValueError("the model needs onnxruntime-extensions, which " + why) from error
     settings = ort.SessionOptions()
     settings.register_custom_ops_library(get_library_path())
     return settings

@@ -13,6 +13,7 @@ from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
+from drupe.plugins.onnx.idle import tell_idle
 
 __all__ = ["OnnxPeepholeOptimizer", "OnnxPeepholeOptimizerConfig"]
 
@@ -84,6 +85,9 @@ class OnnxPeepholeOptimizer(GraphPass):
 
             result = onnxslim.slim(result)
         context.report["nodes"] = [before, len(result.graph.node)]
+        counted = {"cast_chain_elimination": "casts_removed", "fuse_reshape_operations": "reshapes_fused"}
+        asked = [name for name in counted if name in config.model_fields_set and getattr(config, name)]
+        tell_idle(self.spec.name, path.name, [n for n in asked if not context.report[counted[n]]], context)
         return result
 
 

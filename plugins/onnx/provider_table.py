@@ -26,6 +26,11 @@ class Compiling:
         """The packages as a requirement with alternatives."""
         return " | ".join(self.packages)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the distributions, of which one brings it."""
+        return tuple(re.split(r"[<>=!~ ]", text, maxsplit=1)[0] for text in self.packages)
+
 
 @functools.cache
 def compiling_providers() -> Mapping[str, Compiling]:
@@ -36,5 +41,4 @@ def compiling_providers() -> Mapping[str, Compiling]:
 
 def provider_packages() -> tuple[str, ...]:
     """Return the names of the distributions that bring such providers."""
-    texts = [text for provider in compiling_providers().values() for text in provider.packages]
-    return tuple(dict.fromkeys(re.split(r"[<>=!~ ]", text, maxsplit=1)[0] for text in texts))
+    return tuple(dict.fromkeys(name for provider in compiling_providers().values() for name in provider.names))

@@ -11,7 +11,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drupe.plugins.onnx.provider_table import compiling_providers
@@ -80,16 +80,41 @@ def _devices(provider: str) -> list[Any] | None:
 
 @functools.cache
 def library_of(provider: str) -> str | None:
-    """Return the path of the library that an installed package brings for a provider; None where none does."""
-    names = {str(item.metadata["Name"]).lower().replace("_", "-") for item in importlib.metadata.distributions()}
-    for name in sorted(name for name in names if name.startswith("onnxruntime-") and name not in _OTHERS):
+    """Return the path of the library that an installed package brings for a provider; None where none does.
+
+    Raises ProviderAbsent where a package that brings it, or may bring it, is installed and can't be imported, unless
+    ONNX Runtime was built with the provider.
+    """
+    known = {name: other for other, entry in compiling_providers().items() for name in entry.names}
+    found = {str(item.metadata["Name"]).lower().replace("_", "-"): item for item in importlib.metadata.distributions()}
+    broken: list[str] = []
+    for name in sorted(name for name in found if name.startswith("onnxruntime-") and name not in _OTHERS):
         module = name.replace("-", "_")
         if importlib.util.find_spec(module) is None:
             continue
-        package = importlib.import_module(module)
-        if hasattr(package, "get_library_path") and provider in _names(package):
-            return str(package.get_library_path())
+        try:
+            package = importlib.import_module(module)
+            if hasattr(package, "get_library_path") and provider in _names(package):
+                return str(package.get_library_path())
+        except Exception as error:
+            if known.get(name, provider) == provider:
+                what = "brings" if name in known else "may bring"
+                reason = " ".join(str(error).split()) or "without a reason"
+                broken.append(
+                    f"the package {name} {found[name].version}, which {what} {provider}, can't be imported "
+                    f"({type(error).__name__}: {reason}); mend it (pip install --force-reinstall {name}, and what its "
+                    "own documentation says that it needs), or uninstall it"
+                )
+    if broken and provider not in _built_in():
+        raise ProviderAbsent("; ".join(broken))
     return None
+
+
+def _built_in() -> Sequence[str]:
+    import onnxruntime as ort
+
+    found: Sequence[str] = ort.get_available_providers()
+    return found
 
 
 def _names(package: Any) -> list[str]:

@@ -10,7 +10,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.plugins.metrics.differences import differences
-from drupe.plugins.onnx.calibration import graph_inputs
+from drupe.plugins.onnx.calibration import input_shapes
 from drupe.plugins.onnx.made_up import made_up_batch, table_sizes
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["differences_by_output", "largest_difference", "made_up_padded"]
 
 def made_up_padded(proto: Any, model: Model, seed: int) -> dict[str, np.ndarray]:
     """Return two made-up inputs of a graph as a batch; the second is padded where there is an attention mask."""
-    batch = made_up_batch(graph_inputs(proto, model), seed=seed, batch_size=2, below=table_sizes(proto))
+    batch = made_up_batch(input_shapes(proto, model), seed=seed, batch_size=2, below=table_sizes(proto))
     mask = batch.get("attention_mask")
     if mask is not None and mask.ndim == 2:
         mask[-1, mask.shape[1] * 3 // 4 :] = 0

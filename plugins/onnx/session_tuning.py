@@ -17,7 +17,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.core.passes import Pass
-from drupe.plugins.onnx.calibration import DataSourceConfig, calibration_batches, graph_inputs
+from drupe.plugins.onnx.calibration import DataSourceConfig, calibration_batches, input_shapes
 from drupe.plugins.onnx.graphs import graph_paths
 from drupe.plugins.onnx.made_up import made_up_batch
 
@@ -170,7 +170,7 @@ class OrtSessionParamsTuning(Pass):
                 equal=False,
             )[0]
         return made_up_batch(
-            graph_inputs(proto, model), seed=context.seed, batch_size=config.batch_size, lengths=config.shape_kwargs
+            input_shapes(proto, model), seed=context.seed, batch_size=config.batch_size, lengths=config.shape_kwargs
         )
 
     def _open(self, model: Model, path: Path, options: Options, context: PassContext) -> Any:

@@ -15,6 +15,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.calibration import CalibrationConfig, calibration_batches, reader
 from drupe.plugins.onnx.graph_pass import GraphPass, check_node_names
+from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.index_arithmetic import index_arithmetic
 from drupe.plugins.onnx.masking import masking
 from drupe.plugins.onnx.preprocess import preprocess
@@ -176,6 +177,8 @@ def quantize_statically(
     for field in ("nodes_to_quantize", "nodes_to_exclude"):
         check_node_names(name, proto, field, getattr(config, field))
     excluded_types = set(config.op_types_to_exclude or ())
+    lists = {field: getattr(config, field) for field in ("op_types_to_quantize", "op_types_to_exclude")}
+    tell_idle(name, path.name, absent_operators(proto, **lists), context)
     excluded = [node.name for node in proto.graph.node if node.op_type in excluded_types]
     chosen = set(config.nodes_to_quantize or ())
     spared = [name for name in (*index_arithmetic(proto), *masking(proto)) if name not in chosen]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from drupe.core.accelerators import Accelerator
-from drupe.core.config import Choice, PassConfig, searchable
+from drupe.core.config import Choice, PassConfig, searchable, tell_unused
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.introspect import module_source
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.float16 import halve
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.io_types import retype
 
 __all__ = ["OrtTransformersOptimization", "OrtTransformersOptimizationConfig"]
@@ -45,6 +46,32 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model")
 _SEGMENTED = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 """Inputs of encoders that are built like BERT."""
 _FP16 = ("force_fp32_ops", "force_fp32_nodes", "force_fp16_inputs")
+_GELU = ("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSplitGelu", "GemmFastGelu")
+_NORM = ("LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
+         "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization")  # fmt: skip
+_ATTENTION = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention", "QOrderedAttention")
+_MAKES: Mapping[str, tuple[str, ...]] = {
+    "enable_attention": _ATTENTION,
+    "enable_bias_add": ("BiasAdd",),
+    "enable_bias_gelu": ("BiasGelu",),
+    "enable_bias_skip_layer_norm": ("SkipLayerNormalization",),
+    "enable_bias_splitgelu": ("BiasSplitGelu",),
+    "enable_embed_layer_norm": ("EmbedLayerNormalization",),
+    "enable_gelu": _GELU,
+    "enable_gelu_approximation": ("FastGelu", "GemmFastGelu"),
+    "enable_gemm_fast_gelu": ("GemmFastGelu",),
+    "enable_group_norm": ("GroupNorm", "SkipGroupNorm"),
+    "enable_layer_norm": _NORM,
+    "enable_nhwc_conv": ("NhwcConv",),
+    "enable_packed_kv": ("MultiHeadAttention",),
+    "enable_packed_qkv": ("MultiHeadAttention",),
+    "enable_qordered_matmul": ("QOrderedMatMul",),
+    "enable_rotary_embeddings": ("RotaryEmbedding",),
+    "enable_skip_group_norm": ("SkipGroupNorm",),
+    "enable_skip_layer_norm": ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    "use_multi_head_attention": ("MultiHeadAttention",),
+}
+"""A fusion that can be asked for → operators of which the graph has some where it found its pattern."""
 
 
 class OrtTransformersOptimizationConfig(GraphPassConfig):
@@ -74,11 +101,15 @@ class OrtTransformersOptimizationConfig(GraphPassConfig):
     force_fp16_inputs: Mapping[str, list[int]] | None = Field(
         None, description="With float16: operator to the indices of inputs that become half precision in any case."
     )
-    use_gqa: bool = Field(False, description="GroupQueryAttention in place of MultiHeadAttention (gpt2-like decoders).")
+    use_gqa: bool = Field(
+        False,
+        description="GroupQueryAttention where onnxruntime's fusions for decoders make it; OnnxScriptFusion and "
+        "ModelBuilder do so for more of them.",
+    )
     input_int32: bool = Field(False, description="Inputs of int64, such as token ids and masks, become int32.")
 
     @model_validator(mode="after")
-    def _consistent(self) -> OrtTransformersOptimizationConfig:
+    def _consistent(self, info: ValidationInfo) -> OrtTransformersOptimizationConfig:
         for name in self.optimization_options or ():
             known = _fusion_names()
             if known and name not in known:
@@ -94,6 +125,8 @@ class OrtTransformersOptimizationConfig(GraphPassConfig):
         given = [name for name in _FP16 if getattr(self, name) is not None]
         if given and not self.float16:
             raise ValueError(f"{', '.join(given)}: only with float16: true")
+        if self.only_onnxruntime:
+            tell_unused(info, self, ("optimization_options", "use_gqa"), "only_onnxruntime leaves those fusions out")
         return self
 
 
@@ -209,11 +242,15 @@ class OrtTransformersOptimization(GraphPass):
                 "%s: attention is not fused, and nothing tells how many heads it has: give num_heads and hidden_size",
                 self.spec.name,
             )
-        if config.input_int32:
-            # onnxruntime's own way takes away casts that unfused nodes still read.
-            retype(result, lambda _: True, _INT64, _INT32, inputs_only=True)
+        idle = [] if only else _idle(config, kinds)
+        # onnxruntime's own way takes away casts that unfused nodes still read.
+        if config.input_int32 and not retype(result, lambda _: True, _INT64, _INT32, inputs_only=True):
+            idle.append("input_int32")
         if config.float16:
             check_node_names(self.spec.name, result, "force_fp32_nodes", config.force_fp32_nodes)
+            idle += absent_operators(
+                result, force_fp32_ops=config.force_fp32_ops, force_fp16_inputs=config.force_fp16_inputs
+            )
             result = halve(
                 self.spec.name,
                 result,
@@ -224,6 +261,8 @@ class OrtTransformersOptimization(GraphPass):
                 node_block_list=config.force_fp32_nodes,
                 force_fp16_inputs=dict(config.force_fp16_inputs) if config.force_fp16_inputs else None,
             )
+        hint = "OnnxScriptFusion and ModelBuilder make GroupQueryAttention" if "use_gqa" in idle else ""
+        tell_idle(self.spec.name, path.name, idle, context, hint)
         context.report["graph"] = {"nodes": [before, len(result.graph.node)], "fused": _fused(result)}
         return result
 
@@ -253,6 +292,22 @@ class OrtTransformersOptimization(GraphPass):
             f"{self.spec.name}: no fusions are known for a model of type {own}; give model_type of a model that it is "
             f'built like ({_listed()}), or "only_onnxruntime": true'
         )
+
+
+def _idle(config: OrtTransformersOptimizationConfig, kinds: Collection[str]) -> list[str]:
+    """Return the fusions asked for by name that left nothing in a graph. kinds: its operators."""
+    told = config.optimization_options or {}
+    found = [
+        f"optimization_options.{name}"
+        for name, made in _MAKES.items()
+        if told.get(name) is True and not any(kind in kinds for kind in made)
+    ]
+    wanted = told.get("attention_op_type")
+    if wanted is not None and wanted not in kinds:
+        found.append("optimization_options.attention_op_type")
+    if config.use_gqa and "GroupQueryAttention" not in kinds:
+        found.append("use_gqa")
+    return found
 
 
 def _listed() -> str:

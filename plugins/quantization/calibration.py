@@ -7,6 +7,7 @@ from typing import Any
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
+from drupe.plugins.tuning.checkpoints import Checkpoints
 
 __all__ = ["OWN_TEXT", "calibration_tokens"]
 
@@ -59,12 +60,18 @@ def calibration_tokens(
 
 
 def _written(network: Any, count: int, length: int, context: PassContext) -> list[Any]:
+    """Return text of the model's own. What a stopped run of this step wrote is not written again."""
     import torch
 
     generator = torch.Generator(device="cpu").manual_seed(context.seed)
     rows: list[Any] = []
+    kept = Checkpoints(context.checkpoint_dir / f"text-{count}x{length}")
+    found = kept.latest()
+    if found is not None:
+        rows = [row[None].to(network.device) for row in found[1]["rows"]]
+        generator.set_state(found[1]["random"])
     with torch.inference_mode():
-        for begin in range(0, count, _TOGETHER):
+        for begin in range(len(rows), count, _TOGETHER):
             ids = _first_tokens(network, min(_TOGETHER, count - begin))
             past = None
             for place in range(length - 1):
@@ -75,6 +82,7 @@ def _written(network: Any, count: int, length: int, context: PassContext) -> lis
                 chances = torch.softmax(out.logits[:, -1].float().cpu(), dim=-1)
                 ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator).to(ids.device)], dim=1)
             rows += [row[None].clone() for row in ids]
+            kept.save(len(rows), {"rows": torch.cat(rows).cpu(), "random": generator.get_state()})
     context.report["calibration"] = {"sequences": count, "tokens": count * length, "from": "the model's own text"}
     return rows
 

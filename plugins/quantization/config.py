@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from drupe.core.accelerators import Accelerator
-from drupe.core.config import Choice, Ordered, PassConfig, searchable
+from drupe.core.config import Choice, Ordered, PassConfig, searchable, tell
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
@@ -16,7 +16,7 @@ from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
 from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
 from drupe.plugins.quantization.grid import TYPE_BITS
-from drupe.plugins.quantization.layers import Scheme, left_in_float, linear_layers, schemes
+from drupe.plugins.quantization.layers import EMBEDDING, HEAD, Scheme, left_in_float, linear_layers, schemes
 from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "stored_attributes",
 ]
 
+_OF_LAYERS = ("bits", "group_size", "symmetric", "sym")
 _NOTEWORTHY = 0.05
 """Share of the blocks' weights from which it is told that they stay in float."""
 
@@ -55,6 +56,29 @@ class GridConfig(PassConfig):
     def _named_type(cls, value: Any) -> Any:
         """A type's name is read as its bits."""
         return TYPE_BITS.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("overrides")
+    @classmethod
+    def _known_overrides(cls, values: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
+        for name, own in values.items():
+            if unknown := [key for key in own if key not in _OF_LAYERS]:
+                raise ValueError(f"{name} has {unknown[0]!r}; expected {', '.join(_OF_LAYERS[:3])}")
+            bits = own.get("bits", 4)
+            bits = TYPE_BITS.get(bits, bits) if isinstance(bits, str) else bits
+            if bits not in (4, 8):
+                raise ValueError(f"{name}: bits is {own['bits']!r}; expected 4 or 8")
+            found[name] = {**own, "bits": bits} if "bits" in own else own
+        return found
+
+    @model_validator(mode="after")
+    def _tell_idle_overrides(self, info: ValidationInfo) -> GridConfig:
+        if HEAD in self.overrides and not self.lm_head:
+            tell(info, f"overrides.{HEAD} has no effect: lm_head is not true, so the head stays in float")
+        if EMBEDDING in self.overrides and not getattr(self, "embeds", False):
+            why = "embeds is not true" if "embeds" in type(self).model_fields else "only Rtn and KQuant round it"
+            tell(info, f"overrides.{EMBEDDING} has no effect: {why}, so the embedding stays in float")
+        return self
 
 
 class QuantizerConfig(GridConfig):
@@ -95,6 +119,7 @@ class WeightQuantizer(Pass):
         import torch
 
         from drupe.plugins.huggingface.loading import load_model, read_config
+        from drupe.plugins.huggingface.stored_type import stored_dtype
 
         torch.set_num_threads(context.resources.thread_count)
         torch.manual_seed(context.seed)
@@ -112,12 +137,21 @@ class WeightQuantizer(Pass):
                 type(network).__name__,
             )
         mixed = model.attributes.get("mixed_precision") or {}
+        if HEAD in mixed and not config.lm_head:
+            context.log.warning(
+                "%s: an earlier pass chose %d bits for the head, which stays in float: lm_head is not true",
+                self.spec.name,
+                mixed[HEAD],
+            )
         told = {**{name: {"bits": bits} for name, bits in mixed.items() if name in layers}, **config.overrides}
+        if getattr(config, "embeds", False):
+            # Some models call their embedding otherwise; `finish` looks its own up.
+            told.pop(next(n for n, module in network.named_modules() if module is network.get_input_embeddings()), None)
         default = Scheme(config.bits, config.group_size, config.sym)
         chosen = schemes(self.spec.name, left, default, {k: v for k, v in told.items() if k in left or k not in done})
         quantized = self.quantize_layers(network, chosen, model, config, context)
         source = read_config(model.folder)
-        state = _state(network, _stored_dtype(source))
+        state = _state(network, stored_dtype(model))
         self.finish(network, state, config, context)
         before = source.get("quantization_config") or {}
         write_checkpoint(
@@ -172,14 +206,6 @@ def stored_attributes(attributes: Mapping[str, Any], dtype: Any) -> dict[str, An
         if key not in ("dtype", "torch_dtype", "quantization_config")
     }
     return {**kept, **({"load_kwargs": options} if options else {}), "dtype": str(dtype).removeprefix("torch.")}
-
-
-def _stored_dtype(config: Mapping[str, Any]) -> Any:
-    """Return the torch dtype that a model's config names, float32 where it names none."""
-    import torch
-
-    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), None)
-    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _state(network: Any, dtype: Any) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
 
-__all__ = ["Scheme", "blocks_of", "left_in_float", "linear_layers", "schemes"]
+__all__ = ["EMBEDDING", "HEAD", "Scheme", "blocks_of", "left_in_float", "linear_layers", "schemes"]
+
+HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
+"""What overrides may name besides the layers of the blocks, whether it is quantized or not."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def schemes(
 ) -> dict[str, Scheme]:
     """Return each layer's scheme. Raises ConfigError where a group does not divide a layer's width."""
     known = set(layers)
-    unknown = [name for name in overrides if name not in known and name not in ("lm_head", "model.embed_tokens")]
+    unknown = [name for name in overrides if name not in known and name not in (HEAD, EMBEDDING)]
     if unknown:
         import difflib
 

@@ -65,9 +65,10 @@ class QuaRot(Pass):
         import torch
 
         from drupe.plugins.huggingface.loading import load_model
+        from drupe.plugins.huggingface.stored_type import stored_dtype
 
         torch.set_num_threads(context.resources.thread_count)
-        stored = load_model(model).dtype
+        stored = stored_dtype(model)
         network = load_model(model, dtype="float32")
         generator = torch.Generator().manual_seed(context.seed if config.seed is None else config.seed)
         probe = Probe(network, generator)

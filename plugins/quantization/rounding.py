@@ -55,7 +55,8 @@ class RoundingQuantizer(WeightQuantizer):
         width = state[name].shape[1]
         size = int(own.get("group_size", config.group_size))
         group = width if size == -1 or width % size else size
-        scheme = Scheme(int(own.get("bits", config.bits)), group, config.sym)
+        symmetric = bool(own.get("symmetric", own.get("sym", config.sym)))
+        scheme = Scheme(int(own.get("bits", config.bits)), group, symmetric)
         state[name] = self.rounded(state[name].float(), scheme, config).weights().to(state[name].dtype)
         context.report["embedding_bits"] = scheme.bits
 

@@ -108,9 +108,10 @@ class SparseGPT(Pass):
         import torch
 
         from drupe.plugins.huggingface.loading import load_model
+        from drupe.plugins.huggingface.stored_type import stored_dtype
 
         torch.set_num_threads(context.resources.thread_count)
-        stored = load_model(model).dtype
+        stored = stored_dtype(model)
         network = load_model(model, dtype="float32", device=device_of(_device(config), context))
         layers = self._layers(network, config)
         tokens = calibration_tokens(

@@ -7,13 +7,19 @@ none (with the reason), or refused (with the reason). Older names are upgraded. 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from drupe.core.config import FloatRange, Ordered, PluginConfig, searchable, tell
+from drupe.core.config import FloatRange, Ordered, PluginConfig, searchable, tell, tell_unused
 from drupe.plugins.tuning.argument_names import NEUTRAL, TOLD, known_names, refusal, upgrade
+from drupe.plugins.tuning.library_names import (
+    compile_modes,
+    optimizer_arguments,
+    parsed_arguments,
+    schedule_arguments,
+)
 
 __all__ = ["TrainingArgs"]
 
@@ -77,7 +83,7 @@ class TrainingArgs(PluginConfig):
         None, description="Recompute activations: true always, false never; not given: as `memory` says."
     )
     torch_compile: bool | None = Field(None, description="Compile the layers; not given: where it pays.")
-    torch_compile_mode: str | None = Field(None, description="Mode of torch.compile.")
+    torch_compile_mode: str | None = Field(None, description="Mode of torch.compile; one that is given asks for it.")
     use_liger_kernel: bool = Field(False, description="Use liger-kernel's fused layers (GPU only).")
     liger_kernel_config: dict[str, bool] | None = Field(None, description="Which of liger-kernel's layers to use.")
     torch_empty_cache_steps: int | None = Field(None, ge=1, description="Empty the GPU's cache every so many steps.")
@@ -131,6 +137,8 @@ class TrainingArgs(PluginConfig):
                 near = difflib.get_close_matches(name, [*cls.model_fields, *known_names()], n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{name} is no training argument of the installed transformers{hint}")
+        if "torch_compile_mode" in kept:
+            kept.setdefault("torch_compile", True)
         tell(info, *notices)
         return kept
 
@@ -156,6 +164,27 @@ class TrainingArgs(PluginConfig):
     def _scheduler(cls, value: str) -> str:
         return _one_of("lr_scheduler_type", value, SCHEDULERS)
 
+    @field_validator("torch_compile_mode")
+    @classmethod
+    def _compile_mode(cls, value: str | None) -> str | None:
+        modes = compile_modes()
+        return value if value is None or not modes else _one_of("torch_compile_mode", value, modes)
+
+    @model_validator(mode="after")
+    def _texts_for_libraries(self, info: ValidationInfo) -> TrainingArgs:
+        """Check what would otherwise be found when training begins."""
+        _known("lr_scheduler_kwargs", self.lr_scheduler_kwargs or (), schedule_arguments, self.lr_scheduler_type)
+        try:
+            given = parsed_arguments(self.optim_args)
+        except ValueError as error:
+            raise ValueError(f"optim_args {error}") from None
+        _known("optim_args", given, optimizer_arguments, self.optim)
+        if self.torch_compile is False:
+            tell_unused(info, self, ["torch_compile_mode"], "torch_compile is false")
+        if not self.use_liger_kernel:
+            tell_unused(info, self, ["liger_kernel_config"], "use_liger_kernel is not true")
+        return self
+
     @model_validator(mode="after")
     def _together(self) -> TrainingArgs:
         if self.lr_scheduler_type in ("cosine_with_min_lr", "cosine_warmup_with_min_lr") and not (
@@ -167,6 +196,18 @@ class TrainingArgs(PluginConfig):
         ):
             raise ValueError("lr_scheduler_type warmup_stable_decay needs lr_scheduler_kwargs with num_decay_steps")
         return self
+
+
+def _known(field: str, given: Iterable[str], read: Callable[[str], frozenset[str] | None], name: str) -> None:
+    """Raise ValueError for an argument that a schedule or optimizer does not take."""
+    keys = list(given)
+    allowed = read(name) if keys else None
+    if allowed is None:
+        return
+    unknown = [key for key in keys if key not in allowed]
+    if unknown:
+        takes = f"it takes {', '.join(sorted(allowed))}" if allowed else "it takes none"
+        raise ValueError(f"{field}: {name} has no argument {unknown[0]!r} to set; {takes}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Checkpoints"]
+__all__ = ["CHECKPOINT_SECONDS", "Checkpoints"]
+
+CHECKPOINT_SECONDS = 30.0
+"""How often one is written where nothing else is said."""
 
 
 class Checkpoints:

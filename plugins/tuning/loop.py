@@ -12,7 +12,7 @@ from drupe.core.context import JobContext
 from drupe.core.errors import Interrupted, PassError
 from drupe.plugins.tuning.arguments import TrainingArgs
 from drupe.plugins.tuning.batches import Layout, Order, layouts
-from drupe.plugins.tuning.checkpoints import Checkpoints
+from drupe.plugins.tuning.checkpoints import CHECKPOINT_SECONDS, Checkpoints
 from drupe.plugins.tuning.curves import Curves
 from drupe.plugins.tuning.network import Network, evaluating
 from drupe.plugins.tuning.optimizers import make_optimizer, make_scheduler, optimized
@@ -20,8 +20,6 @@ from drupe.plugins.tuning.parallel import Alone
 from drupe.plugins.tuning.rows import Row
 
 __all__ = ["Accumulator", "Outcome", "Trainer"]
-
-CHECKPOINT_SECONDS = 30.0
 
 
 class Accumulator(Protocol):

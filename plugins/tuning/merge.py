@@ -65,6 +65,7 @@ class MergeAdapterWeights(Pass):
 
         from drupe.plugins.huggingface.loading import adapter_folder, load_model, torch_dtype
         from drupe.plugins.huggingface.scrub import scrub_folder
+        from drupe.plugins.huggingface.stored_type import stored_dtype
 
         named = dict(model.attributes.get("adapters") or {})
         if config.adapter_name is not None:
@@ -73,8 +74,7 @@ class MergeAdapterWeights(Pass):
         if folder is None or not (folder / "adapter_config.json").is_file():
             raise ConfigError(f"MergeAdapterWeights: {model.attributes.get('adapter')!r} holds no adapter_config.json")
         torch.set_num_threads(context.resources.thread_count)
-        stored = load_model(model, with_adapter=False).dtype
-        dtype = torch_dtype(config.torch_dtype) if config.torch_dtype else stored
+        dtype = torch_dtype(config.torch_dtype) if config.torch_dtype else stored_dtype(model)
         adapted = load_model(model, dtype=torch.float32)
         _untie(adapted)
         merged = adapted.merge_and_unload(safe_merge=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from drupe.core.errors import ConfigError
 from drupe.plugins.tuning.arguments import TrainingArgs
+from drupe.plugins.tuning.library_names import parsed_arguments
 
 __all__ = ["GPU_ONLY", "make_optimizer", "make_scheduler", "optimized", "warmup_steps"]
 
@@ -35,7 +36,7 @@ def make_optimizer(model: Any, args: TrainingArgs, device: Any) -> tuple[Any, li
         {"params": join(others), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    extra = _arguments(args.optim_args)
+    extra = parsed_arguments(args.optim_args)
     adam: dict[str, Any] = {
         "lr": args.learning_rate,
         "betas": (args.adam_beta1, args.adam_beta2),
@@ -89,23 +90,6 @@ def _in_one_piece(parameters: Sequence[Any]) -> list[Any]:
             start = end
         pieces.append(piece)
     return pieces
-
-
-def _arguments(text: str | None) -> dict[str, Any]:
-    import ast
-
-    result: dict[str, Any] = {}
-    for part in (text or "").split(","):
-        if not part.strip():
-            continue
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"training_args.optim_args {text!r}: expected 'key=value,key=value', found {part!r}")
-        try:
-            result[name.strip()] = ast.literal_eval(value.strip())
-        except (SyntaxError, ValueError):
-            result[name.strip()] = value.strip()
-    return result
 
 
 def warmup_steps(args: TrainingArgs, total: int) -> int:

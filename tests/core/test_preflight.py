@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from drupe.core.accelerators import Accelerator
+from drupe.core.cli.plan import plan as plan_command
+from drupe.core.cli.validate import validate
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
 from drupe.core.engine import Engine
-from drupe.core.errors import ConfigError, PluginError
+from drupe.core.errors import ConfigError
 from drupe.core.hosts import HostDescription
 from drupe.core.model import Model
 from drupe.core.passes import Pass
@@ -114,10 +117,37 @@ def test_a_pass_that_can_not_tell_what_it_needs_is_named(tmp_path: Path, monkeyp
         raise KeyError("lost")
 
     monkeypatch.setattr("drupe.plugins.onnx.peephole.OnnxPeepholeOptimizer.requirements", fails)
-    with pytest.raises(
-        PluginError, match=r"passes.clean: OnnxPeepholeOptimizer of .* can't tell what it needs: KeyErr"
-    ):
-        needs_of(tmp_path, {"here": {"type": "LocalSystem"}}, "here", {})
+    (told,) = needs_of(tmp_path, {"here": {"type": "LocalSystem"}}, "here", {})
+    assert told.startswith("passes.clean: OnnxPeepholeOptimizer of plugin onnx")
+    assert "can't tell what it needs: KeyError: 'lost'; install another version of drupe, or leave the pass out" in told
+
+
+def test_what_else_is_wrong_is_shown_beside_a_pass_that_can_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, config: Any, accelerator: Any) -> Sequence[str]:
+        raise KeyError("lost")
+
+    monkeypatch.setattr("drupe.plugins.onnx.peephole.OnnxPeepholeOptimizer.requirements", fails)
+    fuse = {"type": "OnnxPeepholeOptimizer"}
+    passes = {
+        "clean": fuse,
+        "again": fuse,
+        "put": {"type": "GraphSurgeries", "surgeries": [{"surgeon": "GemmToMatMulAdd"}], "input_int32": True},
+    }
+    document = {"input_model": {"type": "ONNXModel", "model_path": "gone.onnx"}, "passes": passes, "output_dir": "out"}
+    shown = CliRunner().invoke(validate, [str(write_workflow(tmp_path, document))])
+    assert shown.exit_code == 2 and "input_int32" in shown.output
+    del passes["put"]
+    file = write_workflow(tmp_path, document)
+    shown = CliRunner().invoke(validate, [str(file)])
+    assert shown.exit_code == 2
+    for name in ("clean", "again"):
+        assert f"passes.{name}: OnnxPeepholeOptimizer of plugin onnx" in shown.output
+    # What is needed besides, the model's file, is still told.
+    assert "gone.onnx" in shown.output and "needs (1)" in shown.output
+    planned = CliRunner().invoke(plan_command, [str(file)])
+    assert planned.exit_code == 2 and planned.output.count("can't tell what it needs") == 2
 
 
 def test_what_a_searched_config_needs_is_told_when_its_job_starts(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from drupe.plugins.quantization.compressor.library import (
     quiet,
     recipe_of,
 )
-from drupe.plugins.quantization.compressor.recipes import QUANTIZERS, modifiers, read_recipe
+from drupe.plugins.quantization.compressor.recipes import FILLERS, QUANTIZERS, modifiers, read_recipe, sparsity_of
 from drupe.plugins.quantization.compressor.schemes import SCHEMES
 from drupe.plugins.quantization.config import check_device, device_of, stored_attributes
 from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
@@ -70,7 +70,7 @@ class LLMCompressor(Pass):
         quantizes = config.scheme is not None
         if config.has_recipe:
             quantizes = recipe is None or _quantizes(recipe)
-        told: dict[str, Any] = {} if config.sparsity is None else {"sparsity": _sparsity(config)}
+        told = _told_sparsity(config, recipe)
         dtype = _dtype(config) or info.attributes.get("dtype")
         return planned.with_(quantization=METHOD if quantizes else None, dtype=dtype, **told)
 
@@ -111,7 +111,7 @@ class LLMCompressor(Pass):
         copy_beside(model, context)
         context.progress(1, 1, "written")
         attributes = stored_attributes(model.attributes, network.dtype)
-        attributes |= {} if config.sparsity is None else {"sparsity": _sparsity(config)}
+        attributes |= _told_sparsity(config, recipe)
         if quantized:
             attributes["quantization"] = METHOD
         return Model.from_dir("hf", context.output_dir, attributes)
@@ -191,15 +191,18 @@ def _dtype(config: LLMCompressorConfig) -> str | None:
 def _fills_zeros(config: LLMCompressorConfig, recipe: Mapping[str, Any] | None) -> bool:
     """Whether weights that were zero are not afterwards."""
     if recipe is not None:
-        fillers = ("AutoRoundModifier", "GPTQModifier", "QuIPModifier", "SpinQuantModifier")
-        return any(name in fillers for name, _ in modifiers(recipe))
+        return any(name in FILLERS for name, _ in modifiers(recipe))
     return not config.has_recipe and config.scheme is not None and config.algorithm == "gptq"
 
 
-def _sparsity(config: LLMCompressorConfig) -> float | list[int]:
-    """Return what the weights are made to be, as SparseGPT tells it: a share, or how many of how many."""
-    zeros, of = (int(part) for part in config.mask_structure.split(":"))
-    return [zeros, of] if of else float(config.sparsity or 0)
+def _told_sparsity(config: LLMCompressorConfig, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the attribute that says how sparse the weights are made, as SparseGPT tells it; {} where they are not."""
+    if config.has_recipe:
+        found = None if recipe is None else sparsity_of(recipe)
+    else:
+        zeros, of = (int(part) for part in config.mask_structure.split(":"))
+        found = [zeros, of] if of and config.sparsity is not None else config.sparsity
+    return {} if found is None else {"sparsity": found}
 
 
 def _quantizes(recipe: Mapping[str, Any]) -> bool:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["QUANTIZERS", "modifiers", "read_recipe", "staged"]
+__all__ = ["FILLERS", "QUANTIZERS", "modifiers", "read_recipe", "sparsity_of", "staged"]
 
 QUANTIZERS = ("AutoRoundModifier", "GPTQModifier", "QuantizationModifier")
+FILLERS = ("AutoRoundModifier", "GPTQModifier", "QuIPModifier", "SpinQuantModifier")
+"""Modifiers after which weights that were zero are not."""
 _TRANSFORMS = (
     "AWQModifier",
     "LogarithmicEqualizationModifier",
@@ -77,6 +79,28 @@ def modifiers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
                 if not isinstance(arguments, Mapping):
                     raise ValueError(f"{stage}.{group}.{name} is {_shown(arguments)}; expected its arguments by name")
                 yield str(name), arguments
+
+
+def sparsity_of(recipe: Mapping[str, Any]) -> float | list[int] | None:
+    """Return how sparse a recipe leaves the weights: a share, [n, m] for n zeros in every m, None where it does not.
+
+    A share that differs from layer to layer is told as its mean. REAPPruningModifier takes experts out and leaves the
+    weights of the others as they are, ConstantPruningModifier keeps the zeros that there are.
+    """
+    found: float | list[int] | None = None
+    for name, arguments in modifiers(recipe):
+        if name in FILLERS:
+            found = None
+        elif name in ("MagnitudePruningModifier", "SparseGPTModifier", "WandaPruningModifier"):
+            told = arguments.get("final_sparsity" if name.startswith("Magnitude") else "sparsity")
+            zeros, _, of = str(arguments.get("mask_structure", "")).partition(":")
+            if zeros.isdigit() and of.isdigit() and int(of):
+                found = [int(zeros), int(of)]
+            elif isinstance(told, list) and told and all(isinstance(one, (int, float)) for one in told):
+                found = round(sum(told) / len(told), 6)
+            elif isinstance(told, (int, float)) and not isinstance(told, bool):
+                found = float(told) or None
+    return found
 
 
 def _shown(value: Any) -> str:

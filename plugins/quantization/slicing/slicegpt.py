@@ -102,9 +102,10 @@ class SliceGPT(Pass):
         import torch
 
         from drupe.plugins.huggingface.loading import load_model
+        from drupe.plugins.huggingface.stored_type import stored_dtype
 
         torch.set_num_threads(context.resources.thread_count)
-        stored = load_model(model).dtype
+        stored = stored_dtype(model)
         network = load_model(model, dtype="float32", device=device_of(config.device, context))
         before = sum(parameter.numel() for parameter in network.parameters())
         seed = context.seed if config.seed is None else config.seed

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from drupe.core.config import Choice, DataRef, FloatRange, PassConfig, PluginConfig, searchable, tell
+from drupe.core.config import Choice, DataRef, FloatRange, PassConfig, PluginConfig, searchable, tell, tell_unused
 from drupe.plugins.tuning.argument_names import NEUTRAL, known_names
 
 __all__ = ["RotationTrainingArgs", "SpinQuantConfig"]
@@ -33,6 +33,10 @@ class RotationTrainingArgs(PluginConfig):
         False, description="Rotate and run each block again for its gradients: the memory of one block at a time."
     )
     logging_steps: int = Field(10, ge=1, description="Tell the loss every so many steps.")
+    save_strategy: Literal["no", "steps", "epoch"] | None = Field(
+        None, description="When to write a checkpoint: no, steps, epoch; not given: about every 30 seconds."
+    )
+    save_steps: int = Field(500, ge=1, description="Save every so many steps, where save_strategy is steps.")
     seed: int | None = Field(None, ge=0, description="For the order of sequences; not given: the pass's.")
 
     @model_validator(mode="before")
@@ -58,8 +62,14 @@ class RotationTrainingArgs(PluginConfig):
                 raise ValueError(f"{name} is no training argument of the installed transformers{hint}")
         return kept
 
+    @model_validator(mode="after")
+    def _saves_when_told(self, info: ValidationInfo) -> RotationTrainingArgs:
+        if self.save_strategy != "steps":
+            tell_unused(info, self, ["save_steps"], "save_strategy is not steps")
+        return self
 
-_NOTHING = (("weight_decay", 0), ("save_strategy", "no"), ("eval_strategy", "no"), ("logging_strategy", "steps"))
+
+_NOTHING = (("weight_decay", 0), ("eval_strategy", "no"), ("logging_strategy", "steps"))
 """Arguments whose values ask for what is done anyway."""
 
 

@@ -38,7 +38,7 @@ class SpinQuant(Pass):
     rotated is found by following the states through one call; others are refused before calibration. 8. SmolLM2-135M,
     four bits with a zero point, on 1,024 tokens of Python's documentation that were not learned from: of the 1.69 nats
     a token that rounding by rows cost after a Hadamard rotation, 0.30 were left after 12 steps on 512 other tokens
-    each; of 0.38 with groups of 32, 0.08 after 8 steps.
+    each; of 0.38 with groups of 32, 0.08 after 8 steps. 9. A run that was stopped goes on from its last checkpoint.
     """
 
     Config: ClassVar[type[PassConfig]] = SpinQuantConfig
@@ -65,10 +65,11 @@ class SpinQuant(Pass):
         import torch
 
         from drupe.plugins.huggingface.loading import load_model
+        from drupe.plugins.huggingface.stored_type import stored_dtype
         from drupe.plugins.quantization.spinning.learning import Learning
 
         torch.set_num_threads(context.resources.thread_count)
-        stored = load_model(model).dtype
+        stored = stored_dtype(model)
         network = load_model(model, dtype="float32", device=device_of(config.device, context))
         network.requires_grad_(False)
         seed = context.seed if config.seed is None else config.seed

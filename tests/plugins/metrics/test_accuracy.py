@@ -221,3 +221,22 @@ def test_macro_accuracy_is_the_mean_recall_and_no_proportion(tmp_path: Path) -> 
     made, config, rows = run(session, samples, tmp_path, method="classify", metric_config={"average": "macro"})
     assert made.aggregate(list(rows.values()), "accuracy_score", config) == pytest.approx(0.5)
     assert not made.sub_type("accuracy_score", config).proportion
+
+
+def test_what_a_script_makes_of_the_outputs_goes_before_generated_answers(tmp_path: Path) -> None:
+    class Both(AnsweringSession, ForwardSession):
+        capabilities = ("generate", "forward")
+
+        def __init__(self) -> None:
+            AnsweringSession.__init__(self, lambda prompt: "nonsense")
+            ForwardSession.__init__(self, lambda b: {"y": b["x"]})
+
+    (tmp_path / "mine.py").write_text("def second(y):\n    return y[:, 1]\n")
+    samples = [
+        Sample("a", {"prompt": "?", "x": np.array([0, 3])}, 3),
+        Sample("b", {"prompt": "?", "x": np.array([3, 0])}, 3),
+    ]
+    made, config, rows = run(Both(), samples, tmp_path, user_script="mine.py", post_processing_func="second")
+    assert [row[0] for row in rows.values()] == [1.0, 0.0]
+    # So a runtime that only generates is none for it.
+    assert made.needs(config) == ("forward",)

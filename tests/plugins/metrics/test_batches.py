@@ -10,7 +10,7 @@ import pytest
 
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
-from drupe.plugins.metrics.batches import Batch, batches
+from drupe.plugins.metrics.batches import Batch, batches, made_up_batch
 from drupe.plugins.metrics.config import DataMetricConfig
 from tests.plugins.metrics.sessions import ForwardSession, context
 
@@ -92,6 +92,7 @@ import numpy as np
 def one(): yield np.ones((2, 3), np.float32), None
 def more(): yield {"ids": np.ones((2, 3)), "step": np.zeros(1)}, None
 def two(): yield [np.ones((2, 3)), np.zeros((2, 1))], None
+def labelled(): yield {"ids": np.ones((2, 3)), "labels": np.array([4, 5])}
 """
 
 
@@ -111,3 +112,52 @@ def test_a_loaders_tensors_find_the_models_inputs(tmp_path: Path) -> None:
     assert allowed.report["notes"] == ["more gives step, which the model does not take; left out"]
     with pytest.raises(EvaluationError, match=r"two \(s.py\) gives 2 inputs without names; the model takes ids; "):
         loaded("two", "ids")
+
+
+def test_made_up_inputs_have_the_shapes_that_were_asked_for(tmp_path: Path) -> None:
+    shapes: Shapes = {"pixels": (("n", 3, "h", "w"), "float16"), "mask": (("n", 4), "int64")}
+    config = DataMetricConfig(
+        input_names=["pixels"], input_shapes=[[2, 3, 8, 9]], input_types=["float32"], batch_size=2
+    )
+    batch = made_up_batch(ForwardSession(lambda b: b, shapes), config, context(tmp_path), 0)
+    # A type that the model tells wins: half precision takes no other.
+    assert {n: (a.shape, a.dtype.name) for n, a in batch.inputs.items()} == {
+        "pixels": ((2, 3, 8, 9), "float16"),
+        "mask": ((2, 4), "int64"),
+    }
+    silent = DataMetricConfig(input_names=["x", "ids"], input_shapes=[[1, 5], [1, 6]], input_types=["float32", "int64"])
+    batch = made_up_batch(ForwardSession(lambda b: b), silent, context(tmp_path), 0)
+    assert {n: (a.shape, a.dtype.name) for n, a in batch.inputs.items()} == {
+        "x": ((1, 5), "float32"),
+        "ids": ((1, 6), "int64"),
+    }
+
+
+def test_shapes_of_inputs_that_are_not_there_are_told(tmp_path: Path) -> None:
+    shapes: Shapes = {"pixels": ((1, 3), "float32")}
+    other = DataMetricConfig(input_names=["image"], input_shapes=[[1, 3]])
+    surroundings = context(tmp_path)
+    assert list(made_up_batch(ForwardSession(lambda b: b, shapes), other, surroundings, 0).inputs) == ["pixels"]
+    assert surroundings.report["notes"] == ["input_names: image is no input of this model; it has pixels"]
+    many = DataMetricConfig(input_shapes=[[1, 3], [1, 3]])
+    with pytest.raises(EvaluationError, match="input_shapes has 2 entries; the model has the inputs pixels"):
+        made_up_batch(ForwardSession(lambda b: b, shapes), many, context(tmp_path), 0)
+
+
+def test_sizes_of_made_up_inputs_are_told_where_there_are_data(tmp_path: Path) -> None:
+    config = DataMetricConfig(shape_kwargs={"length": 3}, input_shapes=[[1, 3]])
+    surroundings = context(tmp_path)
+    assert list(batches(ForwardSession(lambda b: b), tokens(2), config, surroundings))
+    assert surroundings.report["notes"] == [
+        "input_shapes and shape_kwargs had no effect: inputs are made up only where there is no data"
+    ]
+
+
+def test_labels_that_a_loader_gives_among_the_inputs_are_the_targets(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(LOADERS)
+    allowed = context(tmp_path, allow=frozenset({"user-scripts"}))
+    config = DataMetricConfig.model_validate({"user_script": "s.py", "dataloader_func": "labelled"})
+    (batch,) = batches(ForwardSession(lambda b: b, {"ids": (("b", 3), "float32")}), [], config, allowed)
+    assert list(batch.inputs) == ["ids"] and batch.targets == (4, 5) and "notes" not in allowed.report
+    (batch,) = batches(ForwardSession(lambda b: b, {"labels": (("b",), "int64")}), [], config, allowed)
+    assert list(batch.inputs) == ["labels"] and batch.targets == (None, None)

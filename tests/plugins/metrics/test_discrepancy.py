@@ -19,7 +19,8 @@ def run(ours: Any, theirs: Any, samples: list[Sample], folder: Path, **config: A
     made = metric("discrepancy")
     checked = configured(made, **config)
     base = ForwardSession(theirs) if theirs else None
-    rows = made.measure(model(folder), ForwardSession(ours), samples, checked, context(folder, reference_session=base))
+    job = context(folder, reference_session=base, allow=frozenset({"user-scripts"}))
+    rows = made.measure(model(folder), ForwardSession(ours), samples, checked, job)
     return {name: made.aggregate(list(rows.values()), name, checked) for name in made.sub_types}
 
 
@@ -81,3 +82,14 @@ def test_without_data_made_up_inputs_serve(tmp_path: Path) -> None:
     assert len(rows) == 6
     assert made.aggregate(list(rows.values()), "mean_error", config) == pytest.approx(0.5)
     assert len({float(batch["x"].sum()) for batch in session.batches}) == 3
+
+
+def test_what_a_script_makes_of_both_models_outputs_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def summed(y, factor):\n    return factor * y.sum(-1)\n")
+    options = {"user_script": "mine.py", "post_processing_func": "summed"}
+    kwargs = {"post_processing_func": {"factor": 10}}
+    # (4, 3) and (3, 4) have one sum.
+    swapped, same = lambda b: {"y": b["x"][:, ::-1]}, lambda b: {"y": b["x"]}
+    assert run(swapped, same, SAMPLES, tmp_path, **options, func_kwargs=kwargs)["max_error"] == 0.0
+    longer = lambda b: {"y": b["x"] + 1.0}  # noqa: E731
+    assert run(longer, same, SAMPLES, tmp_path, **options, func_kwargs=kwargs)["max_error"] == 20.0

@@ -23,7 +23,7 @@ TABLE = np.array([[9.0, -9.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 def rows(ours: Any, theirs: Any, samples: list[Sample], folder: Path, **config: Any) -> dict[str, tuple[float, ...]]:
     made = metric("embedding_similarity")
     base = ForwardSession(theirs) if theirs else None
-    surroundings = context(folder, reference_session=base)
+    surroundings = context(folder, reference_session=base, allow=frozenset({"user-scripts"}))
     checked = configured(made, **config)
     return dict(made.measure(model(folder), ForwardSession(ours), samples, checked, surroundings))
 
@@ -68,3 +68,16 @@ def test_broken_embeddings_are_an_error_or_far_away(tmp_path: Path) -> None:
         rows(lambda b: {"y": b["x"][:, :1]}, lambda b: {"y": b["x"]}, VECTORS, tmp_path)
     with pytest.raises(EvaluationError, match="source model, and none was given"):
         rows(lambda b: {"y": b["x"]}, None, VECTORS, tmp_path)
+
+
+def test_a_script_makes_the_embeddings_of_both_models(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def first_two(outputs):\n    return outputs.y[:, :2]\n")
+    found = rows(
+        lambda b: {"y": np.concatenate([b["x"], -b["x"]], 1), "z": b["x"]},
+        lambda b: {"y": np.concatenate([b["x"], b["x"]], 1), "z": b["x"]},
+        VECTORS,
+        tmp_path,
+        user_script="mine.py",
+        post_processing_func="first_two",
+    )
+    assert found == {"a": (pytest.approx(1.0),), "b": (pytest.approx(1.0),)}

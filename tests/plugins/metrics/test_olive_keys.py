@@ -10,6 +10,7 @@ import pytest
 
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import Examination, examine
+from tests.plugins.metrics.sessions import configured, metric
 from tests.support.workflows import drupe, write_workflow
 
 
@@ -22,7 +23,7 @@ def examined(folder: Path, judge: dict[str, Any]) -> Examination:
         "passes": {"convert": {"type": "OnnxConversion"}},
     }
     (folder / "workflow.json").write_text(json.dumps(document), encoding="utf-8")
-    return examine(folder / "workflow.json", get_registry())
+    return examine(folder / "workflow.json", get_registry(), allow=frozenset({"user-scripts"}))
 
 
 @pytest.mark.parametrize("name", ["LMEvaluator", "MTEBEvaluator"])
@@ -47,7 +48,12 @@ def test_keys_of_a_benchmark_are_told_and_left_out(tmp_path: Path, name: str, gr
 
 @pytest.mark.parametrize("group", [None, "user_config"])
 def test_keys_of_a_metric_are_told_and_left_out(tmp_path: Path, group: str | None) -> None:
-    keys = {"io_bind": True, "inference_settings": {"onnx": {}}, "post_processing_func": "argmax"}
+    keys = {
+        "io_bind": True,
+        "inference_settings": {"onnx": {}},
+        "shared_kv_buffer": True,
+        "post_processing_func": "argmax",
+    }
     metric = {"name": "speed", "type": "latency", **({group: keys} if group else keys)}
     found = examined(tmp_path, {"metrics": [metric]})
     where = f"evaluators.judge.metrics.0.{group}" if group else "evaluators.judge.metrics.0"
@@ -64,6 +70,99 @@ def test_options_of_a_sub_type_are_no_options_of_a_metric_that_has_none(tmp_path
     sub_type = {"name": "loss", "metric_config": {"average": "macro"}}
     found = examined(tmp_path, {"metrics": [{"name": "p", "type": "perplexity", "sub_types": [sub_type]}]})
     assert [fault.path for fault in found.faults] == ["evaluators.judge.metrics.0.sub_types.0.metric_config"]
+
+
+EVERY_KEY = {
+    "script_dir": "lib",
+    "user_script": "mine.py",
+    "inference_settings": {"onnx": {}},
+    "data_dir": "data",
+    "dataloader_func": "load",
+    "func_kwargs": {"dataloader_func": {"size": 3}},
+    "batch_size": 2,
+    "input_names": ["x"],
+    "input_shapes": [[1, 3]],
+    "input_types": ["float32"],
+    "shared_kv_buffer": True,
+    "io_bind": True,
+}
+"""What Olive understands in the user_config of every metric, over its versions."""
+FOLLOWED = {"script_dir", "user_script", "data_dir", "dataloader_func", "func_kwargs", "batch_size"}
+RUN = ("accuracy", "latency", "throughput", "perplexity", "discrepancy", "embedding_similarity", "peak_memory")
+
+
+@pytest.mark.parametrize("type_", [*RUN, "size_on_disk"])
+def test_every_key_of_a_metric_is_followed_or_told(tmp_path: Path, type_: str) -> None:
+    for name in ("lib", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mine.py").write_text("def load(data_dir, batch_size, size): ...\n")
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": type_, "user_config": EVERY_KEY}]})
+    assert not found.faults
+    assert {notice.found.split()[0] for notice in found.notices} == set(EVERY_KEY) - (
+        FOLLOWED if type_ in RUN else set()
+    )
+
+
+def test_shapes_without_data_are_followed(tmp_path: Path) -> None:
+    keys = {"input_names": ["x"], "input_shapes": [[1, 3]], "input_types": ["float32"]}
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": "latency", "user_config": keys}]})
+    assert not found.faults and not found.notices
+    assert found.workflow is not None and found.workflow.evaluators["judge"].metrics[0].config == keys
+
+
+def test_names_without_shapes_are_told(tmp_path: Path) -> None:
+    keys = {"input_names": ["x"], "input_types": ["float32"]}
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": "latency", "user_config": keys}]})
+    assert not found.faults
+    assert sorted(notice.found.split()[0] for notice in found.notices) == ["input_names", "input_types"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"input_names": ["x"], "input_shapes": [[1], [2]]}, "input_names has 1 entries; input_shapes has 2"),
+        ({"input_types": ["float13"], "input_shapes": [[1]]}, "'float13' is no numpy type"),
+        ({"input_shapes": [[-1, 3]]}, "[-1, 3] is no shape; say sizes of at least 1"),
+        ({"func_kwargs": {"metric_func": {}}}, "'metric_func' is no function of this metric; known: dataloader_func"),
+        ({"run_kwargs": {"top_k": 5}}, "'top_k' is not supported; use generative or max_new_tokens"),
+        ({"run_kwargs": {"generative": True}, "mode": "forward"}, "leave one of them out"),
+    ],
+)
+def test_what_can_t_be_followed_is_refused_before_work(tmp_path: Path, keys: dict[str, Any], expected: str) -> None:
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": "latency", "user_config": keys}]})
+    (fault,) = found.faults
+    assert fault.path.startswith("evaluators.judge.metrics.0.user_config")
+    assert expected in f"{fault.found} {fault.expected} {fault.hint}"
+
+
+def test_arguments_of_a_call_say_whether_it_generates(tmp_path: Path) -> None:
+    made = metric("latency")
+    config = configured(made, run_kwargs={"generative": True, "max_new_tokens": 5})
+    assert (config.mode, config.max_new_tokens) == ("generate", 5)
+    assert configured(metric("accuracy"), run_kwargs={"generative": True}).method == "generate"
+    assert configured(metric("accuracy"), run_kwargs={"generative": False}).method == "classify"
+    assert configured(made, run_kwargs={"generative": False}).mode == "forward"
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": "discrepancy", "run_kwargs": {"generative": True}}]})
+    assert "nothing is generated for this metric" in f"{found.faults[0].found} {found.faults[0].expected}"
+
+
+def test_arguments_of_functions_may_stand_by_themselves(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def whole(model, factor): ...\n")
+    keys = {"user_script": "mine.py", "evaluate_func": "whole", "evaluate_func_kwargs": {"factor": 2}}
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": "custom", "user_config": keys}]})
+    assert [notice.now for notice in found.notices] == ["func_kwargs.evaluate_func"]
+    assert found.workflow is not None
+    assert found.workflow.evaluators["judge"].metrics[0].config["func_kwargs"] == {"evaluate_func": {"factor": 2}}
+
+
+def test_a_script_of_which_nothing_is_called_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    keys = {"user_script": "mine.py", "func_kwargs": {"dataloader_func": {"size": 3}}}
+    found = examined(tmp_path, {"metrics": [{"name": "m", "type": "latency", "user_config": keys}]})
+    assert sorted(notice.found for notice in found.notices) == [
+        "func_kwargs has no effect: no function of user_script is called",
+        "user_script has no effect: no function of user_script is called",
+    ]
 
 
 def test_the_command_shows_it(tmp_path: Path) -> None:

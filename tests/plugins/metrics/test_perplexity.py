@@ -25,7 +25,8 @@ def sample(text: str, scored: str | None = None, **more: Any) -> Sample:
 def run(samples: list[Sample], folder: Path, **config: Any) -> tuple[dict[str, tuple[float, ...]], LetterSession]:
     made = metric("perplexity")
     session = LetterSession({"a": -2.0, "b": -4.0})
-    rows = made.measure(model(folder), session, samples, configured(made, **config), context(folder))
+    job = context(folder, allow=frozenset({"user-scripts"}))
+    rows = made.measure(model(folder), session, samples, configured(made, **config), job)
     return dict(rows), session
 
 
@@ -82,3 +83,42 @@ def test_samples_without_a_token_to_score_are_told(tmp_path: Path) -> None:
     rows = made.measure(model(tmp_path), LetterSession({}), [sample("x"), sample("xa")], configured(made), told)
     assert list(rows) == ["xa"]
     assert told.report["notes"] == ["1 of 2 samples have no token to score and are left out"]
+
+
+class ManyLetters(LetterSession):
+    """Tells how many sequences came at once."""
+
+    def score_batch(self, sequences: Any) -> Any:
+        self.sizes = [*getattr(self, "sizes", []), len(sequences)]
+        return super().score_batch(sequences)
+
+
+def test_a_batch_size_scores_so_many_windows_at_once(tmp_path: Path) -> None:
+    made, session = metric("perplexity"), ManyLetters({"a": -2.0, "b": -4.0})
+    config = configured(made, batch_size=2, max_length=3)
+    samples = [sample("xaabab"), sample("xb")]
+    rows = made.measure(model(tmp_path), session, samples, config, context(tmp_path))
+    assert session.sizes == [2, 1]
+    assert rows == {"xaabab": (10.0, 4.0), "xb": (4.0, 1.0)}
+
+
+LOADER = """
+import numpy as np
+
+def load(data_dir, batch_size):
+    letters = lambda *texts: np.array([[ord(c) for c in text] for text in texts])
+    yield {"input_ids": letters("xaab", "xbaa"), "attention_mask": np.array([[1, 1, 1, 1], [1, 1, 0, 0]])}, None
+    ids = letters("xaab")
+    yield {"input_ids": ids}, np.where(ids == ord("b"), ids, -100)
+
+def other(data_dir, batch_size):
+    yield {"pixels": np.ones((1, 2))}, None
+"""
+
+
+def test_batches_of_a_script_are_scored(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(LOADER)
+    rows, _ = run([], tmp_path, user_script="mine.py", dataloader_func="load")
+    assert list(rows.values()) == [(8.0, 3.0), (4.0, 1.0), (4.0, 1.0)]
+    with pytest.raises(EvaluationError, match=r"other \(mine.py\) gives batches of pixels; expected input_ids"):
+        run([], tmp_path, user_script="mine.py", dataloader_func="other")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
@@ -59,8 +60,10 @@ def test_texts_that_a_script_reads_from_the_outputs_are_compared(tmp_path: Path)
     rows, wer, _ = run(session, samples, tmp_path, **options)
     assert (rows["a"][0], rows["b"][0], wer) == (0.0, 1.0, 0.5)
     assert metric("wer").needs(configured(metric("wer"), **options)) == ("forward",)
-    with pytest.raises(EvaluationError, match="needs a post_processing_func"):
-        run(session, samples, tmp_path, method="forward")
+    with pytest.raises(ValidationError, match="needs a post_processing_func"):
+        configured(metric("wer"), method="forward")
+    with pytest.raises(ValidationError, match="dataloader_func gives batches for forward calls"):
+        configured(metric("wer"), user_script="read.py", dataloader_func="load")
 
 
 def test_an_expected_text_without_words_is_named(tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ from pydantic import ValidationError
 from drupe.core.accelerators import Accelerator
 from drupe.core.cli.plan import plan as plan_command
 from drupe.core.cli.validate import validate
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, EvaluationError, PassError
 from drupe.core.model import ModelInfo
 from drupe.core.registry import get_registry
 from drupe.core.requirements import installed_version
 from drupe.plugins.onnx import providers
 from drupe.plugins.onnx.ep_context import EPContextConfig
 from drupe.plugins.onnx.providers import ProviderAbsent, make_available
-from drupe.testing import tiny_causal_lm
+from drupe.testing import make_context, tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, run_pass, saved
 from tests.support.environments import environment_with
 from tests.support.real_runs import noted_from
@@ -85,6 +85,62 @@ def test_a_library_that_does_not_load_is_one_message(tmp_path: Path, monkeypatch
         ProviderAbsent, match=r"can't load the library of VitisAIExecutionProvider: .*; install versions"
     ):
         make_available("VitisAIExecutionProvider", "npu")
+
+
+def broken_package(folder: Path, name: str, code: str) -> Path:
+    """An installed distribution whose module fails as it is imported."""
+    module = folder / name.replace("-", "_")
+    module.mkdir(parents=True)
+    (module / "__init__.py").write_text(code)
+    told = folder / f"{module.name}-1.2.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        (
+            "onnxruntime-vitisai",
+            "raise ImportError('libvart.so: cannot open shared object file')",
+            r"the package onnxruntime-vitisai 1.2, which brings VitisAIExecutionProvider, can't be imported "
+            r"\(ImportError: libvart.so: cannot open .*\); mend it \(pip install --force-reinstall onnxruntime-vitisai",
+        ),
+        ("onnxruntime-vitisai", "import no_such_runtime", "ModuleNotFoundError: No module named 'no_such_runtime'"),
+        ("onnxruntime-vitisai", "raise OSError('no driver')", "OSError: no driver"),
+        ("onnxruntime-ep-strange", "1 / 0", "onnxruntime-ep-strange 1.2, which may bring VitisAIExecutionProvider"),
+        # One that is known to bring another provider is none of this one's business.
+        ("onnxruntime-migraphx", "1 / 0", "this onnxruntime has no VitisAIExecutionProvider"),
+    ],
+)
+def test_a_package_that_can_t_be_imported_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: str, message: str
+) -> None:
+    monkeypatch.syspath_prepend(broken_package(tmp_path, name, code))
+    providers.library_of.cache_clear()
+    with pytest.raises(ProviderAbsent, match=message):
+        make_available("VitisAIExecutionProvider", "npu")
+    # What works without it still does.
+    assert providers.library_of("CPUExecutionProvider") is None
+    providers.library_of.cache_clear()
+
+
+def test_it_reaches_whoever_opens_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(broken_package(tmp_path / "site", "onnxruntime-vitisai", "import no_such_runtime"))
+    providers.library_of.cache_clear()
+    model = saved(tmp_path / "model", DENSE, {"w": WEIGHT}, check=False)
+    runtime = get_registry().create("drupe_runtimes", "onnx")
+    accelerator = Accelerator("npu", "VitisAIExecutionProvider")
+    with pytest.raises(EvaluationError, match=r"can't be imported .*mend it"):
+        runtime.open(model, accelerator, {})
+    with pytest.raises(PassError, match=r"EPContextBinaryGenerator: the package onnxruntime-vitisai 1.2, which brings"):
+        context = make_context(tmp_path / "job", accelerator=accelerator)
+        run_pass("EPContextBinaryGenerator", model, tmp_path, context=context)
+    genai = get_registry().create("drupe_runtimes", "genai")
+    with pytest.raises(EvaluationError, match=r"can't be imported .*mend it"):
+        genai.open(model, accelerator, {})
+    providers.library_of.cache_clear()
 
 
 def compiling(folder: Path, model: dict[str, Any], passes: dict[str, Any], target: dict[str, Any]) -> Path:

@@ -75,13 +75,20 @@ g (float[{size}] x) => (float[N, K, U, V] y) {{
 )
 @pytest.mark.parametrize(("opset", "size"), [(17, "N, 3, 11, 9"), (11, "N, 3, H, W")])
 def test_convolutions_of_all_kinds(
-    tmp_path: Path, how: str, kernel: tuple[int, ...], folded: bool, opset: int, size: str
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    kernel: tuple[int, ...],
+    folded: bool,
+    opset: int,
+    size: str,
 ) -> None:
     weights = {"kernel": RANDOM.normal(size=kernel).astype(np.float32)}
     text = _CONV.format(size=size, before="", how=how, picture="x", opset=opset)
     source = saved(tmp_path / "m", text, weights)
     result = run_pass("InputNCHWtoNHWC", source, tmp_path / "job", fold=True)
     assert ("Transpose" not in kinds(result)) == folded
+    assert ("fold (x) found nothing to change in" in caplog.text) != folded
     pictures = RANDOM.normal(size=(2, 3, 11, 9)).astype(np.float32)
     expected = answers(source, {"x": pictures})[0]
     np.testing.assert_allclose(answers(result, {"x": last(pictures)})[0], expected, atol=1e-4)

@@ -21,8 +21,9 @@ from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.quantization.checkpoint import float_state, quantized_layers
 from drupe.plugins.quantization.grid import dequantize, fit, quantize
 from drupe.plugins.quantization.kquant import KQuantConfig, fit_by_least_squares
-from drupe.testing import PassContract, tiny_causal_lm
+from drupe.testing import PassContract, make_context, tiny_causal_lm
 from tests.plugins.onnx.graphs import answers, graph_file, run_pass, saved
+from tests.plugins.quantization.decoders import decoder
 from tests.plugins.real_models import by_genai, by_transformers
 
 
@@ -158,3 +159,79 @@ def test_experts_of_other_files_are_told(tmp_path: Path, moe: bool, kind: str, m
     told = {"missing": [fault for fault in found.faults if fault.kind == "missing"], "notice": list(found.notices)}
     assert [str(entry.path) for entry in told[kind]] == ["passes.k.moe"]
     assert message in str(told[kind][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "idle"),
+    [
+        ("KQuant", {"overrides": {"model.embed_tokens": {"bits": 8}}}, ["model.embed_tokens"]),
+        ("Gptq", {"overrides": {"model.embed_tokens": {"bits": 8}}}, ["model.embed_tokens"]),
+        ("Rtn", {"overrides": {"lm_head": {"bits": 8}}}, ["lm_head"]),
+        (
+            "Rtn",
+            {"lm_head": True, "embeds": True, "overrides": {"lm_head": {"bits": 8}, "model.embed_tokens": {"bits": 8}}},
+            [],
+        ),
+    ],
+)
+def test_overrides_of_what_stays_in_float_are_told(
+    tmp_path: Path, name: str, config: dict[str, Any], idle: list[str]
+) -> None:
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "x"},
+        "passes": {"k": {"type": name, **config}},
+        "output_dir": "out",
+    }
+    (tmp_path / "workflow.json").write_text(json.dumps(document))
+    told = [str(notice) for notice in examine(tmp_path / "workflow.json", get_registry()).notices]
+    assert [layer for layer in idle if any(f"overrides.{layer} has no effect" in text for text in told)] == idle
+    assert len(told) == len(idle)
+
+
+def test_overrides_say_what_is_known() -> None:
+    named = KQuantConfig.model_validate({"overrides": {"a": {"bits": "int8"}, "b": {"group_size": 16}}})
+    assert named.overrides == {"a": {"bits": 8}, "b": {"group_size": 16}}
+    with pytest.raises(ValidationError, match="lm_head has 'bit'; expected bits, group_size, symmetric"):
+        KQuantConfig.model_validate({"overrides": {"lm_head": {"bit": 8}}})
+    with pytest.raises(ValidationError, match="lm_head: bits is 3; expected 4 or 8"):
+        KQuantConfig.model_validate({"overrides": {"lm_head": {"bits": 3}}})
+
+
+def test_the_embedding_has_a_grid_of_its_own(tmp_path: Path) -> None:
+    source = tiny_causal_lm(tmp_path / "m")
+    own = {"model.embed_tokens": {"bits": 8, "group_size": 16}}
+    report: dict[str, Any] = {}
+    off = {}
+    for told in ({}, own):
+        context = make_context(tmp_path / f"job{len(told)}")
+        made = run_pass("Rtn", source, tmp_path, context=context, group_size=32, embeds=True, overrides=told)
+        report[str(len(told))] = context.report["embedding_bits"]
+        name = "model.embed_tokens.weight"
+        table = float_state(made.folder)[name]
+        off[len(told)] = float((table - float_state(source.folder)[name]).square().sum())
+    assert report == {"0": 4, "1": 8} and off[1] < off[0] / 50
+
+
+def test_an_embedding_around_zero_has_no_zero_point(tmp_path: Path) -> None:
+    source = tiny_causal_lm(tmp_path / "m")
+    own = {"model.embed_tokens": {"symmetric": True}}
+    told = run_pass("Rtn", source, tmp_path / "a", group_size=32, embeds=True, overrides=own)
+    all_so = run_pass("Rtn", source, tmp_path / "b", group_size=32, embeds=True, sym=True)
+    name = "model.embed_tokens.weight"
+    assert torch.equal(float_state(told.folder)[name], float_state(all_so.folder)[name])
+
+
+def test_an_embedding_of_another_name_has_a_grid_of_its_own(tmp_path: Path) -> None:
+    source = decoder(tmp_path / "m", "OPT", ffn_dim=96, word_embed_proj_dim=64, max_position_embeddings=64)
+    own = {"model.decoder.embed_tokens": {"bits": 8}}
+    context = make_context(tmp_path / "job")
+    run_pass("Rtn", source, tmp_path, context=context, group_size=32, embeds=True, overrides=own)
+    assert context.report["embedding_bits"] == 8
+
+
+def test_a_head_chosen_before_that_stays_in_float_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chosen = run_pass(
+        "SelectiveMixedPrecision", tiny_causal_lm(tmp_path / "m"), tmp_path / "a", algorithm="k_quant_last"
+    )
+    run_pass("Rtn", chosen, tmp_path / "b", group_size=32)
+    assert "an earlier pass chose 8 bits for the head, which stays in float: lm_head is not true" in caplog.text

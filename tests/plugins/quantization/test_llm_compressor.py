@@ -142,6 +142,30 @@ def test_whether_the_result_is_quantized_is_known_before(config: dict[str, Any],
 
 
 @pytest.mark.parametrize(
+    ("recipe", "sparsity"),
+    [
+        ({"SparseGPTModifier": {"sparsity": 0.5}}, 0.5),
+        ({"SparseGPTModifier": {"sparsity": 0.5, "mask_structure": "2:4"}}, [2, 4]),
+        ({"WandaPruningModifier": {"sparsity": [0.4, 0.6], "mask_structure": "0:0"}}, 0.5),
+        ({"MagnitudePruningModifier": {"init_sparsity": 0.0, "final_sparsity": 0.3}}, 0.3),
+        ({"SparseGPTModifier": {"sparsity": 0.5}, "QuantizationModifier": {"scheme": "W8A16"}}, 0.5),
+        ({"SparseGPTModifier": {"sparsity": 0.5}, "GPTQModifier": {"scheme": "W8A16"}}, None),
+        ({"QuantizationModifier": {"scheme": "W8A16"}}, None),
+    ],
+)
+def test_a_recipe_that_prunes_says_how_sparse_the_model_is(
+    tmp_path: Path, recipe: dict[str, Any], sparsity: float | list[int] | None
+) -> None:
+    assert planned({}, recipe=recipe).attributes.get("sparsity") == sparsity
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    assert planned({}, recipe_file=str(tmp_path / "r.yaml")).attributes.get("sparsity") == sparsity
+    if sparsity is not None and "QuantizationModifier" not in recipe:
+        gptq = get_registry().create("drupe_passes", "Gptq")
+        with pytest.raises(ConfigError, match="would fill the zeros of a model that was pruned"):
+            gptq.plan(planned({}, recipe=recipe), type(gptq).Config(), CPU)
+
+
+@pytest.mark.parametrize(
     ("attributes", "message"),
     [
         ({"adapter": "adapter"}, "MergeAdapterWeights"),
@@ -254,6 +278,7 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
     source = tiny_causal_lm(tmp_path / "model", hidden_size=128, num_attention_heads=4, initializer_range=0.1)
     quick: dict[str, Any] = {"data_config": "text", "nsamples": 8, "seqlen": 32}
     eight = {"targets": ["Linear"], "scheme": "W8A16", "ignore": ["lm_head"]}
+    layers = {"targets": ["Linear"], "ignore": ["lm_head"]}
     (tmp_path / "recipe.yaml").write_text(json.dumps({"q_stage": {"q_modifiers": {"GPTQModifier": eight}}}))
     cases: dict[str, dict[str, Any]] = {
         "groups": {**quick, "group_size": 32},
@@ -263,6 +288,7 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
         "float4": {**quick, "scheme": "NVFP4"},
         "sparse": {**quick, "scheme": None, "sparsity": 0.5},
         "thin": {**quick, "scheme": "W8A8", "algorithm": "rtn", "sparsity": 0.5},
+        "cut": {**quick, "recipe": {"WandaPruningModifier": {"sparsity": 0.5, "mask_structure": "2:4", **layers}}},
         "ignored": {"scheme": "W8A16", "algorithm": "rtn", "ignore": ["lm_head", "re:.*mlp.*"]},
         "recipe": {**quick, "recipe_file": "recipe.yaml"},
         "own_text": {**quick, "recipe": {"GPTQModifier": eight}, "data_config": None, "nsamples": 2},
@@ -304,7 +330,7 @@ def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: 
     assert told["own_text"]["report"]["calibration"]["from"] == "the model's own text"
 
     assert "quantization" not in told["sparse"]["attributes"]
-    for name in ("sparse", "thin"):
+    for name in ("sparse", "thin", "cut"):
         network = load_model(made(name))
         network(input_ids=ids)  # packed layers have their weights from then on
         weights = [layer.weight for path, layer in network.named_modules()

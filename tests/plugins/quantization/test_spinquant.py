@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import pydoc
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 from pydantic import ValidationError
 
 from drupe.core.data import Sample
-from drupe.core.errors import DrupeError
+from drupe.core.errors import DrupeError, Interrupted
 from drupe.core.model import Model
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import examine
@@ -26,6 +30,7 @@ from drupe.plugins.quantization.spinning.cayley import CayleySGD
 from drupe.plugins.quantization.spinning.config import RotationTrainingArgs, SpinQuantConfig
 from drupe.plugins.quantization.spinning.coordinates import coordinates
 from drupe.plugins.quantization.spinning.rounding import rounded_inputs, rounded_weights
+from drupe.plugins.tuning.checkpoints import Checkpoints
 from drupe.testing import PassContract, make_context, tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, run_pass
 from tests.plugins.quantization.decoders import decoder, logits
@@ -274,6 +279,64 @@ def test_what_does_not_help_is_not_kept(tmp_path: Path, caplog: pytest.LogCaptur
     made = spun(source, tmp_path / "job", report, training_args={"learning_rate": 1e-30, "max_steps": 2})
     assert report["learning"]["kept"] == "begun with" and "those that learning began with" in caplog.text
     np.testing.assert_allclose(logits(made), logits(source), atol=1e-5 * float(np.abs(logits(source)).max()))
+
+
+# What a stopped run leaves
+
+ARGUMENTS = {"max_steps": 6, "logging_steps": 1, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+
+
+def test_a_cancelled_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    source = decoder(tmp_path / "m")
+    reports: dict[str, dict[str, Any]] = {"whole": {}}
+    whole = spun(source, tmp_path / "whole", reports["whole"], training_args=ARGUMENTS)
+    seen: list[int] = []
+    stopped = make_context(
+        tmp_path / "stopped",
+        accelerator=CPU,
+        data={"text": text()},
+        on_progress=lambda told: seen.append(told["done"]) if told["message"].startswith("learning") else None,
+        is_cancelled=lambda: len(seen) >= 4,
+    )
+    with pytest.raises(Interrupted):
+        run_pass("SpinQuant", source, tmp_path, context=stopped, data_config="text", training_args=ARGUMENTS)
+    again = make_context(tmp_path / "again", accelerator=CPU, data={"text": text()})
+    again.checkpoint_dir = stopped.checkpoint_dir
+    made = run_pass("SpinQuant", source, tmp_path, context=again, data_config="text", training_args=ARGUMENTS)
+    learning = again.report["learning"]
+    assert learning["resumed_from"] == 4
+    assert {**learning, "resumed_from": None} == reports["whole"]["learning"]
+    assert made.digest == whole.digest
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_checkpoint_and_its_own_text(tmp_path: Path) -> None:
+    source = decoder(tmp_path / "m")
+    arguments = {**ARGUMENTS, "max_steps": 40, "save_strategy": "steps", "save_steps": 2}
+    config = {"data_config": None, "nsamples": 8, "seqlen": 12, "training_args": arguments}
+    whole = spun(source, tmp_path / "whole", **config)
+    script = f"""
+from pathlib import Path
+from drupe.core.model import Model
+from tests.plugins.quantization.test_spinquant import spun
+folder = Path({str(source.folder)!r})
+model = Model.from_dir("hf", folder, {dict(source.attributes)!r}).at(folder)
+spun(model, Path({str(tmp_path / "killed")!r}), **{config!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3])
+    kept = tmp_path / "killed" / "checkpoint"
+    deadline = time.monotonic() + 120
+    while not Checkpoints(kept / "learning").steps() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    phases: set[str] = set()
+    again = make_context(tmp_path / "again", accelerator=CPU, on_progress=lambda told: phases.add(told["message"]))
+    again.checkpoint_dir = kept
+    made = run_pass("SpinQuant", source, tmp_path, context=again, **config)
+    assert 0 < again.report["learning"]["resumed_from"] < 40
+    assert "writing calibration text" not in phases
+    assert made.digest == whole.digest
 
 
 # What is refused

@@ -13,7 +13,8 @@ from drupe.core.introspect import class_fields
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import examine
 from drupe.plugins.tuning.argument_names import NEUTRAL, TOLD, known_names, refusal, upgrade
-from drupe.plugins.tuning.arguments import TrainingArgs
+from drupe.plugins.tuning.arguments import OPTIMIZERS, SCHEDULERS, TrainingArgs
+from drupe.plugins.tuning.library_names import compile_modes, optimizer_arguments, schedule_arguments
 from drupe.plugins.tuning.optimizers import warmup_steps
 
 
@@ -109,3 +110,64 @@ def test_whoever_reads_a_workflow_is_told_what_has_no_effect(tmp_path: Path) -> 
     told = [str(notice) for notice in examine(tmp_path / "workflow.json", get_registry()).notices]
     [line] = [text for text in told if "dataloader_num_workers" in text]
     assert line.startswith("passes.tune: training_args.dataloader_num_workers has no effect: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"torch_compile_mode": "max-autotun"},
+            r"torch_compile_mode 'max-autotun' is not offered; expected one of default, .*did you mean max-autotune\?",
+        ),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 2}},
+            r"lr_scheduler_kwargs: cosine has no argument 'num_cycle' to set; it takes num_cycles",
+        ),
+        (
+            {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"power": 2}},
+            r"constant_with_warmup has no argument 'power' to set; it takes none",
+        ),
+        ({"optim_args": "amsgrad"}, r"optim_args 'amsgrad': expected 'key=value,key=value', found 'amsgrad'"),
+        (
+            {"optim_args": "amsgrat=True"},
+            r"optim_args: adamw_torch_fused has no argument 'amsgrat' to set; it takes am",
+        ),
+        (
+            {"optim": "sgd", "optim_args": "lr=0.1"},
+            r"optim_args: sgd has no argument 'lr' to set; .*momentum, nesterov",
+        ),
+    ],
+)
+def test_texts_that_libraries_would_refuse_are_refused_before_work(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        read(**values)
+
+
+def test_texts_that_libraries_take_are_taken() -> None:
+    args, notices = read(
+        torch_compile_mode="reduce-overhead",
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": 1e-6, "num_cycles": 0.5},
+        optim_args="amsgrad=True",
+    )
+    assert not notices
+    # As transformers has it: who names a mode asks for compiling.
+    assert args.torch_compile is True and read()[0].torch_compile is None
+    for name in OPTIMIZERS:
+        assert "weight_decay" in (optimizer_arguments(name) or {"weight_decay"}), name
+    for name in SCHEDULERS:
+        assert schedule_arguments(name) is not None, name
+
+
+def test_modes_are_those_of_the_installed_pytorch() -> None:
+    import torch._inductor
+
+    assert compile_modes() == tuple(torch._inductor.list_mode_options())
+
+
+def test_options_of_what_is_not_used_are_told() -> None:
+    _, notices = read(torch_compile=False, torch_compile_mode="default", liger_kernel_config={"rope": True})
+    assert notices == [
+        "torch_compile_mode has no effect: torch_compile is false",
+        "liger_kernel_config has no effect: use_liger_kernel is not true",
+    ]
