@@ -190,6 +190,12 @@ def test_a_misspelt_key_of_an_older_model_is_named(look: Look) -> None:
     assert [text for text in faults(found) if text.startswith("input_model.hf_config.tsk: unknown key 'tsk'")]
 
 
+def test_a_composite_models_folder_is_no_list_of_its_graphs(look: Look) -> None:
+    found = look(input_model={"type": "CompositeModel", "model_path": "parts"}, passes={"q": {"type": "Rtn"}})
+    assert [text for text in faults(found) if text.startswith("input_model.model_components: not given")]
+    assert told(found)["input_model.model_path"] == LEFT_OUT
+
+
 def test_dockers_nested_config(look: Look) -> None:
     docker = {
         "type": "Docker",
