@@ -54,7 +54,7 @@ TOP_LEVEL = (
 )
 """The keys of the current form; `engine` and other older ones are upgraded before they are looked at."""
 _UNPROVIDED = {
-    "auto_optimizer_config": "passes chosen for you",
+    "auto_optimizer_config": "passes chosen for you (name them as passes; drupe passes lists what there is)",
     "data_root": "a root for relative data paths (they resolve against the workflow's folder)",
 }
 _CONSENTS = {

@@ -63,7 +63,7 @@ class ExtractAdapters(GraphPass):
     """
 
     Config: ClassVar[type[PassConfig]] = ExtractAdaptersConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse a graph whose adapter was taken out before."""
@@ -79,12 +79,25 @@ class ExtractAdapters(GraphPass):
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The weights' file; the onnx runtime gives constant inputs to the graph."""
+        if _exported_without(attributes):
+            return {}
         name = f"{ADAPTER_FILE}{ENDINGS[config.save_format]}"
         return {
             "adapter_in_graph": None,
             "adapter_weights": name,
             "constant_inputs": name if config.make_inputs else None,
         }
+
+    def run(self, model: Model, config: ExtractAdaptersConfig, context: PassContext) -> Model:
+        """Take the weights out; a graph that was exported from a model without an adapter goes on as it is."""
+        if _exported_without(model.attributes):
+            context.log.warning(
+                "%s: the model was exported without an adapter, or with a merged one; it goes on as it is",
+                self.spec.name,
+            )
+            context.report["adapter"] = "none"
+            return model.derive()
+        return super().run(model, config, context)
 
     def rewrite(self, proto: Any, path: Path, model: Model, config: ExtractAdaptersConfig, context: PassContext) -> Any:
         """Take the weights out and write them."""
@@ -154,6 +167,11 @@ class ExtractAdapters(GraphPass):
                 if config.dynamic_lora_r:
                     sizes[weight.rank_axis] = 0
                 proto.graph.initializer.append(numpy_helper.from_array(np.zeros(sizes, value.dtype), weight.name))
+
+
+def _exported_without(attributes: Mapping[str, Any]) -> bool:
+    """Whether OnnxConversion made the graph of a model that had no adapter of its own, so that there is none."""
+    return "opset" in attributes and not attributes.get("adapter_in_graph")
 
 
 def _as_initializers(proto: Any, file: Path, tensors: Mapping[str, Any], found: Sequence[AdapterWeight]) -> None:

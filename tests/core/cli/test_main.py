@@ -102,6 +102,17 @@ def test_an_unknown_command_names_the_nearest(tmp_path: Path) -> None:
     assert "no command 'pases'; did you mean 'passes'?" in done.stderr
 
 
+def test_a_command_of_olive_says_what_takes_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    from drupe.core.cli import main
+
+    assert main(["finetune", "--method", "qlora", "-m", "model"]) == 2
+    message = capsys.readouterr().err
+    assert "no command 'finetune'; what takes its place: a workflow with LoRA or QLoRA" in message
+    assert "`olive finetune … --dry_run` writes its own as config.json, which drupe run takes" in message
+    assert main(["shared-cache"]) == 2
+    assert "--dry_run" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("how", "code", "told"),
     [

@@ -94,7 +94,11 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("unknown top-level key", {"pases": {}}, "pases: unknown key 'pases'"),
     ("nearest top-level key", {"pases": {}}, "did you mean 'passes'?"),
     ("no input model", {"input_model": None}, "input_model: not given; expected the model to start from"),
-    ("no passes", {"passes": None}, "passes: not given"),
+    (
+        "no passes, and nothing to measure",
+        {"passes": None, "evaluator": None},
+        "passes: not given; expected at least one pass, or an evaluator that measures the input model as it is",
+    ),
     ("passes as a list", {"passes": []}, "passes: []; expected a mapping of name to pass"),
     ("misspelt pass", {"passes": {"m": {"type": "MergeAdapterWeigths"}}}, "did you mean 'MergeAdapterWeights'?"),
     ("misspelt public pass", {"passes": {"m": {"type": "GraphSurgerys"}}}, "did you mean 'GraphSurgeries'?"),

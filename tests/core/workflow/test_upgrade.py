@@ -275,7 +275,9 @@ def test_a_share_of_the_training_data_is_kept_and_explained(look: Look) -> None:
 )
 def test_renamed_passes(look: Look, older: str, current: str) -> None:
     result = look(base_document(passes={"p": {"type": older}}))
-    assert notices(result) == {"passes.p.type": current}
+    told = notices(result)
+    filled = {"passes.p.block_size": "block_size: 32", "passes.p.accuracy_level": "accuracy_level: 0"}
+    assert told == {"passes.p.type": current, **(filled if older == "OnnxMatMul4Quantizer" else {})}
     assert result.workflow and result.workflow.passes["p"].alternatives[0].type == current
 
 
@@ -295,6 +297,7 @@ def test_older_quantizers_keep_their_own_defaults(look: Look) -> None:
         "passes.p.type": "Gptq",
         "passes.p.true_sequential": "left out",
         "passes.p.desc_act": "desc_act: false",
+        "passes.p.nsamples": "nsamples: 128",
     }
     assert result.workflow and result.workflow.passes["p"].alternatives[0].config["desc_act"] is False
 

@@ -370,3 +370,44 @@ def test_files_without_rows_are_told_before_work(tmp_path: Path, name: str, text
     kind = "csv" if name.endswith("csv") else "json"
     [fault] = checked(tmp_path, load_dataset_config={"data_name": kind, "data_files": name})
     assert str(fault) == f"load_dataset_config.data_files: {name} has no rows; expected a row at least"
+
+
+# Rows by the values of their columns
+
+
+LINES = {"text_cols": "text", "strategy": "line-by-line"}
+ROWS = [{"text": f"row {n}", "language": "Python" if n % 2 else "C", "size": n} for n in range(6)]
+
+
+def test_rows_by_the_values_of_their_columns(tmp_path: Path, load: Load) -> None:
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    group = {"data_name": "json", "data_files": "rows.jsonl", "col_filters": {"language": "Python"}}
+    config = {
+        "load_dataset_config": group,
+        "pre_process_data_config": {"text_cols": "text", "strategy": "line-by-line"},
+    }
+    samples, _ = load(config)
+    assert len(samples) == 3
+    assert len(load({**config, "load_dataset_config": {**group, "col_filters": {"size": 4}}})[0]) == 1
+
+
+def test_a_saved_data_set_is_filtered_as_well(tmp_path: Path, load: Load) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    group = {"data_name": "saved", "col_filters": {"language": "C", "size": 4}}
+    samples, _ = load({"load_dataset_config": group, "pre_process_data_config": LINES})
+    assert len(samples) == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"langage": "C"}, "the data has no column 'langage'; it has: text"),
+        ({"language": "Rust"}, "none of the 6 rows has"),
+    ],
+)
+def test_a_filter_that_leaves_nothing_is_told(tmp_path: Path, load: Load, wanted: dict[str, Any], message: str) -> None:
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    group = {"data_name": "json", "data_files": "rows.jsonl", "col_filters": wanted}
+    with pytest.raises(ConfigError, match=message):
+        load({"load_dataset_config": group, "pre_process_data_config": {"text_cols": "text"}})

@@ -15,7 +15,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.plugins.onnx.adapter_weights import read_weights
 from drupe.plugins.onnx.extract_adapters import ExtractAdaptersConfig
-from drupe.testing import PassContract, tiny_causal_lm, tiny_onnx_mlp
+from drupe.testing import PassContract, make_context, tiny_causal_lm, tiny_onnx_mlp
 from tests.plugins.onnx.graphs import CPU, run_pass
 
 RANK = 4
@@ -141,6 +141,17 @@ def test_a_genai_folder_serves_with_and_without(source: Model, tmp_path: Path) -
     without = Model.from_dir("genai", apart.folder, {k: v for k, v in apart.attributes.items() if "constant" not in k})
     np.testing.assert_allclose(scores(without), scores(alone), atol=1e-6)
     assert np.abs(scores(apart) - scores(alone)).max() > 0.01
+
+
+def test_a_model_without_an_adapter_goes_on_as_it_is(source: Model, tmp_path: Path) -> None:
+    base = Model.from_dir("hf", source.folder, {k: v for k, v in source.attributes.items() if k != "adapter"})
+    exported = converted(base, tmp_path / "exported", dynamo=False)
+    context = make_context(tmp_path / "job", accelerator=CPU)
+    result = run_pass("ExtractAdapters", exported, tmp_path / "job", context=context)
+    assert result.digest == exported.digest and context.report["adapter"] == "none"
+    subject = get_registry().create("drupe_passes", "ExtractAdapters")
+    planned = subject.plan(exported.info, ExtractAdaptersConfig(), CPU)
+    assert "constant_inputs" not in planned.attributes and "adapter_weights" not in planned.attributes
 
 
 def test_what_can_not_be_taken_apart_is_told(tmp_path: Path) -> None:

@@ -82,6 +82,13 @@ def test_many_sets_are_searched_within_the_budget(tmp_path: Path) -> None:
     assert 1 <= len(context.report["session_options"]["tried"]) <= 5
 
 
+def test_null_is_the_runtimes_own_number_of_threads_and_one_provider_may_stand_alone(tmp_path: Path) -> None:
+    own = {"intra_thread_num_list": [None], "inter_thread_num_list": [None], "providers_list": "CPUExecutionProvider"}
+    _, context = tune(tiny_onnx_mlp(tmp_path / "m"), tmp_path / "job", repeats=3, **own)
+    tried = [entry["options"] for entry in context.report["session_options"]["tried"]]
+    assert tried and all(options["intra_op_num_threads"] == 0 for options in tried)
+
+
 def test_data_are_used_where_there_are_some(tmp_path: Path) -> None:
     data = {"rows": [Sample("r", {"x": np.ones(8, np.float32)})]}
     context = make_context(tmp_path / "job", accelerator=CPU, data=data)

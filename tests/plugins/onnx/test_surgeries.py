@@ -101,6 +101,17 @@ def test_gemm_becomes_matmul_and_add(tmp_path: Path, attributes: str) -> None:
     assert_same(source, result, weights(x=(4, 4), z=(4, 4)))
 
 
+def test_equal_initializers_are_kept_once_where_that_is_asked_for(tmp_path: Path) -> None:
+    text = f"{HEADER} g (float[N, 64] x) => (float[N, 64] y) {{ h = MatMul(x, v) y = MatMul(h, w) }}"
+    same = RANDOM.normal(size=(64, 64)).astype(np.float32)
+    source = saved(tmp_path / "m", text, {"v": same, "w": same.copy()})
+    surgeries = [{"surgeon": "GemmToMatMulAdd"}]
+    kept = run_pass("GraphSurgeries", source, tmp_path / "a", surgeries=surgeries)
+    once = run_pass("GraphSurgeries", source, tmp_path / "b", surgeries=surgeries, remove_duplicate_initializers=True)
+    assert [len(proto_of(model).graph.initializer) for model in (kept, once)] == [2, 1]
+    assert_same(source, once, weights(x=(2, 64)))
+
+
 @pytest.mark.parametrize("shape", ["N, 4", "N, 3, 4", "N, L, 4", "2, N, L, 4"])
 def test_matmul_and_add_become_gemm(tmp_path: Path, shape: str) -> None:
     names = ", ".join(part.strip() for part in shape.split(",")[:-1])
