@@ -139,7 +139,9 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
         inputs, targets = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         if not isinstance(inputs, Mapping):
             inputs = _named(inputs, shapes, config)
-        inputs = _taken(inputs, shapes, config, context)
+        # A PyTorch module takes more than it has to be given, and says itself what it does not take.
+        if session.framework != "PyTorch":
+            inputs = _taken(inputs, shapes, config, context)
         arrays = {name: array(value) for name, value in inputs.items()}
         count = next((len(a) for a in arrays.values() if a.ndim), 1)
         answers: Sequence[Any] = [None] * count if targets is None else list(np.atleast_1d(array(targets)))
