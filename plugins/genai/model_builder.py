@@ -212,6 +212,9 @@ class ModelBuilder(Pass):
                     "can't be joined; leave it out"
                 )
             options["fuse_qkv"] = "false"
+        if config.shared_embeddings is None and (option := _needs_two_tables(config)):
+            context.log.info("%s: embedding and head are two tables, where the model shares one", option)
+            options["shared_embeddings"] = "false"
         if slides_unsaid(read_config(model.folder)) and "windowed_kv_cache" in known_options():
             # The builder itself gives these full caches, which what comes after it counts on: a cache of the window's
             # length has to be there before the first token.
@@ -284,17 +287,12 @@ def _check_quantized(attributes: Mapping[str, Any]) -> None:
 
 def _check_combination(config: ModelBuilderConfig) -> None:
     """Refuse combinations that build a model which does not load (seen with onnxruntime-genai 0.18)."""
-    plain = config.algo_config in (None, "default")
     if config.precision == "int8" and config.use_qdq:
         raise ConfigError("ModelBuilder: int8 can't be built with use_qdq; leave it out, or use int4")
-    if config.use_qdq and config.shared_embeddings is not False and config.precision == "int4":
-        raise ConfigError("ModelBuilder: use_qdq needs shared_embeddings: false")
-    shares = config.shared_embeddings is not False
-    if shares and plain and (config.is_symmetric is False or config.matmul_mixed_precision):
+    if config.shared_embeddings and (option := _needs_two_tables(config)):
         raise ConfigError(
-            "ModelBuilder: with the default algorithm, is_symmetric: false or matmul_mixed_precision builds a model "
-            "that does not load where embedding and head are one table; set shared_embeddings: false, or algo_config "
-            "rtn or k_quant"
+            f"ModelBuilder: {option} with shared_embeddings: true builds a model that does not load; leave "
+            "shared_embeddings out, or set algo_config to rtn or k_quant"
         )
     if config.precision not in ("int4", "int8"):
         wrong = [
@@ -307,6 +305,17 @@ def _check_combination(config: ModelBuilderConfig) -> None:
                 f"ModelBuilder: {', '.join(wrong)} has no effect at precision {config.precision}; "
                 "it is for int4 and int8"
             )
+
+
+def _needs_two_tables(config: ModelBuilderConfig) -> str | None:
+    """Return the option with which a table that serves as embedding and as head gives a model that does not load."""
+    if config.precision == "int4" and config.use_qdq:
+        return "use_qdq"
+    if config.algo_config not in (None, "default") or config.precision not in ("int4", "int8"):
+        return None
+    if config.is_symmetric is False:
+        return "is_symmetric: false"
+    return "matmul_mixed_precision" if config.matmul_mixed_precision else None
 
 
 def _check_blocks(folder: Path, config: ModelBuilderConfig) -> None:

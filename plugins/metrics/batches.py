@@ -169,7 +169,9 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
             # As loaders written for transformers give them.
             targets = inputs["labels"]
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        inputs = _taken(inputs, shapes, config, context)
+        # A PyTorch module takes more than it has to be given, and says itself what it does not take.
+        if session.framework != "PyTorch":
+            inputs = _taken(inputs, shapes, config, context)
         arrays = {name: array(value) for name, value in inputs.items()}
         count = next((len(a) for a in arrays.values() if a.ndim), 1)
         answers: Sequence[Any] = [None] * count if targets is None else list(np.atleast_1d(array(targets)))

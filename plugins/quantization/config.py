@@ -185,7 +185,10 @@ def check_device(name: str, wanted: str | None) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise ConfigError(f"{name}: device is {wanted}, and PyTorch sees no GPU where the pass runs")
+        raise ConfigError(
+            f"{name}: device is {wanted}, and PyTorch sees no GPU where the pass runs; leave device out to work on "
+            "the CPU, or give the pass a host with a GPU and a PyTorch built for it"
+        )
 
 
 def device_of(wanted: str | None, context: PassContext) -> str:

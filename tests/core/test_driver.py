@@ -31,6 +31,15 @@ def test_a_run_without_search_hands_the_model_over(tmp_path: Path) -> None:
     assert 0.2 < low < measured["value"] < high < 0.4
 
 
+def test_a_data_config_that_nothing_names_need_not_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    document = toy_document(tmp_path)
+    absent = {"name": "absent", "type": "HuggingfaceContainer", "load_dataset_config": {"data_name": "no/such"}}
+    document["data_configs"].append(absent)
+    done = drupe("run", write_workflow(tmp_path, document), folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_winner_is_the_best_that_meets_its_goal_and_is_certified_on_unseen_items(tmp_path: Path) -> None:
     document = search_document(tmp_path)
     goal(document, 0.5, confidence=0.95)

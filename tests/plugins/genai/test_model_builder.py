@@ -18,6 +18,7 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.core.runtimes import GenerateOptions
 from drupe.plugins.genai.model_builder import ModelBuilderConfig
+from drupe.plugins.huggingface.loading import load_model
 from drupe.testing import PassContract, RuntimeContract, make_context, tiny_causal_lm
 from tests.plugins.real_models import by_genai, perplexity
 
@@ -89,13 +90,31 @@ def test_a_model_that_it_would_build_wrongly_is_refused(attributes: dict[str, An
     ("config", "message"),
     [
         ({"precision": "int8", "use_qdq": True}, "use_qdq"),
-        ({"is_symmetric": False}, "does not load"),
+        ({"is_symmetric": False, "shared_embeddings": True}, "does not load; leave shared_embeddings out"),
         ({"precision": "fp32", "block_size": 64}, "no effect at precision fp32"),
     ],
 )
 def test_combinations_that_build_a_broken_model_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         builder().plan(ModelInfo("hf"), ModelBuilderConfig(**config), CPU)
+
+
+@pytest.mark.parametrize("config", [{"is_symmetric": False}, {"use_qdq": True}])
+def test_a_shared_table_is_written_twice_where_the_builder_can_not_share_it(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    import onnxruntime_genai as og
+    import torch
+
+    source = small(tmp_path / "model")
+    ids = np.arange(8, dtype=np.int32)
+    with torch.inference_mode():
+        wanted = load_model(source)(input_ids=torch.from_numpy(ids[None]).long()).logits[0].numpy()
+    model = og.Model(str(build(source, tmp_path, **config).folder))
+    generator = og.Generator(model, og.GeneratorParams(model))
+    generator.append_tokens(ids)
+    found = np.asarray(generator.get_output("logits"))[0]
+    assert np.linalg.norm(found - wanted) < 0.3 * np.linalg.norm(wanted)
 
 
 def test_an_unknown_option_is_named_with_the_nearest() -> None:
