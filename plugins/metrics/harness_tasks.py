@@ -162,7 +162,12 @@ def _why(name: str, index: Mapping[str, Any], error: Exception) -> str:
             f"LMEvaluator: task {name} needs the data set {data}, which can't be had here ({text}); reach the hub once "
             f"from this machine, so that the data is in its cache, or give a task with local files by include_path"
         )
-    return f"LMEvaluator: task {name} can't be loaded: {type(error).__name__}: {text}"
+    if isinstance(error, StopIteration):
+        return f"LMEvaluator: task {name} has no documents; its data files, or its split, may be empty"
+    return (
+        f"LMEvaluator: task {name} can't be loaded: {type(error).__name__}: {text}; its metric_list, doc_to_text, "
+        "doc_to_choice or doc_to_target may not fit the library or the data"
+    )
 
 
 def _is_of_data(error: BaseException | None) -> bool:
