@@ -124,6 +124,10 @@ class Metric:
         """
         return (self.spec.needs,) if self.spec.needs else ()
 
+    def needs_data(self, config: Any) -> bool:
+        """Whether measuring takes the samples of a data config, so that one without is wrong. The default is no."""
+        return False
+
     def sub_type(self, name: str, config: Any) -> SubType:
         """Return what the value `name` is: unit, direction. Raises KeyError. The default looks into `sub_types`.
 

@@ -152,6 +152,10 @@ def _metric(
         told_there = first == "metric_config" and _tell_options(factory.Config, config, sub_types, reading)
         if not told_there:
             findings.add([fault], join(path, group) if inside else path)
+    if metric.get("data_config") is None and checked.instance is not None and metric_.needs_data(checked.instance):
+        findings.fault(
+            join(path, "data_config"), "not given", "the name of a data config", f"{type_name} takes samples"
+        )
     reading.check_references(factory.Config, user, join(path, group))
     reading.check_references(factory.Config, own, path)
     names = []

@@ -92,7 +92,7 @@ def _column_faults(config: GroupedConfig, path: Path) -> Iterator[Fault]:
                 continue
             for column in absent:
                 yield Fault(f"pre_process_data_config.{name}", f"names the column {column!r}", there)
-    for name in ("text_cols", "input_cols", "answer_col", "label_col"):
+    for name in ("text_cols", "input_cols", "answer_col", "label_col", "image_col"):
         value = getattr(options, name)
         if name == "text_cols" and (options.text_template or options.prompt_template or options.chat_template):
             continue

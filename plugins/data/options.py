@@ -97,6 +97,15 @@ class LoadDataset(Component):
             )
         return value
 
+    @field_validator("data_files")
+    @classmethod
+    def _files_are_named(cls, value: Any) -> Any:
+        typed = isinstance(value, dict) and isinstance(value.get("type"), str)
+        named = [value] if not isinstance(value, dict) or typed else list(value.values())
+        if value is not None and (not named or not all(_names_files(part) for part in named)):
+            raise ValueError(f"data_files {value!r:.80}: expected a file or more, or a mapping of split to such")
+        return value
+
     @field_validator("delimiter")
     @classmethod
     def _one_character(cls, value: str | None) -> str | None:
@@ -120,6 +129,13 @@ class LoadDataset(Component):
     def separator(self) -> str | None:
         """What stands between the columns of a csv file, where the config tells it."""
         return self.delimiter or ("\t" if (self.data_name or "").lower() == "tsv" else None)
+
+
+def _names_files(value: Any) -> bool:
+    """Whether a value names files: a path or a pattern, a typed reference, or a list of such."""
+    if isinstance(value, list):
+        return bool(value) and all(not isinstance(part, list) and _names_files(part) for part in value)
+    return isinstance(value, Mapping) or (isinstance(value, str) and bool(value.strip()))
 
 
 class PreProcess(Component):
@@ -205,6 +221,8 @@ class PreProcess(Component):
             raise ValueError(f"stride {self.stride} is above max_seq_len {self.max_seq_len}: text would be left out")
         if self.strategy is not None and self.strategy.endswith("random") and self.max_samples is None:
             raise ValueError(f"strategy {self.strategy} needs max_samples: how many to draw")
+        if isinstance(self.input_cols, list) and len(self.input_cols) not in (1, 2):
+            raise ValueError(f"input_cols {self.input_cols}: {len(self.input_cols)} columns; expected one text, or two")
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError("image_mean and image_std go together")
         if self.image_std is not None and not all(value > 0 for value in self.image_std):

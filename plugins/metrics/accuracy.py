@@ -81,9 +81,17 @@ class AccuracyConfig(DataMetricConfig):
                 raise ValueError(f"task {task!r} is not supported; use binary or multiclass")
             if inner.get("multidim_average", "global") != "global":
                 raise ValueError("multidim_average is not supported but for global: every position counts as a row")
+            _check_numbers(inner)
             average = {**inner, **inner.get("compute_params", {})}.get("average")
             if average not in (None, "micro", "macro", "weighted", "binary"):
                 raise ValueError(f"average {average!r} is not supported; use micro, macro, weighted or binary")
+        return values
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, values: list[str] | None) -> list[str] | None:
+        if values is not None and (len(values) < 2 or len(set(values)) != len(values)):
+            raise ValueError(f"labels {values}: expected two classes at least, each once")
         return values
 
     def options_of(self, sub_type: str) -> Mapping[str, Any]:
@@ -115,6 +123,21 @@ class AccuracyConfig(DataMetricConfig):
         return told or "micro"
 
 
+def _check_numbers(options: Mapping[str, Any]) -> None:
+    for key, least in (("num_classes", 1), ("top_k", 1), ("ignore_index", None)):
+        value = options.get(key)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not whole or (least is not None and value < least)):
+            raise ValueError(
+                f"{key} {value!r}: expected a whole number{'' if least is None else f' of at least {least}'}"
+            )
+    threshold = options.get("threshold")
+    if threshold is None:
+        return
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold {threshold!r}: expected a number from 0 to 1")
+
+
 class Accuracy(Metric):
     """Right answers. Rows: (correct, target, predicted, number of classes, score of each class where there are some).
 
@@ -144,6 +167,10 @@ class Accuracy(Metric):
             "classify": ("forward",),
             "auto": ("forward",) if config.own_functions else ("generate", "forward"),
         }[config.method]
+
+    def needs_data(self, config: AccuracyConfig) -> bool:
+        """See Metric.needs_data: where no loader of the user's gives any."""
+        return config.dataloader_func is None
 
     def sub_type(self, name: str, config: AccuracyConfig) -> SubType:
         """See Metric.sub_type: averaged over classes, accuracy is no proportion of samples."""

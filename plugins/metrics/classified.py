@@ -111,7 +111,8 @@ def fitted(rows: Rows, options: Options) -> Rows:
     """Return rows as the options of a value want them: threshold, top_k, ignore_index. Raises EvaluationError."""
     import numpy as np
 
-    threshold, top_k = options.get("threshold", 0.5), options.get("top_k") or 1
+    threshold, top_k = options.get("threshold"), options.get("top_k") or 1
+    threshold = 0.5 if threshold is None else threshold
     ignored = options.get("ignore_index")
     if ignored is not None:
         rows = {key: row for key, row in rows.items() if row[1] != ignored}

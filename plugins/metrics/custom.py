@@ -67,6 +67,10 @@ class Custom(Metric):
         """See Metric.needs: an evaluate_func may use the model in any way."""
         return ("forward", "generate", "score") if config.evaluate_func else ("forward",)
 
+    def needs_data(self, config: CustomConfig) -> bool:
+        """See Metric.needs_data: of a metric_func, where no loader of the user's gives any."""
+        return config.metric_func is not None and config.dataloader_func is None
+
     def sub_type(self, name: str, config: CustomConfig) -> SubType:
         """See Metric.sub_type."""
         told = config.higher_is_better

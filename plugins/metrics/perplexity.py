@@ -53,6 +53,10 @@ class Perplexity(Metric):
     }
     default_sub_type = "perplexity"
 
+    def needs_data(self, config: PerplexityConfig) -> bool:
+        """See Metric.needs_data: where no loader of the user's gives any."""
+        return config.dataloader_func is None
+
     def measure(
         self,
         model: Model,

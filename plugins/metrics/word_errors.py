@@ -78,6 +78,10 @@ class WordErrors(Metric):
         """See Metric.needs."""
         return ("forward",) if config.forward else ("generate",)
 
+    def needs_data(self, config: WordErrorsConfig) -> bool:
+        """See Metric.needs_data: where no loader of the user's gives any."""
+        return config.dataloader_func is None or not self._forward(config)
+
     def measure(
         self,
         model: Model,

@@ -169,3 +169,15 @@ def test_wishes_for_batches_that_nothing_follows_are_told() -> None:
     assert told(dataloader_config={"batch_size": 1, "shuffle": False, "drop_last": False, "num_workers": 0}) == []
     own = {"user_script": "s.py", "dataloader_config": {"type": "mine", "batch_size": 8}}
     assert told(**own) == []
+
+
+@pytest.mark.parametrize("files", [[], "", {}, {"train": None}, {"train": []}, ["a.csv", ""]])
+def test_data_files_name_a_file(files: Any) -> None:
+    with pytest.raises(ValidationError, match="expected a file or more, or a mapping of split to such"):
+        parsed(data_files=files)
+
+
+@pytest.mark.parametrize("columns", [[], ["a", "b", "c"]])
+def test_a_text_or_two_are_classified(columns: list[str]) -> None:
+    with pytest.raises(ValidationError, match=f"{len(columns)} columns; expected one text, or two"):
+        parsed(data_files="r.csv", input_cols=columns)

@@ -240,3 +240,23 @@ def test_what_a_script_makes_of_the_outputs_goes_before_generated_answers(tmp_pa
     assert [row[0] for row in rows.values()] == [1.0, 0.0]
     # So a runtime that only generates is none for it.
     assert made.needs(config) == ("forward",)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"top_k": 0}, "top_k 0: expected a whole number of at least 1"),
+        ({"num_classes": "2"}, "num_classes '2': expected a whole number of at least 1"),
+        ({"ignore_index": 1.5}, "ignore_index 1.5: expected a whole number"),
+        ({"threshold": 5}, "threshold 5: expected a number from 0 to 1"),
+    ],
+)
+def test_options_that_no_number_can_be_taken_with(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        configured(metric("accuracy"), metric_config={"f1_score": option})
+
+
+@pytest.mark.parametrize("labels", [[], ["a"], ["a", "a"]])
+def test_labels_are_two_or_more_that_differ(labels: list[str]) -> None:
+    with pytest.raises(ValidationError, match="expected two classes at least, each once"):
+        configured(metric("accuracy"), labels=labels)

@@ -14,6 +14,7 @@ from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import examine
 from tests.plugins.metrics.sessions import ForwardSession, configured, context, metric, model
+from tests.support.workflows import write_workflow
 
 SAMPLES = [Sample("a", {"x": np.array([1.0, 2.0])}, 1), Sample("b", {"x": np.array([5.0, 2.0])}, 1)]
 SCRIPT = """
@@ -115,3 +116,31 @@ passes: {convert: {type: OnnxConversion}}
     told = {fault.path: fault for fault in examine(tmp_path / "w.yaml", get_registry()).faults}
     assert told["evaluators.judge.metrics.1.name"].found == "'a-b' gives a-b-c, and so does 'a'"
     assert told["evaluators.judge.metrics.1.sub_types.0.goal.value"].expected == "a number"
+
+
+@pytest.mark.parametrize(
+    ("type_", "user", "faulty"),
+    [
+        ("accuracy", {}, True),
+        ("accuracy", {"user_script": "mine.py", "dataloader_func": "one"}, False),
+        ("perplexity", {}, True),
+        ("wer", {}, True),
+        ("custom", {"user_script": "mine.py", "metric_func": "judge"}, True),
+        ("custom", {"user_script": "mine.py", "evaluate_func": "one"}, False),
+        ("latency", {}, False),
+    ],
+)
+def test_a_metric_that_takes_samples_has_a_data_config(
+    tmp_path: Path, type_: str, user: dict[str, str], faulty: bool
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    metrics = [{"name": "m", "type": type_, "user_config": user} | ({} if type_ != "custom" else {"sub_types": ["a"]})]
+    document = {
+        "input_model": {"type": "HfModel", "model_path": "model"},
+        "evaluators": {"judge": {"metrics": metrics}},
+        "evaluator": "judge",
+        "passes": {"convert": {"type": "OnnxConversion"}},
+    }
+    found = [fault.path for fault in examine(write_workflow(tmp_path, document), get_registry()).faults]
+    assert ("evaluators.judge.metrics.0.data_config" in found) is faulty
