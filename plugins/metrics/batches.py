@@ -159,6 +159,8 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
     for index in itertools.count():
         with blamed(name, script):
             item = next(items, _END)
+        if item is _END and not index:
+            raise EvaluationError(f"{name} ({script}) gave no batch; expected (inputs, targets) one by one")
         if item is _END:
             break
         context.raise_if_cancelled()

@@ -177,6 +177,9 @@ def _rows(value: Any, function: str, ids: Sequence[str] = ()) -> Rows:
         raise EvaluationError(
             f"{function} must return a number, a mapping of numbers, or one number per sample, not {value!r}"
         )
+    odd = next((name for name, column in columns.items() if not np.isfinite(column).all()), None)
+    if odd is not None:
+        raise EvaluationError(f"{function} returned {value!r:.80}; expected finite numbers{odd and f' as {odd}'}")
     (shape,) = sizes
     count = shape[0] if shape else 1
     names = ids if shape and len(ids) == count else [f"sample-{i:05}" for i in range(count)] if shape else ["model"]

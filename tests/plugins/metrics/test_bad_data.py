@@ -43,6 +43,12 @@ def short(outputs):
 def broken(outputs):
     raise ValueError("post trouble")
 
+def no_batch(**kwargs):
+    return []
+
+def infinite(*args, **kwargs):
+    return {"a": float("inf"), "b": 1.0}
+
 def nothing(*args, **kwargs):
     return None
 
@@ -70,6 +76,9 @@ def doubled(batch: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         ("accuracy", {"post_processing_func": "broken"}, r"broken \(s.py, line 27\) raised ValueError: post trouble"),
         ("custom", {"evaluate_func": "words"}, "words must return a number, a mapping of numbers, or one number per"),
         ("custom", {"evaluate_func": "text"}, "text must return a number"),
+        ("accuracy", {"dataloader_func": "no_batch"}, r"no_batch \(s.py\) gave no batch"),
+        ("latency", {"dataloader_func": "no_batch", "repeat_test_num": 1}, r"no_batch \(s.py\) gave no batch"),
+        ("custom", {"evaluate_func": "infinite"}, "infinite returned .*; expected finite numbers as a"),
         ("custom", {"metric_func": "nothing"}, "nothing must return a number, .*, not None"),
         ("custom", {"metric_func": "raises"}, r"raises \(s.py\) raised TypeError"),
     ],
