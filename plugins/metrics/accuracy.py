@@ -15,7 +15,7 @@ from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.plugins.metrics import answers, classification
-from drupe.plugins.metrics.batches import array, batches
+from drupe.plugins.metrics.batches import array, batches, spread
 from drupe.plugins.metrics.classified import Judged, class_row, fitted
 from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.outputs import main_name, post_processed
@@ -309,20 +309,11 @@ class Accuracy(Metric):
                 judged = Judged(config.shared_options(), everywhere, somewhere, logits=logits)
             count = len(batch.ids)
             scores = post_processed(outputs, config, context, count=count, output=name)
-            for position, (key, target) in enumerate(zip(batch.ids, batch.targets, strict=True)):
+            for key, position, target in spread(batch, len(scores)):
                 if target is None:
                     raise EvaluationError(f"sample {key} has no target; its data config must name the label")
                 wanted = np.asarray(_class_number(target, names, key)) if isinstance(target, str) else array(target)
-                if not batch.whole:
-                    judged.add(key, np.asarray(scores[position]), wanted)
-                    continue
-                if wanted.ndim == 0 or len(wanted) != len(scores):
-                    raise EvaluationError(
-                        f"batch {key} has targets of shape {wanted.shape} and outputs for {len(scores)} samples; "
-                        "expected a target for each"
-                    )
-                for inside, (one, own) in enumerate(zip(scores, wanted, strict=True)):
-                    judged.add(f"{key}#{inside}", np.asarray(one), np.asarray(own))
+                judged.add(key, np.asarray(scores[position]), wanted)
         return judged.rows() if judged is not None else {}
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-__all__ = ["Batch", "array", "batches", "call_arguments", "made_up_batch"]
+__all__ = ["Batch", "array", "batches", "call_arguments", "made_up_batch", "spread"]
 
 Shapes = Mapping[str, tuple[tuple[int | str, ...], str]]
 
@@ -64,6 +64,26 @@ def batches(
     size = _fixed_batch(shapes) or config.batch_size
     for part in context.batches(samples, size):
         yield _collate(part, shapes)
+
+
+def spread(batch: Batch, count: int) -> list[tuple[str, int, Any]]:
+    """Return (id, position in the outputs, target) of each real sample. count: how many the outputs are for.
+
+    A whole batch has one id and one target for all of its samples. Raises EvaluationError where the target has not one
+    for each.
+    """
+    if not batch.whole:
+        return list(zip(batch.ids, range(len(batch.ids)), batch.targets, strict=True))
+    (key,), (target,) = batch.ids, batch.targets
+    if target is None:
+        return [(f"{key}#{position}", position, None) for position in range(count)]
+    wanted = array(target)
+    if wanted.ndim == 0 or len(wanted) != count:
+        raise EvaluationError(
+            f"batch {key} has targets of shape {wanted.shape} and outputs for {count} samples; expected a target for "
+            "each"
+        )
+    return [(f"{key}#{position}", position, one) for position, one in enumerate(wanted)]
 
 
 def made_up_batch(session: Session, config: DataMetricConfig, context: JobContext, seed: int) -> Batch:

@@ -16,7 +16,7 @@ from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.core.user_scripts import blamed, call_with_known, script_function
-from drupe.plugins.metrics.batches import array, batches, call_arguments
+from drupe.plugins.metrics.batches import array, batches, call_arguments, spread
 from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
@@ -97,9 +97,10 @@ class Custom(Metric):
         predictions, targets, ids = [], [], []
         for batch in batches(session, samples, config, context):
             scores = post_processed(session.forward(batch.inputs).outputs, config, context, count=len(batch.ids))
-            predictions += list(scores[: len(batch.ids)])
-            targets += list(batch.targets)
-            ids += list(batch.ids)
+            for key, position, target in spread(batch, len(scores)):
+                predictions.append(scores[position])
+                targets.append(target)
+                ids.append(key)
         given = tensors({"predictions": np.asarray(predictions), "targets": np.asarray(targets)})
         with blamed(config.metric_func, config.user_script):
             value = judge(given["predictions"], given["targets"], **config.func_kwargs.get("metric_func", {}))

@@ -14,7 +14,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.batches import array
+from drupe.plugins.metrics.batches import array, spread
 from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.differences import Differences, differences, unpadded
 from drupe.plugins.metrics.outputs import looked_at
@@ -73,7 +73,7 @@ class Discrepancy(Metric):
             reference = looked_at(reference_outputs("discrepancy", batch, context), config, context, count=count)
             names = _compared(outputs, reference, config)
             mask = batch.inputs.get("attention_mask")
-            for position, key in enumerate(batch.ids):
+            for key, position, _ in spread(batch, len(array(outputs[names[0]])) if batch.whole else len(batch.ids)):
                 total = Differences()
                 for name in names:
                     ours = unpadded(array(outputs[name]), position, mask)

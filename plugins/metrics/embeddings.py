@@ -13,7 +13,7 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
-from drupe.plugins.metrics.batches import array
+from drupe.plugins.metrics.batches import array, spread
 from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.outputs import looked_at
 from drupe.plugins.metrics.references import compared_batches, reference_outputs
@@ -89,7 +89,7 @@ class EmbeddingSimilarity(Metric):
                 raise EvaluationError(
                     f"the embedding has {ours.shape[1]} numbers, the source model's has {theirs.shape[1]}"
                 )
-            for position, key in enumerate(batch.ids):
+            for key, position, _ in spread(batch, len(ours)):
                 rows[key] = (_cosine(ours[position], theirs[position], key),)
         return rows
 

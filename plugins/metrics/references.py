@@ -19,9 +19,13 @@ __all__ = ["compared_batches", "reference_outputs"]
 def compared_batches(
     session: Session, samples: Sequence[Sample], config: DataMetricConfig, context: JobContext, made_up: int
 ) -> Iterator[Batch]:
-    """Yield the batches on which both models are run; without data, `made_up` batches by the model's own shapes."""
+    """Yield the batches on which both models are run; without data, `made_up` batches by the model's own shapes.
+
+    They have no targets: the other model's outputs are those.
+    """
     if samples or config.dataloader_func:
-        yield from batches(session, samples, config, context)
+        for batch in batches(session, samples, config, context):
+            yield replace(batch, targets=(None,) * len(batch.ids))
         return
     for number in range(made_up):
         batch = made_up_batch(session, config, context, context.seed + number)

@@ -168,4 +168,9 @@ def _forward(session: Session, batch: Batch) -> Call:
     result = session.forward(batch.inputs)
     elapsed = time.perf_counter() - started
     seconds = result.device_seconds if result.device_seconds is not None else elapsed
-    return Call(seconds, seconds, len(batch.ids))
+    return Call(seconds, seconds, _samples_of(batch))
+
+
+def _samples_of(batch: Batch) -> int:
+    first = next(iter(batch.inputs.values()), None)
+    return len(first) if batch.whole and first is not None and first.ndim else len(batch.ids)

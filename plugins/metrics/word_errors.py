@@ -16,7 +16,7 @@ from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
 from drupe.core.user_scripts import blamed, script_function
 from drupe.plugins.metrics import answers
-from drupe.plugins.metrics.batches import batches
+from drupe.plugins.metrics.batches import batches, spread
 from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.outputs import tensors
 
@@ -80,7 +80,7 @@ class WordErrors(Metric):
 
     def needs_data(self, config: WordErrorsConfig) -> bool:
         """See Metric.needs_data: where no loader of the user's gives any."""
-        return config.dataloader_func is None or not self._forward(config)
+        return config.dataloader_func is None or not config.forward
 
     def measure(
         self,
@@ -95,6 +95,8 @@ class WordErrors(Metric):
         if config.dataloader_func is None:
             # Before the model is asked: that takes long.
             for sample in samples:
+                if sample.extras.get("whole_batch"):
+                    continue
                 self._wanted(_expected(sample.target, sample.id), sample.id, config)
         if config.forward:
             pairs = self._read(session, samples, config, context)
@@ -154,8 +156,8 @@ class WordErrors(Metric):
                     f"{config.post_processing_func} must return a text for each of the {len(batch.ids)} samples of a "
                     f"batch, not {texts!r}"
                 )
-            for key, text, target in zip(batch.ids, texts, batch.targets, strict=False):
-                found[key] = (text, _expected(target, key))
+            for key, position, target in spread(batch, len(texts)):
+                found[key] = (texts[position], _expected(target, key))
         return found
 
 
