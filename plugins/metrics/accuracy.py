@@ -72,10 +72,6 @@ class AccuracyConfig(DataMetricConfig):
             for key in inner:
                 if key not in _OPTIONS:
                     raise ValueError(f"unknown option {key!r}; known: {', '.join(_OPTIONS)}")
-            for key in ("num_classes", "top_k", "ignore_index"):
-                number = inner.get(key)
-                if number is not None and not str(number).lstrip("-").isdigit():
-                    raise ValueError(f"{key} is {number!r}; expected a whole number")
             task = inner.get("task", "multiclass")
             if task not in ("binary", "multiclass"):
                 raise ValueError(f"task {task!r} is not supported; use binary or multiclass")
