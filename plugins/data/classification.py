@@ -140,7 +140,7 @@ class Classification:
             raise ConfigError("padding: max_length needs a max_length: how long")
         longest = options.max_length or _longest(self._tokenizer) or self._longest
         encoded = self._tokenizer(
-            *(self._words(value, key) if self._per_word else str(value) for value in values),
+            *(self._words(value, key) if self._per_word else self._text(value, key) for value in values),
             padding="max_length" if pads else False,
             truncation=options.truncation and longest is not None,
             max_length=longest,
@@ -158,6 +158,13 @@ class Classification:
         if self._tags and target is not None:
             raise ConfigError(f"row {int(key)}: the label is {target!r:.60}; expected a list with one for each word")
         return Sample(key, inputs, self._mapped(target, mapping, key), content_key(words))
+
+    def _text(self, value: Any, key: str) -> str:
+        if isinstance(value, (list, Mapping)):
+            raise ConfigError(
+                f"row {int(key)}: expected a text, found {value!r:.60}; of lists of words say is_split_into_words: true"
+            )
+        return str(value)
 
     def _words(self, value: Any, key: str) -> list[str]:
         if not isinstance(value, list) or not all(isinstance(word, str) for word in value):

@@ -78,10 +78,13 @@ class ImageClassification(Classification):
     def _picture(self, value: Any, key: str) -> Any:
         from PIL import Image, ImageOps, UnidentifiedImageError
 
+        picture: Any = None
         try:
             picture = self._opened(value, key)
             picture.load()
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            if picture is not None:
+                picture.close()
             name = f" {value}" if isinstance(value, str) and value not in str(error) else ""
             raise ConfigError(f"row {int(key)}: the picture{name} can't be read: {error}") from error
         # As it is looked at: a camera writes how it was held beside the pixels.

@@ -67,7 +67,10 @@ class Template:
             value = self._value(row, field)
             if value is None:
                 return None
-            pieces.append(format(value, spec))
+            try:
+                pieces.append(format(value, spec))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(f"{self.where}: {{{field}:{spec}}} does not fit {value!r:.60}: {error}") from error
         return "".join(pieces)
 
     def _value(self, row: Row, field: str) -> Any:
@@ -86,7 +89,13 @@ class Template:
 
 
 def text_of(row: Row, columns: Sequence[str]) -> str | None:
-    """Return the columns' values joined by a space; None when all are empty."""
+    """Return the columns' values joined by a space; None when all are empty. Raises ConfigError for what is no text."""
+    for name in columns:
+        if isinstance(row.get(name), (list, Mapping)):
+            raise ConfigError(
+                f"text_cols: {name} holds {row[name]!r:.60}; expected a text; a text_template reaches into it, as in "
+                f"{{{name}[0]}}"
+            )
     values = [str(row[name]) for name in columns if row.get(name) is not None]
     return " ".join(values) if values else None
 

@@ -151,12 +151,19 @@ class TextGeneration:
             turns = row[column]
             if not turns:
                 return "empty: no messages"
-            if not all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in turns):
+            whole = isinstance(turns, list) and all(
+                isinstance(t, dict) and {"role", "content"} <= set(t) for t in turns
+            )
+            if not whole:
                 raise ConfigError(
                     f"row {int(key)}: {column} must be a list of messages with role and content; found {turns!r:.80}"
                 )
             if turns[-1]["role"] != "assistant":
                 return "no answer: the last message is not the assistant's"
+            if len(turns) < 2:
+                return "no question: the answer stands alone"
+            if not turns[-1]["content"]:
+                return "empty: the answer is null or blank"
             return self._chat(key, turns)
 
         return make
@@ -170,8 +177,11 @@ class TextGeneration:
             options["chat_template"] = template
         elif self._tokenizer.chat_template is None:
             raise ConfigError("chat_template: true, but the tokenizer has no chat template; write one as chat_template")
-        prompt = self._tokenizer.apply_chat_template(list(turns[:-1]), add_generation_prompt=True, **options)
-        whole = self._tokenizer.apply_chat_template(list(turns), **options)
+        try:
+            prompt = self._tokenizer.apply_chat_template(list(turns[:-1]), add_generation_prompt=True, **options)
+            whole = self._tokenizer.apply_chat_template(list(turns), **options)
+        except Exception as error:  # templates raise what they like
+            raise ConfigError(f"chat_template on row {int(key)}: {type(error).__name__}: {error}") from error
         answer = str(turns[-1]["content"])
         if whole.startswith(prompt):
             # What the template puts after the end-of-text token is no part of the answer.

@@ -160,8 +160,9 @@ def _by_position(output: np.ndarray, target: np.ndarray, key: str) -> np.ndarray
     import numpy as np
 
     shape = target.shape
-    if target.ndim == 1 and output.ndim and output.shape[0] > target.size:
-        # What a shorter sample was padded with in its batch.
+    scored = output.ndim > 1 or (output.ndim == 1 and output.dtype.kind in "iu")
+    if target.ndim == 1 and scored and output.shape[0] > target.size:
+        # What a shorter sample was padded with in its batch; of scores of classes nothing is padding.
         output = output[: target.size]
     if output.shape == shape:
         return output.reshape(-1)

@@ -17,6 +17,7 @@ from tests.plugins.data.conftest import Loaded, write_rows
 from tests.plugins.data.test_container import checked, parsed
 
 Load = Callable[..., Loaded]
+TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 
 
 def rows_of(path: Path, text: str | bytes, kind: str = "csv") -> list[Any]:
@@ -181,3 +182,23 @@ def test_data_files_name_a_file(files: Any) -> None:
 def test_a_text_or_two_are_classified(columns: list[str]) -> None:
     with pytest.raises(ValidationError, match=f"{len(columns)} columns; expected one text, or two"):
         parsed(data_files="r.csv", input_cols=columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"a": "x"}, {"text_template": "{a:d}"}, r"text_template: \{a:d\} does not fit 'x': Unknown format code"),
+        ({"text": ["a", "b"]}, {"strategy": "line-by-line"}, r"text_cols: text holds \['a', 'b'\]; expected a text"),
+        ({"text": ["a"], "label": 1}, {"input_cols": "text"}, "row 0: expected a text, found .* is_split_into_words"),
+        ({"messages": "hi"}, {"chat_template": True}, "row 0: messages must be a list of messages"),
+        ({"messages": TALK}, {"chat_template": "{% if %}"}, "chat_template on row 0: TemplateSyntaxError"),
+        ({"messages": TALK}, {"chat_template": "{{ raise_exception('no') }}"}, "chat_template on row 0: .*: no"),
+        ({"messages": TALK[1:]}, {"chat_template": True}, "1 no question: the answer stands alone"),
+    ],
+)
+def test_rows_that_give_no_text_are_told(
+    load: Load, tmp_path: Path, row: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    write_rows(tmp_path / "r.jsonl", [row])
+    with pytest.raises(ConfigError, match=message):
+        load({"data_files": "r.jsonl", "pre_process_data_config": options})

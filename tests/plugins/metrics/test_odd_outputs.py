@@ -71,6 +71,11 @@ def test_several_labels_a_sample_are_decisions_each(tmp_path: Path) -> None:
     assert value(samples, tmp_path, "f1_score") == pytest.approx(f1_score(targets, decided, average="micro"))
 
 
+def test_a_list_of_classes_is_no_decision_on_each(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"target of sample 0 has shape \(2,\) and the output \(4,\)"):
+        value(taken(RANDOM.normal(size=(1, 4)), [[0, 1]]), tmp_path)
+
+
 def test_targets_of_a_regression_are_told(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"target of sample 1 is 3, but the model gives one number"):
         value(taken([[0.2], [2.9]], [1.0, 3.0]), tmp_path)
