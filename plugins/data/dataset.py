@@ -89,11 +89,13 @@ def identity(config: LoadDataset, folder: Path) -> Any:
         return {"hub": name, "commit": commit}
     found: dict[str, Any] = {}
     for split in sorted({name for name, _, _ in split_names(config.split)}):
-        for item in _of_split(config, folder, split):
+        for number, item in enumerate(_of_split(config, folder, split)):
             if isinstance(item, str) and "://" not in item:
                 if not Path(item).exists():
                     raise ConfigError(f"{item} does not exist")
-                found[f"{split}/{Path(item).name}"] = path_identity(Path(item))
+                name = f"{split}/{Path(item).name}"
+                # Files of one name lie in several folders, whose own names differ from machine to machine.
+                found[name if name not in found else f"{name}#{number}"] = path_identity(Path(item))
                 if Path(item).is_dir():
                     # The number of a class follows from the other splits' folders too.
                     found[f"{split}/classes"] = class_names(Path(item))

@@ -9,7 +9,7 @@ import pytest
 
 from drupe.core.errors import ConfigError
 from tests.plugins.data.conftest import Loaded
-from tests.plugins.data.test_container import checked
+from tests.plugins.data.test_container import CONTAINER, checked, parsed
 
 Load = Callable[..., Loaded]
 
@@ -100,3 +100,12 @@ def test_a_saved_data_set_that_is_broken_is_one_message(load: Load, tmp_path: Pa
     (tmp_path / "mine" / "state.json").write_text("{}")
     with pytest.raises(ConfigError, match="mine is no data set that datasets saved, or not whole"):
         texts(load)
+
+
+def test_files_of_one_name_in_several_folders_all_count_for_what_the_data_is(tmp_path: Path) -> None:
+    csv(tmp_path / "mine", "a/x.csv", "one")
+    csv(tmp_path / "mine", "b/x.csv", "two")
+    config = parsed(data_name="mine")
+    before = CONTAINER.identity(config, tmp_path)
+    csv(tmp_path / "mine", "a/x.csv", "ein")
+    assert CONTAINER.identity(config, tmp_path) != before
