@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drupe.core.errors import ConfigError, Fault
-from drupe.plugins.data.dataset import file_kind, is_hub_name, local_files, split_names
+from drupe.plugins.data.dataset import check_url, file_kind, is_hub_name, local_files, split_names
 from drupe.plugins.data.options import GroupedConfig
 from drupe.plugins.data.rows import first_columns
 from drupe.plugins.data.templates import Template
@@ -51,6 +51,13 @@ def _row_faults(config: GroupedConfig, folder: Path) -> Iterator[Fault]:
             there = ", ".join(sorted(files))
             yield Fault("load_dataset_config.split", f"split {name!r} is not there", f"one of: {there}")
             return
+    for item in (item for name in names for item in files[name]):
+        if isinstance(item, str) and "://" in item:
+            try:
+                check_url(item, folder)
+            except ConfigError as error:
+                yield Fault("load_dataset_config.data_files", str(error))
+                return
     first = files[names[0]][0]
     if isinstance(first, str) and "://" not in first:
         yield from _column_faults(config, Path(first))

@@ -21,6 +21,7 @@ from drupe.plugins.data.tables import label_names_of
 
 __all__ = [
     "Table",
+    "check_url",
     "count_rows",
     "file_kind",
     "identity",
@@ -250,6 +251,11 @@ def _source(item: str | Mapping[str, Any], folder: Path) -> ModelSource:
     from drupe.core.registry import get_registry
 
     return find_source(get_registry(), item, folder)
+
+
+def check_url(item: str, folder: Path) -> None:
+    """Raise ConfigError for a URL that no installed source fetches."""
+    _source(item, folder)
 
 
 def reference_files(item: Mapping[str, Any], folder: Path) -> Sequence[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
-from drupe.core.errors import ConfigError, HostError
+from drupe.core.errors import ConfigError, DrupeError, HostError
 from drupe.core.sources import ModelSource
 
 __all__ = ["RemoteSource"]
@@ -30,7 +30,9 @@ class RemoteSource(ModelSource):
             return {name.removeprefix(start).lstrip("/"): _mark(system.info(name)) for name in sorted(names)}
         except FileNotFoundError as error:
             raise ConfigError(f"{reference} does not exist") from error
-        except OSError as error:
+        except DrupeError:
+            raise
+        except Exception as error:  # every storage raises errors of its own (credentials, clients, protocols)
             raise HostError(f"{reference} can't be read: {error}") from error
 
     def fetch(
@@ -56,7 +58,9 @@ class RemoteSource(ModelSource):
                 system.get_file(path, str(target))
         except FileNotFoundError as error:
             raise ConfigError(f"{reference} does not exist") from error
-        except OSError as error:
+        except DrupeError:
+            raise
+        except Exception as error:  # as above
             raise HostError(f"{reference} can't be downloaded: {error}") from error
         return target
 

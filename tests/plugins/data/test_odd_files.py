@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, HostError
 from drupe.plugins.data.rows import columns_of, first_columns, read_file
 from tests.plugins.data.conftest import Loaded, write_rows
 from tests.plugins.data.test_container import checked, parsed
@@ -202,3 +202,23 @@ def test_rows_that_give_no_text_are_told(
     write_rows(tmp_path / "r.jsonl", [row])
     with pytest.raises(ConfigError, match=message):
         load({"data_files": "r.jsonl", "pre_process_data_config": options})
+
+
+def test_a_url_that_nothing_fetches_is_told_before_work(tmp_path: Path) -> None:
+    (fault,) = checked(tmp_path, data_files="foo://bucket/r.csv")
+    assert fault.path == "load_dataset_config.data_files"
+    assert "foo://" in fault.found
+
+
+def test_what_a_storage_raises_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: Load) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Trouble(Exception):
+        """What a storage's library raises, of no kind that Python knows."""
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        raise Trouble("no credentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "info", refused)
+    with pytest.raises(HostError, match=r"memory://bucket/r.csv can't be (read|downloaded): no credentials"):
+        load({"data_files": "memory://bucket/r.csv", "strategy": "line-by-line"})
