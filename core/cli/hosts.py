@@ -43,7 +43,7 @@ def hosts(file: Path | None, name: str | None, as_json: bool) -> None:
     from drupe.core.workflow.read import read_workflow
 
     registry = get_registry()
-    workflow = read_workflow(file, registry)
+    workflow = read_workflow(file, registry, all_systems=True)
     if name is not None and name not in workflow.systems:
         raise ConfigError(f"no system is named {name!r}; the workflow has {', '.join(workflow.systems)}")
     chosen = [one for one in workflow.systems if name in (None, one)]

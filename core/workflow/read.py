@@ -86,15 +86,16 @@ def read_workflow(
     overrides: Mapping[str, Any] | None = None,
     *,
     document: Mapping[str, Any] | None = None,
+    all_systems: bool = False,
 ) -> Workflow:
     """Return the workflow in a file.
 
     allow: the user's consents ("remote-code", "user-scripts", "pickle"). overrides: top-level keys that the command
-    line sets. document: what to read in place of the file, which then only names a folder. Absent files and consents
-    not given come back as `needs`. Raises ConfigError with every fault, and with everything that no installed plugin
-    provides.
+    line sets. document: what to read in place of the file, which then only names a folder. all_systems: those that
+    nothing runs on are read as well. Absent files and consents not given come back as `needs`. Raises ConfigError
+    with every fault, and with everything that no installed plugin provides.
     """
-    found = examine(path, registry, allow, overrides, document=document)
+    found = examine(path, registry, allow, overrides, document=document, all_systems=all_systems)
     if found.workflow is None or found.of_kind("fault") or found.of_kind("missing"):
         raise ConfigError(faults=[*found.of_kind("fault"), *found.of_kind("missing"), *found.of_kind("needs")])
     return found.workflow
@@ -107,8 +108,12 @@ def examine(
     overrides: Mapping[str, Any] | None = None,
     *,
     document: Mapping[str, Any] | None = None,
+    all_systems: bool = False,
 ) -> Examination:
-    """Read a workflow file and return everything that was found; never raises for what stands in the file."""
+    """Read a workflow file and return everything that was found; never raises for what stands in the file.
+
+    all_systems: those that nothing runs on are read as well.
+    """
     path = Path(path)
     try:
         parsed = {**(read_document(path) if document is None else document), **(overrides or {})}
@@ -119,7 +124,7 @@ def examine(
     document = upgrade(parsed, registry, catalogue, findings)
     places: set[str] = set()
     checked = take_placeholders(document, "", findings, places)
-    reading = Reading(registry, catalogue, findings, path.absolute().parent, allow)
+    reading = Reading(registry, catalogue, findings, path.absolute().parent, allow, all_systems)
     workflow = _read(path, document, checked, reading)
     told = told_once(findings.faults, checked, places)
     faults = tuple(fault for fault in told if not _awaits_value(fault, places))

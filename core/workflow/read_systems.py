@@ -29,7 +29,7 @@ def read_systems(document: Mapping[str, Any], reading: Reading) -> dict[str, Sys
         if not isinstance(entry, dict):
             reading.findings.fault(path, shown(entry), "a mapping with a type")
             continue
-        if not _is_named(name, entry, document, reading):
+        if not reading.all_systems and not _is_named(name, entry, document, reading):
             reading.findings.notice(path, f"system {name!r}", "left out", "no host, target or pass names it")
             continue
         client = document.get("azureml_client")

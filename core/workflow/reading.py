@@ -41,6 +41,8 @@ class Reading:
     findings: Findings
     folder: Path
     allow: frozenset[str] = frozenset()
+    all_systems: bool = False
+    """Whether systems that nothing runs on are read as well."""
     system_names: list[str] = field(default_factory=list)
     measuring: list[str] = field(default_factory=list)
     """Names of systems that only measure."""

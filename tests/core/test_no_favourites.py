@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("core", "plugins", "search", "hosts", "src")
 WORDS = ("openvino", "nncf", "acme")
 # Words of others that a backend's name is part of: ONNX Runtime's names for one of its execution providers and for the
-# distribution built with it, and a folder that hub repositories have.
+# distribution built with it, Olive's name of a framework, and a folder that hub repositories have.
 OTHERS = {
+    "core/olive_names.py": r'OPENVINO = "OpenVINO"',
     "core/requirements.py": r'^    "onnxruntime": \(.*"openvino"',
     "plugins/accelerators/plugin.py": r'"OpenVINOExecutionProvider"',
     "plugins/huggingface/files.py": r'^OTHER_FORMS = .*"openvino"',

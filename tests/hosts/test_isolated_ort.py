@@ -181,7 +181,7 @@ def test_passes_run_here_and_models_are_measured_there(environment: Path, tmp_pa
     ("change", "message"),
     [
         ({"python_environment_path": "nowhere"}, "nowhere is not there"),
-        ({"python_environment_path": None}, "systems.there.python_environment_path: null"),
+        ({"python_environment_path": None}, "systems.there.python_environment_path: not given"),
         ({"runtime": "onnx"}, 'systems.there.runtime: "onnx"; expected none, as systems of type IsolatedORT measure'),
         ({"requirements": ["onnxruntime"]}, "systems.there.requirements: unknown key 'requirements'"),
     ],
