@@ -16,13 +16,17 @@ from pydantic import BaseModel
 
 from drupe.core.config import references
 from drupe.core.job import Job
+from drupe.core.script_files import script_files
 from drupe.core.stat_cache import cached_digest
 
 __all__ = ["job_files", "job_paths", "referred_files", "relocated"]
 
 
 def referred_files(config: BaseModel, folder: Path) -> list[Path]:
-    """Return what the FileRef fields of a config refer to, those of configs inside it included."""
+    """Return what the FileRef fields of a config refer to, those of configs inside it included.
+
+    A script comes with what it imports from its own folder.
+    """
     found = []
     kinds = references(type(config))
     for name in type(config).model_fields:
@@ -31,7 +35,7 @@ def referred_files(config: BaseModel, folder: Path) -> list[Path]:
             if isinstance(item, BaseModel):
                 found += referred_files(item, folder)
             elif kinds.get(name) == "file" and item is not None:
-                found.append(_absolute(folder, item))
+                found += script_files(_absolute(folder, item))
     return found
 
 

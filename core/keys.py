@@ -23,6 +23,7 @@ from drupe.core.config import references
 from drupe.core.digests import digest_of, file_digest
 from drupe.core.errors import ConfigError
 from drupe.core.registry import Registered
+from drupe.core.script_files import script_files
 
 __all__ = ["config_identity", "file_identity", "provider_identity", "step_key"]
 
@@ -116,9 +117,13 @@ def config_identity(
 
 
 def file_identity(path: Path, digest: Callable[[Path], str]) -> Any:
-    """Return the digest of a file, or {relative path: digest} of a folder. Raises ConfigError when it is absent."""
+    """Return the digest of a file, or {relative path: digest} of a folder. Raises ConfigError when it is absent.
+
+    A script that imports from its own folder counts with what it imports.
+    """
     if path.is_file():
-        return digest(path)
+        first, *others = script_files(path)
+        return {p.relative_to(path.parent).as_posix(): digest(p) for p in (first, *others)} if others else digest(path)
     if path.is_dir():
         return {p.relative_to(path).as_posix(): digest(p) for p in sorted(path.rglob("*")) if p.is_file()}
     raise ConfigError(f"{path} does not exist")

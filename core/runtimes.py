@@ -123,6 +123,10 @@ class Runtime:
         """What a session of this very model can do; a subset of the spec's capabilities."""
         return tuple(sorted(self.spec.capabilities))
 
+    def consents(self, model: Model) -> Sequence[str]:
+        """Return the consents that opening this model takes ("user-scripts", "pickle"); asked for before `open`."""
+        return ()
+
     def requirements(self, info: ModelInfo) -> Sequence[str]:
         """Return PEP 508 requirements that opening a model like `info` adds to those of the spec. Light.
 

@@ -16,7 +16,18 @@ from drupe.core.digests import file_digest
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 from drupe.core.olive_names import provide_olive_names, registered
 
-__all__ = ["blamed", "call_loader", "call_with_known", "in_turn", "script_function", "user_function", "user_module"]
+__all__ = [
+    "blamed",
+    "call_loader",
+    "call_with_known",
+    "in_turn",
+    "loader_items",
+    "script_function",
+    "user_function",
+    "user_module",
+]
+
+_OF_ENDLESS = 16
 
 
 def user_function(script: str | Path, name: str, context: JobContext, *, folder: str | None = None) -> Any:
@@ -125,6 +136,21 @@ def in_turn(items: Any) -> Iterator[Any]:
     return iter(items)
 
 
+def loader_items(loader: Any) -> tuple[Iterator[Any], int | None]:
+    """Return what a user's loader yields in turn, and how much is taken of it where it would never end.
+
+    Loaders for latency make inputs up for whatever index they are asked for, and are written with neither a length nor
+    an iterator; asked for one far off, a loader that ends raises. Raises TypeError for what can't be iterated over.
+    """
+    if hasattr(loader, "__iter__") or hasattr(loader, "__len__") or not hasattr(loader, "__getitem__"):
+        return in_turn(loader), None
+    try:
+        loader[10**9]
+    except Exception:
+        return iter(loader), None
+    return (loader[index] for index in range(_OF_ENDLESS)), _OF_ENDLESS
+
+
 def _load(path: Path, search: list[str]) -> Any:
     # The digest in the name: an edited script is loaded anew by a worker that stays warm.
     name = f"drupe_user_script_{file_digest(path)[:16]}"
@@ -136,13 +162,16 @@ def _load(path: Path, search: list[str]) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     provide_olive_names()
+    _forget_others(search)
     before = list(sys.path)
     sys.path[:0] = search
     try:
         spec.loader.exec_module(module)
+        # Its functions may import when they are called: behind everything else, what it searched stays searched.
+        before += [folder for folder in sys.path if folder not in before]
     except ImportError as error:
         del sys.modules[name]
-        raise ConfigError(f"user_script: {path} can't be imported: {error}") from error
+        raise ConfigError(f"user_script: {path} can't be imported: {error}{_way_out(error)}") from error
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -155,3 +184,37 @@ def _load(path: Path, search: list[str]) -> Any:
     finally:
         sys.path[:] = before
     return module
+
+
+def _forget_others(search: list[str]) -> None:
+    """Forget modules of an earlier script whose names lie in the folders of this one as well (config.py, models.py)."""
+    for folder in map(Path, search):
+        for path in folder.glob("*") if folder.is_dir() else ():
+            name = path.stem
+            if name not in sys.modules or not (path.suffix == ".py" or path.is_dir()):
+                continue
+            homes = _homes(sys.modules[name])
+            if folder not in homes and any(str(home) in _searched for home in homes):
+                for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+                    del sys.modules[loaded]
+    _searched.update(search)
+
+
+def _homes(module: Any) -> list[Path]:
+    """Return the folders that a top-level module or package lies in; a namespace has several."""
+    places = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None)]
+    return [Path(place).parent for place in places if place is not None]
+
+
+_searched: set[str] = set()
+"""The folders in which scripts of this process have looked for what they import."""
+
+
+def _way_out(error: ImportError) -> str:
+    wanted = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or wanted in ("", "olive"):
+        return ""
+    return (
+        f"; {wanted} is no installed package, and lies neither beside the script nor in a script_dir: install it, or "
+        "name its folder as script_dir"
+    )

@@ -204,6 +204,8 @@ class _Sessions:
         options: dict[str, Any] = {"threads": job.resources.thread_count}
         if role == "model" or model.kind == job.inputs["model"].kind:
             options |= given
+        for consent in runtime.consents(model):
+            self._context.require_consent(consent, f"opening the {model.kind} model")
         session: Session = runtime.open(model, accelerator, dict(runtime.options(accelerator, options)))
         session.capabilities = tuple(able)
         return session

@@ -116,7 +116,7 @@ def examine(
     """
     path = Path(path)
     try:
-        parsed = {**(read_document(path) if document is None else document), **(overrides or {})}
+        parsed = _overridden(read_document(path) if document is None else document, overrides or {})
     except ConfigError as error:
         return Examination(None, faults=error.faults)
     findings = Findings()
@@ -131,6 +131,15 @@ def examine(
     notices = tuple(findings.notices)
     needs = tuple(fault for fault in faults if fault.kind == "needs")
     return Examination(replace(workflow, notices=notices, needs=needs), notices, faults)
+
+
+def _overridden(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with top-level keys replaced, and taken out of where older files have them."""
+    result = {**document, **overrides}
+    engine = result.get("engine")
+    if isinstance(engine, dict):
+        result["engine"] = {key: value for key, value in engine.items() if key not in overrides}
+    return result
 
 
 def _awaits_value(fault: Fault, places: set[str]) -> bool:
@@ -150,6 +159,7 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
     evaluators = read_evaluators(checked, reading)
     passes = read_passes(checked, evaluators, reading)
     flows = read_flows(checked, passes.entries, reading)
+    passes = passes.of_flows(flows)
     options = _options(checked, reading)
     evaluator = _evaluator(checked, evaluators, passes.entries, findings)
     if checked.get("passes") in (None, {}) and evaluator is None and "auto_optimizer_config" not in checked:

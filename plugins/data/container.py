@@ -11,8 +11,9 @@ from pydantic import model_validator
 from drupe.core.context import JobContext
 from drupe.core.data import DataConfig, DataContainer, Sample
 from drupe.core.errors import ConfigError, Fault
+from drupe.core.keys import file_identity
 from drupe.core.model import Model
-from drupe.core.stat_cache import path_identity
+from drupe.core.stat_cache import cached_digest, path_identity
 from drupe.plugins.data.accounting import Accounting
 from drupe.plugins.data.image_folders import BUILDER
 from drupe.plugins.data.options import GroupedConfig, PreProcess
@@ -47,7 +48,11 @@ class HuggingfaceContainer(DataContainer):
         for name in (config.user_script, config.script_dir):
             if name is not None:
                 path = workflow_dir / Path(name).expanduser()
-                found[Path(name).name] = path_identity(path) if path.exists() else None
+                if not path.exists():
+                    found[Path(name).name] = None
+                    continue
+                folder = path.is_dir()
+                found[Path(name).name] = path_identity(path) if folder else file_identity(path, cached_digest)
         if config.reads_rows:
             found["rows"] = identity(config.load_dataset_config, workflow_dir)
         return found

@@ -21,6 +21,7 @@ from drupe.plugins.data.tables import label_names_of
 
 __all__ = [
     "Table",
+    "as_dataset",
     "check_url",
     "count_rows",
     "file_kind",
@@ -142,6 +143,32 @@ def _all_rows(config: LoadDataset, folder: Path, context: JobContext, limit: int
         raise ConfigError(f"split {config.split!r} of {', '.join(origins)} holds no row")
     rows = parts[0] if len(parts) == 1 else [row for part in parts for row in part]
     return Table(rows, label_names, ", ".join(origins))
+
+
+def as_dataset(table: Table, config: LoadDataset, folder: Path, context: JobContext) -> Any:
+    """Return rows as the `datasets` library has them, for functions that are written for it: shuffle, features, info.
+
+    The rows themselves where it is not installed, or makes nothing of them.
+    """
+    if isinstance(table.rows, _DatasetRows):
+        return table.rows.loaded
+    try:
+        import datasets
+    except ImportError:
+        return table.rows
+    datasets.disable_progress_bars()
+    place = folder / Path(config.data_name or "").expanduser()
+    if config.subset is not None and (place / config.subset).is_dir():
+        place = place / config.subset
+    options: dict[str, Any] = {"split": config.split, "cache_dir": str(context.checkpoint_dir / "datasets")}
+    try:
+        if config.data_name is not None and place.is_dir() and config.data_files is None and config.data_dir is None:
+            return datasets.load_dataset(str(place), **options)
+        return datasets.Dataset.from_list([dict(row) for row in table.rows])
+    except Exception as error:
+        # Of many kinds (Arrow's for columns of mixed types, the library's own); the function may do without.
+        context.log.info("the datasets library does not take the rows of %s as they are: %s", table.origin, error)
+        return table.rows
 
 
 def count_rows(config: LoadDataset, folder: Path) -> int | None:
@@ -371,15 +398,15 @@ class _DatasetRows(Sequence[Row]):
     """A `datasets.Dataset` as a sequence of rows, read from disk as they are asked for: its own slices are columns."""
 
     def __init__(self, loaded: Any) -> None:
-        self._loaded = loaded
+        self.loaded = loaded
 
     def __len__(self) -> int:
-        return len(self._loaded)
+        return len(self.loaded)
 
     @property
     def column_names(self) -> list[str]:
         """The columns, which every row has."""
-        return list(self._loaded.column_names)
+        return list(self.loaded.column_names)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -387,18 +414,18 @@ class _DatasetRows(Sequence[Row]):
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         if isinstance(index, slice):
-            return _DatasetRows(self._loaded.select(range(*index.indices(len(self)))))
-        row: Row = self._loaded[index]
+            return _DatasetRows(self.loaded.select(range(*index.indices(len(self)))))
+        row: Row = self.loaded[index]
         return row
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self._loaded)
+        return iter(self.loaded)
 
     def having(self, wanted: Mapping[str, Any]) -> _DatasetRows:
         """Return the rows whose columns have the wanted values; only those columns are read to find them."""
-        columns = [column for column in wanted if column in self._loaded.column_names]
-        looked_at = self._loaded.select_columns(columns) if len(columns) == len(wanted) else self._loaded
-        return _DatasetRows(self._loaded.select([n for n, row in enumerate(looked_at) if _has(row, wanted)]))
+        columns = [column for column in wanted if column in self.loaded.column_names]
+        looked_at = self.loaded.select_columns(columns) if len(columns) == len(wanted) else self.loaded
+        return _DatasetRows(self.loaded.select([n for n, row in enumerate(looked_at) if _has(row, wanted)]))
 
 
 def _label_names(features: Any) -> dict[str, Sequence[str]]:

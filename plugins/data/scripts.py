@@ -10,9 +10,9 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
-from drupe.core.user_scripts import blamed, in_turn, user_function
+from drupe.core.user_scripts import blamed, loader_items, user_function
 from drupe.plugins.data.accounting import Accounting
-from drupe.plugins.data.dataset import load_table
+from drupe.plugins.data.dataset import as_dataset, load_table
 from drupe.plugins.data.options import GroupedConfig
 from drupe.plugins.data.templates import content_key
 
@@ -65,13 +65,15 @@ def scripted_samples(
     else:
         table = load_table(config.load_dataset_config, _folder(context), context, limit)
         items, origin = table.rows, table.origin
+        if "pre_process_data_config" in functions or "dataloader_config" in functions:
+            items = as_dataset(table, config.load_dataset_config, _folder(context), context)
     if "pre_process_data_config" in functions:
         items = call("pre_process_data_config", items)
     elif "dataloader_config" not in functions and config.pre_process_data_config.type not in _AS_THEY_ARE:
         told = config.pre_process_data_config.type is not None
         # Once: some can be gone through no more than that.
         with blamed(functions.get("load_dataset_config"), str(config.user_script), ConfigError):
-            items = list(_iterate(items))
+            items = list(_iterate(items)[0])
         rows = [item for item in items if isinstance(item, Mapping)]
         if rows and (told or all(_is_plain(value) for value in rows[0].values())):
             account = Accounting(len(rows), origin)
@@ -83,8 +85,12 @@ def scripted_samples(
     whole = not batched and config.dataloader_config.type in _WHOLE
     last = next(reversed([functions[group] for group in _GROUPS if group in functions]), None)
     with blamed(last, str(config.user_script), ConfigError):
-        samples = list(_samples(items, batched=batched, whole=whole, limit=limit))
-    return samples, Accounting(len(samples), origin)
+        found, taken = _iterate(items)
+        samples = list(_samples(found, batched=batched, whole=whole, limit=limit))
+    account = Accounting(len(samples), origin)
+    if taken is not None:
+        account.notes["loader"] = f"it has no end; {taken} batches were taken"
+    return samples, account
 
 
 def _known(
@@ -106,9 +112,9 @@ def _folder(context: JobContext) -> Any:
     return context.workflow_dir or Path()
 
 
-def _iterate(items: Any) -> Iterator[Any]:
+def _iterate(items: Any) -> tuple[Iterator[Any], int | None]:
     if isinstance(items, Iterable) or hasattr(items, "__getitem__"):
-        return in_turn(items)
+        return loader_items(items)
     raise ConfigError(f"a function of user_script returned {type(items).__name__}; expected something to iterate over")
 
 
@@ -116,27 +122,36 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
-def _samples(items: Any, *, batched: bool, whole: bool, limit: int | None) -> Iterator[Sample]:
+def _samples(items: Iterator[Any], *, batched: bool, whole: bool, limit: int | None) -> Iterator[Sample]:
     count = 0
-    for item in _iterate(items):
+    for item in items:
         inputs, target = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         if not isinstance(inputs, Mapping):
             inputs = {"input": inputs}
         arrays = {str(name): value if isinstance(value, str) else _array(value) for name, value in inputs.items()}
         answers = None if target is None else _array(target)
-        if batched and answers is not None and answers.ndim and len(answers) != _size(arrays):
+        # Arrays that don't share a first axis are inputs as the model takes them, and no batch of samples.
+        split = batched and _share_an_axis(arrays)
+        if split and answers is not None and answers.ndim and len(answers) != _size(arrays):
             raise ConfigError(
                 f"a batch of the user's loader has {_size(arrays)} inputs and {len(answers)} targets; expected one each"
             )
-        for index in range(_size(arrays) if batched else 1):
+        for index in range(_size(arrays) if split else 1):
             if limit is not None and count >= limit:
                 return
-            mine = {n: v if isinstance(v, str) or not batched else v[index] for n, v in arrays.items()}
-            answer = answers if answers is None or not batched or answers.ndim == 0 else answers[index]
+            mine = {n: v if isinstance(v, str) or not split else v[index] for n, v in arrays.items()}
+            answer = answers if answers is None or not split or answers.ndim == 0 else answers[index]
             plain = answer.item() if answer is not None and answer.ndim == 0 else answer
-            extras = {"whole_batch": True} if whole else {}
+            extras = {"whole_batch": True} if whole or split != batched else {}
             yield Sample(f"{count:07}", mine, plain, _key(mine), extras)
             count += 1
+
+
+def _share_an_axis(arrays: Mapping[str, np.ndarray | str]) -> bool:
+    import numpy as np
+
+    sizes = {len(a) if a.ndim else 0 for a in arrays.values() if isinstance(a, np.ndarray)}
+    return len(sizes) < 2 and 0 not in sizes
 
 
 def _size(arrays: Mapping[str, np.ndarray | str]) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
+from drupe.core.script_files import script_files
 
-__all__ = ["OTHER_FORMS", "copy_file", "copy_tree", "plain_files", "weight_names", "weight_types"]
+__all__ = ["OTHER_FORMS", "copy_file", "copy_script", "copy_tree", "plain_files", "weight_names", "weight_types"]
 
 OTHER_FORMS = ("onnx", "openvino", "coreml", "original", "flax", "tf", "runs")
 """Folders in which hub repositories keep a model once more, for other frameworks."""
@@ -32,6 +33,12 @@ def copy_file(source: Path, target: Path) -> None:
             fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
         except OSError:
             shutil.copyfileobj(reader, writer, 16 << 20)
+
+
+def copy_script(script: Path, into: Path) -> None:
+    """Copy a user's script with the modules and packages beside it that it imports."""
+    for path in script_files(script):
+        copy_file(path, into / path.relative_to(script.parent))
 
 
 def plain_files(folder: Path) -> list[Path]:

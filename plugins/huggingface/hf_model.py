@@ -15,7 +15,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
 from drupe.plugins.huggingface.components import ComponentConfig, check_components
-from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_tree
+from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_script, copy_tree
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
 from drupe.plugins.huggingface.io_config import checked_io_config
 from drupe.plugins.huggingface.loading import auto_class_name, infer_task, load_model, read_config
@@ -170,7 +170,7 @@ class HfKind(ModelKind):
         if "adapter" in fetched:
             _take_adapter(fetched["adapter"], out / "adapter", context)
         if "script" in fetched:
-            copy_file(fetched["script"], out / "script" / fetched["script"].name)
+            copy_script(fetched["script"], out / "script")
         if "script_dir" in fetched:
             copy_tree(fetched["script_dir"], out / "script", context, lambda path: "__pycache__" not in path.parts)
         if config.test_model_config is not None:

@@ -115,7 +115,7 @@ def drupe_passes() -> Sequence[PassSpec]:
 
 @hookimpl
 def drupe_runtimes() -> Sequence[RuntimeSpec]:
-    """The transformers runtimes."""
+    """The runtimes of transformers and of modules of the user's own."""
     return [
         RuntimeSpec(
             name="hf",
@@ -136,5 +136,14 @@ def drupe_runtimes() -> Sequence[RuntimeSpec]:
             capabilities=frozenset({"forward", "generate", "score"}),
             requires=_PARALLEL,
             key_packages=("torch", "transformers"),
+        ),
+        RuntimeSpec(
+            name="torch",
+            target=f"{_HERE}.module_runtime:ModuleRuntime",
+            summary="Runs modules that a script of yours builds, or that were saved whole.",
+            kinds=frozenset({"pytorch"}),
+            accelerators=frozenset({"cpu", "gpu"}),
+            capabilities=frozenset({"forward"}),
+            key_packages=("torch",),
         ),
     ]

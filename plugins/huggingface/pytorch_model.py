@@ -17,8 +17,8 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
-from drupe.core.user_scripts import user_function
-from drupe.plugins.huggingface.files import copy_file, copy_tree
+from drupe.core.user_scripts import blamed, user_function
+from drupe.plugins.huggingface.files import copy_file, copy_script, copy_tree
 from drupe.plugins.huggingface.io_config import checked_io_config
 from drupe.plugins.huggingface.told_inputs import told_inputs
 
@@ -112,7 +112,7 @@ class PytorchKind(ModelKind):
         if "script_dir" in fetched:
             copy_tree(fetched["script_dir"], out / "script", context, lambda path: "__pycache__" not in path.parts)
         if "script" in fetched:
-            copy_file(fetched["script"], out / "script" / fetched["script"].name)
+            copy_script(fetched["script"], out / "script")
         if not any(path.is_file() for path in out.rglob("*")):
             raise ConfigError("the PyTorchModel has neither a script nor files")
         return Model.from_dir("pytorch", out, attributes)
@@ -127,7 +127,7 @@ def load_pytorch(model: Model, context: JobContext) -> Any:
     loader = model.attributes.get("model_loader")
     form = model.attributes.get("model_file_format")
     if loader is not None:
-        module = _function(model, str(loader), context)(path)
+        module = _called(model, str(loader), context, path)
     elif form == "PyTorch.TorchScript":
         module = torch.jit.load(path, map_location="cpu")
     elif form == _PROGRAM:
@@ -185,7 +185,7 @@ def io_config(model: Model, context: JobContext) -> Mapping[str, Any]:
     if isinstance(told, str):
         weights = model.attributes.get("weights")
         path = str(model.folder / weights) if weights else model.attributes.get("model_path")
-        told = _function(model, told, context)(path)
+        told = _called(model, told, context, path)
     if not isinstance(told, Mapping):
         raise ConfigError(f"io_config is {type(told).__name__}; expected a mapping with input_names and input_shapes")
     return told
@@ -199,7 +199,15 @@ def dummy_inputs(model: Model, module: Any, context: JobContext) -> Any:
     """
     function = model.attributes.get("dummy_inputs_func")
     if function is not None:
-        return _function(model, str(function), context)(module)
+        own = hasattr(module, "load_model")
+        if not own:
+            # Scripts that were written for Olive ask what they are given for the module; it answers with itself.
+            module.load_model = lambda *_, **__: module
+        try:
+            return _called(model, str(function), context, module)
+        finally:
+            if not own:
+                del module.load_model
     told = io_config(model, context)
     found = told_inputs(told)
     if found is None and model.attributes.get("model_file_format") == _PROGRAM:
@@ -219,11 +227,13 @@ def takes_names(module: Any, names: Iterable[str]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or all(name in parameters for name in names)
 
 
-def _function(model: Model, name: str, context: JobContext) -> Any:
+def _called(model: Model, name: str, context: JobContext, argument: Any) -> Any:
     script = model.attributes.get("model_script")
     if script is None:
         raise ConfigError(f"{name} is a function of a model_script, but the input model names none")
-    return user_function(model.folder / str(script), name, context)
+    function = user_function(model.folder / str(script), name, context)
+    with blamed(name, Path(str(script)).name, ConfigError):
+        return function(argument)
 
 
 def _is_file(path: str | Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from drupe.core.context import JobContext
 from drupe.core.data import Sample
 from drupe.core.errors import EvaluationError
 from drupe.core.runtimes import Session
-from drupe.core.user_scripts import blamed, call_loader, in_turn, script_function
+from drupe.core.user_scripts import blamed, call_loader, loader_items, script_function
 from drupe.plugins.metrics.config import DataMetricConfig, note
 from drupe.plugins.metrics.made_up import made_up_inputs
 from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
@@ -174,7 +174,9 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
             f"{name} ({script}) returned {loader!r}; expected batches of (inputs, targets) one by one"
         )
     with blamed(name, script):
-        items = in_turn(loader)
+        items, taken = loader_items(loader)
+    if taken is not None:
+        note(f"{name} gives batches without end; {taken} were taken", context)
     shapes = _shapes(session)
     for index in itertools.count():
         with blamed(name, script):

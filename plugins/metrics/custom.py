@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -19,9 +20,13 @@ from drupe.core.user_scripts import blamed, call_with_known, script_function
 from drupe.plugins.metrics.batches import array, batches, call_arguments, spread
 from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.every_name import EveryName
-from drupe.plugins.metrics.outputs import Outputs, post_processed, tensors
+from drupe.plugins.metrics.outputs import post_processed, tensors
 
 __all__ = ["Custom", "CustomConfig", "ScriptModel"]
+
+
+FRAMEWORKS: Mapping[str, str] = {"onnx": "ONNX", "genai": "ONNX", "hf": "PyTorch", "pytorch": "PyTorch"}
+"""Model kind → the value of Olive's Framework; other kinds go by their own names."""
 
 
 class CustomConfig(DataMetricConfig):
@@ -144,21 +149,51 @@ class ScriptModel:
 
     def __init__(self, model: Model, session: Session) -> None:
         self.model_path = str(model.folder)
-        self.framework = model.kind
+        self.framework = FRAMEWORKS.get(model.kind, model.kind)
         self._session = session
+        self._bare = model.kind == "pytorch"
 
     def prepare_session(self, *args: Any, **kwargs: Any) -> ScriptModel:
         """Return what can be run; where and how it runs was decided when the session was opened."""
         return self
 
-    def run_session(self, session: Any, inputs: Any, **kwargs: Any) -> Outputs:
-        """Return the outputs of one batch: a mapping of arrays or tensors, or one of them for a model of one input."""
+    def load_model(self, *args: Any, **kwargs: Any) -> ScriptModel:
+        """Return what can be called."""
+        return self
+
+    def eval(self) -> ScriptModel:
+        """Return the model: it is in evaluation mode already."""
+        return self
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """Return name, shape and type of the inputs, as a session of ONNX Runtime does."""
+        told = self._session.input_shapes()
+        return [SimpleNamespace(name=n, shape=list(shape), type=dtype) for n, (shape, dtype) in told.items()]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        """Return the names of the outputs, as a session of ONNX Runtime does."""
+        names = getattr(self._session, "output_names", None)
+        if names is None:
+            raise EvaluationError("the outputs of this model are known by calling it; get_outputs is for ONNX models")
+        return [SimpleNamespace(name=name) for name in names]
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], *_: Any) -> list[Any]:
+        """Return outputs as arrays in order, as a session of ONNX Runtime does."""
+        found = self._session.forward({name: array(value) for name, value in input_feed.items()}).outputs
+        return [array(found[name]) for name in output_names or found]
+
+    def run_session(self, session: Any, inputs: Any, **kwargs: Any) -> Any:
+        """Return the outputs of one batch: a mapping of arrays or tensors, or one of them for a model of one input.
+
+        A PyTorchModel of one output gives that, as its module does.
+        """
         if not isinstance(inputs, Mapping):
             inputs = {next(iter(self._session.input_shapes())): inputs}
         arrays = {name: array(value) for name, value in inputs.items()}
-        return tensors(self._session.forward(arrays).outputs)
+        found = tensors(self._session.forward(arrays).outputs)
+        return next(iter(found.values())) if self._bare and len(found) == 1 else found
 
-    def __call__(self, inputs: Any = None, **named: Any) -> Outputs:
+    def __call__(self, inputs: Any = None, **named: Any) -> Any:
         """Run one batch."""
         return self.run_session(None, named if inputs is None else inputs)
 

@@ -20,7 +20,12 @@ __all__ = ["Outputs", "looked_at", "main_name", "main_output", "post_processed",
 
 
 class Outputs(dict[str, Any]):
-    """Outputs by name, also as attributes, as scripts written for transformers expect."""
+    """Outputs by name, also as attributes and by number, as scripts written for transformers expect."""
+
+    def __missing__(self, key: Any) -> Any:
+        if isinstance(key, (int, slice)):
+            return list(self.values())[key]
+        raise KeyError(key)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -16,6 +16,7 @@ from drupe.core.config import Choice, Ordered, PassConfig, searchable
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
+from drupe.plugins.onnx.gather_quantization import quantizable_gathers, quantize_gathers
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 from drupe.plugins.onnx.graphs import name_all_nodes
 from drupe.plugins.onnx.idle import absent_operators, tell_idle
@@ -67,8 +68,11 @@ class OnnxBlockWiseRtnQuantizationConfig(BlockQuantizationConfig):
         4, Choice(1, 4), doc="What products are computed in: 0 unset, 1 float32, 2 float16, 3 bfloat16, 4 int8."
     )
     nodes_to_include: list[str] | None = Field(None, description="Nodes of other operators to quantize as well.")
-    op_types_to_quantize: list[Literal["MatMul", "Gather"]] = Field(
-        default=["MatMul"], min_length=1, description="Operators whose weights are quantized."
+    op_types_to_quantize: list[Literal["MatMul", "Gather"]] | None = Field(
+        None,
+        min_length=1,
+        description="Operators whose weights are quantized; default: MatMul, and in a graph that multiplies by no "
+        "weight (the embedding of a model in parts) Gather.",
     )
     quant_format: Literal["QOperator", "QDQ"] = Field(
         "QOperator", description="MatMulNBits nodes, or DequantizeLinear before MatMul (4 bits, opset 21)."
@@ -137,8 +141,22 @@ class OnnxBlockWiseRtnQuantization(_BlockQuantization):
     """Rounds the weights of MatMul (and Gather) to the nearest value of their block's grid."""
 
     Config: ClassVar[type[PassConfig]] = OnnxBlockWiseRtnQuantizationConfig
-    version = 1
+    version = 2
     scheme = "rtn"
+
+    def rewrite(self, proto: Any, path: Path, model: Model, config: Any, context: PassContext) -> Any:
+        """Quantize products, or the tables of a graph that has none."""
+        weights = {tensor.name for tensor in proto.graph.initializer if len(tensor.dims) == 2}
+        products = any(node.op_type == "MatMul" and node.input[1] in weights for node in proto.graph.node)
+        if config.op_types_to_quantize is not None or config.nodes_to_include or products or gemm_hint(proto):
+            return super().rewrite(proto, path, model, config, context)
+        check_node_names(self.spec.name, proto, "nodes_to_exclude", config.nodes_to_exclude)
+        gathers = quantizable_gathers(proto, config.nodes_to_exclude or ())
+        if not gathers or config.quant_format == "QDQ":
+            return super().rewrite(proto, path, model, config, context)
+        quantize_gathers(proto, gathers, bits=config.bits, block_size=config.block_size, symmetric=config.is_symmetric)
+        context.report["quantized_nodes"] = context.report.get("quantized_nodes", 0) + len(gathers)
+        return proto
 
     def quantizer(self, proto: Any, config: Any) -> Any:
         """See _BlockQuantization.quantizer."""
@@ -147,7 +165,7 @@ class OnnxBlockWiseRtnQuantization(_BlockQuantization):
 
         check_node_names(self.spec.name, proto, "nodes_to_include", config.nodes_to_include)
         opset = next(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
-        if opset < 21 and (config.quant_format == "QDQ" or "Gather" in config.op_types_to_quantize):
+        if opset < 21 and (config.quant_format == "QDQ" or "Gather" in (config.op_types_to_quantize or ())):
             raise ConfigError(
                 f"{self.spec.name}: QDQ and Gather need operator set 21, the graph has {opset}; put "
                 "OnnxOpVersionConversion before it, or quantize MatMul as QOperator"
@@ -161,7 +179,7 @@ class OnnxBlockWiseRtnQuantization(_BlockQuantization):
             nodes_to_exclude=config.nodes_to_exclude,
             nodes_to_include=config.nodes_to_include,
             quant_format=QuantFormat[config.quant_format],
-            op_types_to_quantize=tuple(config.op_types_to_quantize),
+            op_types_to_quantize=tuple(config.op_types_to_quantize or ("MatMul",)),
         )
 
 

@@ -156,7 +156,7 @@ def input_shapes(proto: Any, model: Model) -> dict[str, tuple[tuple[int | str, .
 
 
 def _loaded(config: DataSourceConfig, context: PassContext) -> Iterator[Mapping[str, Any]]:
-    from drupe.core.user_scripts import call_loader, in_turn, user_function
+    from drupe.core.user_scripts import call_loader, loader_items, user_function
 
     assert config.user_script is not None and config.dataloader_func is not None
     function = user_function(config.user_script, config.dataloader_func, context, folder=config.script_dir)
@@ -165,7 +165,7 @@ def _loaded(config: DataSourceConfig, context: PassContext) -> Iterator[Mapping[
     loader = call_loader(
         function, config.dataloader_func_kwargs, data_dir=data_dir, batch_size=config.batch_size, framework="ONNX"
     )
-    items: Iterable[Any] = iter(loader.get_next, None) if hasattr(loader, "get_next") else in_turn(loader)
+    items: Iterable[Any] = iter(loader.get_next, None) if hasattr(loader, "get_next") else loader_items(loader)[0]
     for number, item in enumerate(items):
         if config.max_calibration_samples is not None and number >= config.max_calibration_samples:
             return

@@ -217,10 +217,19 @@ def _output_names(told: Mapping[str, Any], count: int) -> list[str]:
 
 
 def _axes(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[int, str]]:
-    found = told.get("dynamic_axes") or {}
-    return {
-        name: {int(axis): str(label) for axis, label in axes.items()} for name, axes in found.items() if name in names
-    }
+    """Return input or output → axis → its name: of dynamic_axes, and of dynamic_shapes, where null is a fixed axis."""
+    found: dict[str, dict[int, str]] = {}
+    for key in ("dynamic_axes", "dynamic_shapes"):
+        for name, axes in (told.get(key) or {}).items():
+            if name not in names or not axes:
+                continue
+            places = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
+            for axis, label in places:
+                # A name with its bounds, [name, least, most]: the exporter finds bounds by itself.
+                label = label[0] if isinstance(label, (list, tuple)) and label else label
+                if label is not None:
+                    found.setdefault(str(name), {})[int(axis)] = str(label)
+    return found
 
 
 def by_export(

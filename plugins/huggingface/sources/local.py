@@ -8,6 +8,7 @@ from typing import Any
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError, Fault
+from drupe.core.script_files import script_files
 from drupe.core.sources import ModelSource
 from drupe.core.stat_cache import path_identity
 
@@ -51,13 +52,19 @@ class LocalSource(ModelSource):
     def identity(self, reference: Reference, options: Mapping[str, Any], workflow_dir: Path) -> Any:
         """Return the digests of the files, from a cache where their stat is unchanged."""
         path = self._existing(reference, workflow_dir)
+        files = self.files(reference, workflow_dir)
         if path.suffix == ".onnx":
-            return {p.name: path_identity(p) for p in self.files(reference, workflow_dir)}
+            return {p.name: path_identity(p) for p in files}
+        if len(files) > 1:
+            return {p.relative_to(path.parent).as_posix(): path_identity(p) for p in files}
         return path_identity(path)
 
     def files(self, reference: Reference, workflow_dir: Path) -> Sequence[Path]:
-        """Return the path, with what may hold weights beside a graph: only the graph tells their name."""
+        """Return the path; with what may hold weights beside a graph, as only the graph tells their name; a script with
+        what it imports from its own folder."""
         path = self._existing(reference, workflow_dir)
+        if path.suffix == ".py":
+            return script_files(path)
         if path.suffix != ".onnx":
             return (path,)
         beside = [p for p in sorted(path.parent.iterdir()) if p.is_file() and p != path and _may_hold_weights(p, path)]

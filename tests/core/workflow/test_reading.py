@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from drupe.core.accelerators import Accelerator
+from drupe.core.errors import ConfigError
 from drupe.core.registry import Registry
 from drupe.core.study import Goal, Objective
 from drupe.core.workflow.model import Workflow
@@ -155,3 +156,23 @@ def test_what_a_metric_says_of_its_values_is_told(read: Read) -> None:
 def test_every_top_level_key_is_documented() -> None:
     text = (Path(__file__).parents[3] / "docs" / "workflow.md").read_text(encoding="utf-8")
     assert [key for key in TOP_LEVEL if f"`{key}`" not in text] == []
+
+
+def test_the_command_line_overrides_the_folders_of_older_files(tmp_path: Path, registry: Registry) -> None:
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps(base_document(engine={"output_dir": "a", "cache_dir": "c"})))
+    workflow = read_workflow(path, registry, overrides={"output_dir": "/b", "cache_dir": "/d"})
+    assert (workflow.output_dir, workflow.cache_dir) == (Path("/b"), Path("/d"))
+
+
+def test_a_pass_that_no_flow_names_asks_for_nothing(tmp_path: Path, registry: Registry) -> None:
+    document = base_document()
+    name = next(iter(document["passes"]))
+    document["passes"]["other"] = {"type": "OpenVINOConversion", "output_model": "m", "bits": {"search": [1, 2]}}
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps({**document, "pass_flows": [[name]]}))
+    workflow = read_workflow(path, registry)
+    assert list(workflow.passes) == [name]
+    path.write_text(json.dumps({**document, "pass_flows": [[name, "other"]]}))
+    with pytest.raises(ConfigError, match="OpenVINOConversion"):
+        read_workflow(path, registry)

@@ -411,3 +411,41 @@ def test_a_filter_that_leaves_nothing_is_told(tmp_path: Path, load: Load, wanted
     group = {"data_name": "json", "data_files": "rows.jsonl", "col_filters": wanted}
     with pytest.raises(ConfigError, match=message):
         load({"load_dataset_config": group, "pre_process_data_config": {"text_cols": "text"}})
+
+
+FOR_DATASETS = """
+def prepare(rows, **kwargs):
+    assert rows.features["n"].dtype == "int64" and rows.info is not None
+    return [({"x": [row["n"]]}, row["n"]) for row in rows.shuffle(seed=0)]
+
+class Made:
+    def __init__(self, make):
+        self.make = make
+
+    def __getitem__(self, index):
+        return self.make(index), None
+
+def noise(dataset, batch_size):
+    return Made(lambda index: {"sample": [[index] * 4] * 2, "timestep": [index], "return_dict": False})
+"""
+
+
+def test_a_function_that_prepares_gets_rows_as_the_datasets_library_has_them(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(FOR_DATASETS)
+    write_rows(tmp_path / "rows.jsonl", [{"n": i} for i in range(5)])
+    config = {"user_script": "s.py", "load_dataset_config": FILES, "pre_process_data_config": {"type": "prepare"}}
+    samples, _ = load(config, allow=["user-scripts"])
+    assert sorted(s.target for s in samples) == [0, 1, 2, 3, 4]
+
+
+def test_a_loader_of_made_up_inputs_has_no_end_and_its_batches_are_whole(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text(FOR_DATASETS)
+    loading = {"load_dataset_config": {"type": "local_dataset"}, "dataloader_config": {"type": "noise"}}
+    samples, report = load({"user_script": "s.py", **loading}, allow=["user-scripts"])
+    assert 1 < len(samples) < 100 and "no end" in report["loader"]
+    assert samples[1].extras == {"whole_batch": True}
+    assert {name: np.shape(value) for name, value in samples[1].inputs.items()} == {
+        "sample": (2, 4),
+        "timestep": (1,),
+        "return_dict": (),
+    }

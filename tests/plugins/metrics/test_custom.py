@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from drupe.core.data import Sample
 from drupe.core.errors import ConfigError, EvaluationError
+from drupe.core.model import Model
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import examine
 from tests.plugins.metrics.sessions import ForwardSession, configured, context, metric, model
@@ -144,3 +145,28 @@ def test_a_metric_that_takes_samples_has_a_data_config(
     }
     found = [fault.path for fault in examine(write_workflow(tmp_path, document), get_registry()).faults]
     assert ("evaluators.judge.metrics.0.data_config" in found) is faulty
+
+
+AS_FOR_OLIVE = """
+from olive.constants import Framework
+from olive.model import ONNXModelHandler
+
+def evaluate(model, data_dir, batch_size, device, execution_providers):
+    sess = model.prepare_session(inference_settings=None, device=device, execution_providers=execution_providers)
+    assert model.framework == Framework.ONNX
+    name = [item.name for item in sess.get_inputs()][0]
+    assert [item.name for item in sess.get_outputs()] == ["y"]
+    (first,) = sess.run(input_feed={name: [[1.0, 2.0]]}, output_names=None)
+    return float(first.sum() + model.run_session(sess, [[3.0, 4.0]])[0].sum())
+"""
+
+
+def test_a_function_written_for_olive_measures_a_graph(tmp_path: Path) -> None:
+    (tmp_path / "o.py").write_text(AS_FOR_OLIVE)
+    made = metric("custom")
+    checked = configured(made, user_script="o.py", evaluate_func="evaluate")
+    session = ForwardSession(lambda b: {"y": b["x"]}, {"x": (("n", 2), "float32")})
+    session.output_names = ("y",)  # type: ignore[attr-defined]
+    given = Model("onnx", {}, {}, path=tmp_path)
+    rows = made.measure(given, session, SAMPLES, checked, context(tmp_path, allow=frozenset({"user-scripts"})))
+    assert made.aggregate(list(rows.values()), "any", checked) == 10.0

@@ -93,6 +93,14 @@ def test_a_module_called_by_name_gives_the_same_at_any_size(tmp_path: Path, opse
     np.testing.assert_allclose(found, expected["logits"].detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("shapes", [{"0": "batch", "2": ["height", 2, 64]}, ["batch", None, "height", None]])
+def test_dynamic_shapes_name_open_axes_as_dynamic_axes_do(tmp_path: Path, shapes: Any) -> None:
+    told = {"input_names": ["pixels", "scale"], "dynamic_shapes": {"pixels": shapes, "scale": None}}
+    model, _ = source(tmp_path, dummy_inputs_func="named", io_config=told)
+    found = {i.name: i.shape for i in session(export(model, tmp_path / "job")).get_inputs()}
+    assert found == {"pixels": ["batch", 3, "height", 8], "scale": [1, 4]}
+
+
 def test_inputs_by_position_take_the_names_that_are_told(tmp_path: Path) -> None:
     told = {"input_names": ["image", "factor"]}
     model, _ = source(tmp_path, dummy_inputs_func="listed", io_config=told)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.plugins.huggingface.pytorch_model import PytorchConfig
+from drupe.plugins.onnx.transformers_optimization import single_numbers
 from drupe.testing import make_context, tiny_encoder, tiny_onnx_mlp
 from tests.plugins.onnx.graphs import CPU, answers, kinds, run_pass
 
@@ -98,3 +100,65 @@ def test_a_list_of_heads_for_stages_is_left_to_the_graph(tmp_path: Path) -> None
     fused = run_pass("OrtTransformersOptimization", graph, tmp_path / "fused")
     pixels = {"pixel_values": np.random.default_rng(0).random((3, 3, 16, 16), np.float32)}
     np.testing.assert_allclose(answers(fused, pixels)[0], answers(graph, pixels)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "fusion"), [("vae", "enable_group_norm"), ("unet", "enable_packed_qkv")])
+def test_fusions_that_a_cpu_has_no_kernels_for_are_refused_before_work(family: str, fusion: str) -> None:
+    made = get_registry().create("drupe_passes", "OrtTransformersOptimization")
+    options = {"model_type": family, "optimization_options": {fusion: True}}
+    with pytest.raises(ConfigError, match=rf"optimization_options\.{fusion}.*GPUs only; set it to false for CPUExecut"):
+        made.plan(ModelInfo("onnx", {}), made.Config.model_validate(options), CPU)
+    made.plan(ModelInfo("onnx", {}), made.Config.model_validate(options), Accelerator("gpu", "CUDAExecutionProvider"))
+
+
+DIFFUSION = """
+import torch
+
+class Part(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.GroupNorm(4, 32)
+        self.conv = torch.nn.Conv2d(32, 8, 3, padding=1)
+
+    def forward(self, sample):
+        return self.conv(torch.nn.functional.silu(self.norm(sample)))
+
+def load(path):
+    torch.manual_seed(0)
+    return Part()
+"""
+
+
+def test_a_part_of_a_vae_keeps_the_norms_that_a_cpu_can_t_run_fused(tmp_path: Path) -> None:
+    told = {"input_names": ["sample"], "input_shapes": [[2, 32, 4, 4]], "dynamic_axes": {"sample": {"0": "batch"}}}
+    (tmp_path / "s.py").write_text(DIFFUSION)
+    context = make_context(tmp_path / "import", accelerator=CPU, allow={"user-scripts"})
+    config = PytorchConfig.model_validate({"model_script": "s.py", "model_loader": "load", "io_config": told})
+    kind = get_registry().create("drupe_model_kinds", "pytorch")
+    source = kind.load(config, {"script": tmp_path / "s.py"}, context).at(context.output_dir)
+    consent = make_context(tmp_path / "graph", accelerator=CPU, allow={"user-scripts"})
+    graph = run_pass("OnnxConversion", source, tmp_path / "graph", context=consent, **TRACED)
+    made = run_pass("OrtTransformersOptimization", graph, tmp_path / "made", model_type="vae", opt_level=0)
+    feed = {"sample": np.random.default_rng(0).standard_normal((3, 32, 4, 4)).astype(np.float32)}
+    assert np.allclose(answers(made, feed)[0], answers(graph, feed)[0], atol=1e-4)
+
+
+def test_onnxruntime_reads_the_heads_of_a_unet_s_attention_under_any_numpy() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+    from onnxruntime.transformers.fusion_attention_unet import FusionAttentionUnet, OnnxModel
+
+    values = {"zero": 0, "heads": 4, "size": 8}
+    nodes = [
+        helper.make_node("Concat", ["zero", "zero", "heads", "size"], ["shape"], "concat", axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["y"], "reshape"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 5, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([number]), name) for name, number in values.items()],
+    )
+    fusion = FusionAttentionUnet(OnnxModel(helper.make_model(graph)), 32, 0, False, False, False)
+    with single_numbers():
+        assert fusion.get_num_heads(nodes[1], is_torch2=True) == 4

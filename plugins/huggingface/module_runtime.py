@@ -1,0 +1,140 @@
+"""The runtime `torch`: modules of the user's own (PyTorchModel), called as they are, on a CPU or GPU."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.errors import ConfigError, DrupeError, EvaluationError
+from drupe.core.model import Model
+from drupe.core.runtimes import Result, Runtime, Session
+from drupe.plugins.huggingface.pytorch_model import PytorchConfig, io_config, load_pytorch, takes_names
+
+__all__ = ["ModuleRuntime", "ModuleSession"]
+
+
+class ModuleRuntime(Runtime):
+    """Opens `pytorch` models. Options: threads."""
+
+    version = 1
+
+    def options(self, accelerator: Accelerator, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See Runtime.options."""
+        for name in options:
+            if name != "threads":
+                raise ConfigError(f"the runtime {self.spec.name} has no option {name!r}; it has: threads")
+        return dict(options)
+
+    def consents(self, model: Model) -> Sequence[str]:
+        """See Runtime.consents: the module is built by the user's code, or was pickled whole."""
+        told = {name: value for name, value in model.attributes.items() if name in PytorchConfig.model_fields}
+        if model.attributes.get("model_file_format") == "PyTorch.ExportedProgram":
+            return ("pickle",)
+        wanted = ["user-scripts"] if told.get("model_script") else []
+        whole = told.get("model_loader") is None and told.get("model_file_format") != "PyTorch.TorchScript"
+        return [*wanted, *(["pickle"] if whole else [])]
+
+    def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
+        """See Runtime.open."""
+        import torch
+
+        device = "cpu"
+        if accelerator.device == "gpu":
+            if not torch.cuda.is_available():
+                raise EvaluationError(
+                    "the accelerator is a gpu, but PyTorch sees none here; install a CUDA build of torch"
+                )
+            device = "cuda"
+        if options.get("threads"):
+            torch.set_num_threads(int(options["threads"]))
+        # Who opens a session has asked for the consents already.
+        asked: Any = SimpleNamespace(require_consent=lambda *_: None, workflow_dir=None)
+        try:
+            module = load_pytorch(model, asked).to(device)
+            told = io_config(model, asked)
+        except DrupeError:
+            raise
+        except (OSError, ValueError, RuntimeError, ImportError, AttributeError) as error:
+            weights = model.attributes.get("weights") or model.attributes.get("model_loader")
+            raise EvaluationError(f"the module of {Path(str(weights)).name} can't be loaded: {error}") from error
+        return ModuleSession(module, told, device)
+
+
+class ModuleSession(Session):
+    """A loaded module; io_config names what goes in and comes out, as it does for its graph."""
+
+    def __init__(self, module: Any, told: Mapping[str, Any], device: str) -> None:
+        self._module, self._told, self._device = module, told, device
+        parameters = inspect.signature(module.forward).parameters.values()
+        places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self._names = [str(name) for name in told.get("input_names") or places]
+        self._by_name = takes_names(module, self._names)
+
+    def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
+        """See Session.forward. Outputs go by io_config's output_names, else by the module's own, else by number."""
+        import torch
+
+        if set(batch) == {"input"} and len(self._names) == 1:
+            batch = {self._names[0]: batch["input"]}
+        unknown = [name for name in batch if name not in self._names]
+        if unknown:
+            raise EvaluationError(
+                f"the module takes no input {', '.join(map(repr, unknown))}; it takes: {', '.join(self._names)}"
+            )
+        types = dict(zip(self._names, self._told.get("input_types") or (), strict=False))
+        inputs = {}
+        for name in self._names:
+            if name in batch:
+                array = np.ascontiguousarray(batch[name], dtype=types.get(name))
+                if array.dtype == np.float64:
+                    array = array.astype(np.float32)
+                inputs[name] = torch.from_numpy(array).to(self._device)
+        with torch.inference_mode():
+            given = self._module(**inputs) if self._by_name else self._module(*inputs.values())
+        return Result(self._named(given))
+
+    def _named(self, given: Any) -> dict[str, np.ndarray]:
+        import torch
+
+        names = [str(name) for name in self._told.get("output_names") or ()]
+        if isinstance(given, Mapping):
+            found = {str(name): value for name, value in given.items() if isinstance(value, torch.Tensor)}
+            if len(names) == len(found):
+                found = dict(zip(names, found.values(), strict=True))
+        else:
+            values = [v for v in (given if isinstance(given, (tuple, list)) else [given]) if v is not None]
+            tensors = [value for value in values if isinstance(value, torch.Tensor)]
+            names = (
+                names if len(names) == len(tensors) else ["output", *(f"output_{n}" for n in range(1, len(tensors)))]
+            )
+            found = dict(zip(names, tensors, strict=False))
+        if not found:
+            raise EvaluationError(f"the module gave {type(given).__name__}; expected a tensor, or several")
+        return {name: _array(value) for name, value in found.items()}
+
+    def input_shapes(self) -> Mapping[str, tuple[tuple[int | str, ...], str]]:
+        """See Session.input_shapes. Raises NotImplementedError where io_config tells no shapes."""
+        shapes = self._told.get("input_shapes")
+        if not shapes or len(shapes) != len(self._names):
+            raise NotImplementedError
+        types = self._told.get("input_types") or ["float32"] * len(shapes)
+        axes = self._told.get("dynamic_axes") or {}
+        found = {}
+        for name, shape, kind in zip(self._names, shapes, types, strict=True):
+            named = {int(axis): str(label) for axis, label in (axes.get(name) or {}).items()}
+            found[name] = (tuple(named.get(axis, size) for axis, size in enumerate(shape)), str(kind))
+        return found
+
+
+def _array(value: Any) -> np.ndarray:
+    import torch
+
+    value = value.detach().cpu()
+    found: np.ndarray = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()
+    return found

@@ -1,0 +1,67 @@
+"""Modules of the user's own are measured as they are, after consent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drupe.core.accelerators import Accelerator
+from drupe.core.errors import ConfigError, EvaluationError
+from drupe.core.model import Model
+from drupe.core.registry import get_registry
+from drupe.plugins.huggingface.pytorch_model import PytorchConfig
+from drupe.testing import make_context
+
+SCRIPT = """
+import torch
+from layers_beside import FACTOR
+
+class Net(torch.nn.Module):
+    def forward(self, pixels, scale):
+        return pixels * scale * FACTOR, pixels.sum()
+
+def load(path):
+    return Net()
+"""
+TOLD = {
+    "input_names": ["x", "scale"],
+    "input_shapes": [[1, 2], [1]],
+    "dynamic_axes": {"x": {"0": "batch"}},
+    "output_names": ["scaled", "total"],
+}
+
+
+def imported(folder: Path, **told: object) -> Model:
+    (folder / "s.py").write_text(SCRIPT)
+    (folder / "layers_beside.py").write_text("FACTOR = 3")
+    context = make_context(folder / "import", allow={"user-scripts"})
+    config = PytorchConfig.model_validate({"model_script": "s.py", "model_loader": "load", **told})
+    kind = get_registry().create("drupe_model_kinds", "pytorch")
+    return kind.load(config, {"script": folder / "s.py"}, context).at(context.output_dir)
+
+
+def test_a_module_answers_under_the_names_of_its_graph(tmp_path: Path) -> None:
+    model = imported(tmp_path, io_config=TOLD)
+    runtime = get_registry().create("drupe_runtimes", "torch")
+    assert runtime.consents(model) == ["user-scripts"]
+    session = runtime.open(model, Accelerator(), {"threads": 1})
+    assert session.input_shapes() == {"x": (("batch", 2), "float32"), "scale": ((1,), "float32")}
+    found = session.forward({"x": np.array([[1.0, 2.0]]), "scale": np.array([2.0])}).outputs
+    assert found["scaled"].tolist() == [[6.0, 12.0]] and found["total"] == 3.0
+    with pytest.raises(EvaluationError, match="takes no input 'y'; it takes: x, scale"):
+        session.forward({"y": np.zeros(2)})
+
+
+def test_without_an_io_config_the_module_s_own_names_hold(tmp_path: Path) -> None:
+    session = get_registry().create("drupe_runtimes", "torch").open(imported(tmp_path), Accelerator(), {})
+    found = session.forward({"pixels": np.ones((1, 2)), "scale": np.array([1.0])}).outputs
+    assert list(found) == ["output", "output_1"]
+    with pytest.raises(NotImplementedError):
+        session.input_shapes()
+
+
+def test_an_option_that_it_has_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no option 'dtype'; it has: threads"):
+        get_registry().create("drupe_runtimes", "torch").options(Accelerator(), {"dtype": "float16"})
