@@ -17,15 +17,10 @@ from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
 from drupe.plugins.onnx.examples import example_inputs
+from drupe.plugins.onnx.exporter_errors import ExporterFailed, exporter_failed
 from drupe.plugins.onnx.graphs import companions, label_axes, name_axes, name_nodes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import (
-    ExporterFailed,
-    by_export,
-    by_tracing,
-    export_call,
-    export_module,
-    exporter_failed,
-)
+from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module
+from drupe.plugins.onnx.other_sizes import check_other_sizes
 from drupe.plugins.onnx.past import PastNames, check_steps, past_call, past_names, stepwise
 from drupe.plugins.onnx.quantized_weights import store_quantized_weights
 
@@ -341,9 +336,11 @@ def _export(
             return by_export(wrapped, moved, names, axes, config.target_opset, config.optimize)
         every = {**axes, **_output_axes(moved, outputs, axes)}
         target = context.output_dir.parent / "export.onnx"
-        return by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
+        traced = by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=config.dynamo) from error
+    check_other_sizes(traced, wrapped, moved, names, axes)
+    return traced
 
 
 def _export_steps(

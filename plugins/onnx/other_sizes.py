@@ -1,0 +1,90 @@
+"""Checks that a traced graph holds for inputs of other sizes than the example's: tracing writes loops out."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from drupe.plugins.onnx.exporter_errors import ExporterFailed
+
+__all__ = ["check_other_sizes"]
+
+_CHECKED = 1 << 30
+"""Graphs up to so many bytes are run as a check."""
+_NEAR = 1e-2
+"""The largest difference, as a share of the largest number, that counts as the same."""
+
+
+def check_other_sizes(
+    proto: Any, wrapped: Any, tensors: Mapping[str, Any], outputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Raise ExporterFailed where a graph gives something else than the module at sizes that the example does not have.
+
+    A network that goes through a text step by step (Mamba, RWKV) is traced as so many steps as the example has.
+    wrapped: the module, by position; tensors: the example's inputs; axes: which of them are open, and their labels.
+    Does nothing without onnxruntime, for other weights than float32, or where the module itself takes no other sizes.
+    """
+    import torch
+
+    values = list(tensors.values())
+    floats = {value.dtype for value in values if value.is_floating_point()}
+    floats |= {parameter.dtype for parameter in wrapped.parameters() if parameter.is_floating_point()}
+    open_inputs = any(axes.get(name) for name in tensors)
+    here = importlib.util.find_spec("onnxruntime") is not None and all(value.device.type == "cpu" for value in values)
+    if not open_inputs or not here or floats - {torch.float32} or proto.ByteSize() > _CHECKED:
+        return
+    import onnxruntime as ort
+
+    grown = {name: _grown(value, axes.get(name, {})) for name, value in tensors.items()}
+    try:
+        with torch.inference_mode():
+            expected = wrapped(*(value.clone() for value in grown.values()))
+    except Exception:
+        # Pictures, for instance, may have one size only whatever was said of them.
+        return
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = torch.get_num_threads()
+    sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in grown.items())
+    way = "try use_dynamo_exporter: true, or dynamic: false for a graph of the example's sizes"
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception:
+        # Operators that ONNX Runtime lacks are told where the graph is loaded.
+        return
+    taken = {item.name for item in session.get_inputs()}
+    feeds = {name: value.numpy() for name, value in grown.items() if name in taken}
+    try:
+        got = session.run(list(outputs), feeds)
+    except Exception as error:
+        raise ExporterFailed(
+            f"the traced graph holds for the example's sizes only and fails at {sizes}: {str(error)[:200]}; {way}"
+        ) from error
+    for name, ours, theirs in zip(outputs, got, expected, strict=True):
+        wanted = theirs.numpy()
+        if ours.shape != wanted.shape or not _near(ours, wanted):
+            raise ExporterFailed(
+                f"the traced graph holds for the example's sizes only: its {name} is wrong at {sizes}; {way}"
+            )
+
+
+def _grown(value: Any, axes: Mapping[int, str]) -> Any:
+    """Return a tensor half as long again on its open axes, what is behind its end being what it begins with."""
+    import torch
+
+    for axis in axes:
+        size = value.shape[axis]
+        if size:
+            value = value.index_select(axis, torch.arange(size + size // 2 + 1) % size)
+    return value
+
+
+def _near(ours: Any, wanted: Any) -> bool:
+    import numpy as np
+
+    finite = np.isfinite(wanted)
+    if not finite.any():
+        return True
+    far = np.abs(np.where(finite, ours, 0).astype(np.float64) - np.where(finite, wanted, 0))
+    return bool(far.max() <= _NEAR * max(1.0, float(np.abs(wanted[finite]).max())))
