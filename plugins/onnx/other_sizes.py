@@ -70,9 +70,12 @@ def check_other_sizes(
 
 
 def _grown(value: Any, axes: Mapping[int, str]) -> Any:
-    """Return a tensor half as long again on its open axes, what is behind its end being what it begins with."""
+    """Return a tensor half as long again on its open axes, what is behind its end being what it begins with; of zeros,
+    which hide what they are multiplied by, other numbers."""
     import torch
 
+    if value.is_floating_point() and not value.any():
+        value = torch.rand(value.shape, generator=torch.Generator().manual_seed(0))
     for axis in axes:
         size = value.shape[axis]
         if size:
