@@ -11,10 +11,11 @@ import pytest
 from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.core.registry import get_registry
+from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.huggingface.pytorch_model import PytorchConfig
 from drupe.testing import make_context
 from tests.plugins.onnx.graphs import CPU, answers, run_pass
-from tests.plugins.onnx.test_capture_split_info import TEXTS, hugging_face, t5
+from tests.plugins.onnx.test_capture_split_info import PIXELS, TEXTS, hugging_face, t5, vit
 
 SCRIPT = """
 import torch
@@ -83,3 +84,16 @@ def test_attention_with_biases_is_exported_in_its_plain_form(tmp_path: Path) -> 
     made = run_pass("OnnxConversion", source, tmp_path / "out", context=context, use_dynamo_exporter=True)
     assert "plain form" in context.report["attention"]
     assert answers(made, TEXTS)[0].shape == (2, 4, 50)
+
+
+def test_weights_stored_as_bfloat16_run_on_a_cpu(tmp_path: Path) -> None:
+    import torch
+
+    source = hugging_face(tmp_path / "model", vit().bfloat16())
+    made = run_pass("OnnxConversion", source, tmp_path / "out", use_dynamo_exporter=False, target_opset=17)
+    (found,) = answers(made, PIXELS)
+    assert found.dtype == np.float32
+    kept = load_model(source, dtype="float32")
+    with torch.inference_mode():
+        wanted = kept(pixel_values=torch.from_numpy(PIXELS["pixel_values"])).logits.numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
