@@ -17,7 +17,7 @@ from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
 from drupe.plugins.onnx.examples import example_inputs
 from drupe.plugins.onnx.export_outputs import ExportOutputs, export_outputs, output_axes
-from drupe.plugins.onnx.exporter_errors import ExporterFailed, exporter_failed
+from drupe.plugins.onnx.exporter_errors import ExporterFailed, HoldsHereOnly, exporter_failed
 from drupe.plugins.onnx.graphs import companions, label_axes, name_axes, name_nodes, save_graph, scrub_graph
 from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module
 from drupe.plugins.onnx.other_sizes import check_other_sizes
@@ -187,6 +187,8 @@ class OnnxConversion(Pass):
         torch 2.13 takes what its own attention gives for laid out otherwise when it has biases of open lengths (T5)."""
         try:
             return self._hugging_face(model, config, context)
+        except HoldsHereOnly:
+            raise
         except ExporterFailed:
             chosen = "attn_implementation" in (model.attributes.get("load_kwargs") or {})
             if not config.dynamo or chosen:
@@ -282,6 +284,7 @@ def _export(
 
     moved = {name: value.to(config.device) for name, value in inputs.items()}
     names = list(outputs.names)
+    wrapped = _ordered(loaded, list(moved), constants, outputs.sources)
     try:
         if config.dynamo and outputs.whole:
             dims = {label: torch.export.Dim.DYNAMIC for found in axes.values() for label in found.values()}
@@ -301,17 +304,16 @@ def _export(
             proto = program.model_proto
             name_axes(proto, axes)
             name_nodes(proto)
-            return proto
-        wrapped = _ordered(loaded, list(moved), constants, outputs.sources)
-        if config.dynamo:
-            return by_export(wrapped, moved, names, axes, config.target_opset, config.optimize)
-        every = {**axes, **output_axes(moved, outputs, axes)}
-        target = context.output_dir.parent / "export.onnx"
-        traced = by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
+        elif config.dynamo:
+            proto = by_export(wrapped, moved, names, axes, config.target_opset, config.optimize)
+        else:
+            every = {**axes, **output_axes(moved, outputs, axes)}
+            target = context.output_dir.parent / "export.onnx"
+            proto = by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=config.dynamo) from error
-    check_other_sizes(traced, wrapped, moved, names, axes)
-    return traced
+    check_other_sizes(proto, wrapped, moved, names, axes, dynamo=config.dynamo)
+    return proto
 
 
 def _export_steps(

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 from drupe.core.errors import PassError
 
-__all__ = ["ExporterFailed", "exporter_failed"]
+__all__ = ["ExporterFailed", "HoldsHereOnly", "exporter_failed"]
 
 
 class ExporterFailed(PassError):
     """An exporter can't write a model; the other one may."""
+
+
+class HoldsHereOnly(ExporterFailed):
+    """An exporter wrote a graph that is the model for inputs of the example's sizes alone."""
 
 
 def exporter_failed(error: BaseException, *, dynamo: bool) -> ExporterFailed:

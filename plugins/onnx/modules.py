@@ -104,13 +104,14 @@ def export_call(
     context.progress(0, 1, "exporting")
     try:
         if dynamo:
-            return by_export(wrapped, tensors, outputs, open_axes, opset, optimize)
-        target = context.output_dir.parent / "module.onnx"
-        traced = _numbered(by_tracing(wrapped, tensors, outputs, axes, opset, optimize, target), numbers)
+            proto = by_export(wrapped, tensors, outputs, open_axes, opset, optimize)
+        else:
+            target = context.output_dir.parent / "module.onnx"
+            proto = _numbered(by_tracing(wrapped, tensors, outputs, axes, opset, optimize, target), numbers)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=dynamo) from error
-    check_other_sizes(traced, wrapped, tensors, outputs, open_axes)
-    return traced
+    check_other_sizes(proto, wrapped, tensors, outputs, open_axes, dynamo=dynamo)
+    return proto
 
 
 def _numbered(proto: Any, numbers: Collection[str]) -> Any:
