@@ -54,9 +54,8 @@ def check_other_sizes(
         if unknown_operators(proto):
             # A library may bring them where the graph is run.
             return
-        raise HoldsHereOnly(
-            f"the exporter wrote a graph that ONNX Runtime can't load: {str(error)[:300]}; {way}"
-        ) from (error)
+        said = str(error)[:300]
+        raise HoldsHereOnly(f"the exporter wrote a graph that ONNX Runtime can't load: {said}; {way}") from error
     times = [1.5] if any(value.is_floating_point() for value in values) else [1.5, 5.0]
     for factor in times:
         _check(session, wrapped, {name: _grown(value, axes.get(name, {}), factor) for name, value in tensors.items()},
@@ -89,8 +88,8 @@ def _check(session: Any, wrapped: Any, inputs: Mapping[str, Any], outputs: Seque
 
 
 def _grown(value: Any, axes: Mapping[int, str], factor: float) -> Any:
-    """Return a tensor `factor` times as long on its open axes, and one more, what is behind its end being what it begins with; of zeros,
-    which hide what they are multiplied by, other numbers."""
+    """Return a tensor `factor` times as long on its open axes, and one more, beginning anew where its end was; of
+    zeros, which hide what they are multiplied by, other numbers."""
     import torch
 
     if value.is_floating_point() and not value.any():
