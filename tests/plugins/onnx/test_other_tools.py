@@ -185,3 +185,17 @@ def test_what_can_not_be_done_is_one_message(
     source = Model.from_dir("onnx", tmp_path / "m", {"onnx_file": "model.onnx", **split})
     with pytest.raises(PassError, match=message):
         run_pass(name, source, tmp_path / "out", **config)
+
+
+def test_a_weight_that_a_product_shares_is_quantized_beside_the_others(tmp_path: Path) -> None:
+    """A tied embedding: the product's weight is looked up and turned as well."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 64] x, int64[k] i) => (float[n, 64] y, float[k, 64] e) {
+      a = MatMul (x, w1) t = Transpose (w1) y = MatMul (a, t) e = Gather (w1, i)
+    }"""
+    source = saved(tmp_path / "source", text, {"w1": WEIGHTS["w1"]})
+    result = run_pass("OnnxDynamicQuantization", source, tmp_path / "out")
+    batch = {**X, "i": np.array([3, 9])}
+    for found, wanted in zip(answers(result, batch), answers(source, batch), strict=True):
+        assert np.linalg.norm(found - wanted) <= 0.05 * np.linalg.norm(wanted)
+    assert kinds(result)["MatMulInteger"] >= 1
