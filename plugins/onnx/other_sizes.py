@@ -40,7 +40,10 @@ def check_other_sizes(
     floats |= {parameter.dtype for parameter in wrapped.parameters() if parameter.is_floating_point()}
     open_inputs = any(axes.get(name) for name in tensors)
     here = importlib.util.find_spec("onnxruntime") is not None and all(value.device.type == "cpu" for value in values)
-    if not open_inputs or not here or floats - {torch.float32} or proto.ByteSize() > _CHECKED:
+    labels = {label for name in tensors for label in axes.get(name, {}).values()}
+    # Lengths of keys and values, and those that are sums, depend on others in ways that no name tells.
+    tied = any("past" in name for name in tensors) or not all(label.isidentifier() for label in labels)
+    if tied or not open_inputs or not here or floats - {torch.float32} or proto.ByteSize() > _CHECKED:
         return
     import onnxruntime as ort
 
