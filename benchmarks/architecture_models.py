@@ -103,6 +103,25 @@ def _detr() -> Any:
     )  # fmt: skip
 
 
+def _sam() -> Any:
+    from transformers import SamConfig
+
+    small = {"hidden_size": 16, "image_size": 32, "patch_size": 8}
+    return SamConfig(
+        vision_config={
+            **small, "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "mlp_dim": 48, "window_size": 2, "global_attn_indexes": [1], "num_pos_feats": 8,
+        },
+        prompt_encoder_config={
+            **small, "mask_input_channels": 4, "num_point_embeddings": 4, "image_embedding_size": 4,
+        },
+        mask_decoder_config={
+            "hidden_size": 16, "mlp_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+        },
+    )  # fmt: skip
+
+
 _SEQ2SEQ = {
     "vocab_size": VOCABULARY, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "max_position_embeddings": 256,
@@ -116,6 +135,9 @@ _VIT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
     "patch_size": 8, "num_labels": 3,
 }  # fmt: skip
+
+_RECURRENT = {"vocab_size": VOCABULARY, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, **_IDS}
+_SQUEEZED = {**_SMALL_CONVOLUTIONS, "squeeze_factor": 2}
 
 _EMBEDDED = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")
 
@@ -149,6 +171,24 @@ _LIST = [
     ),
     _decoder("SmolLM3ForCausalLM", no_rope_layers=[1, 0]),
     _decoder("Starcoder2ForCausalLM", sliding_window=None),
+    _decoder("GptOssForCausalLM", head_dim=16, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),
+    _decoder(
+        "DeepseekV3ForCausalLM", num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=16, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1,
+        moe_intermediate_size=32, first_k_dense_replace=1, n_shared_experts=1,
+    ),
+    _decoder("Lfm2ForCausalLM", layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+    _decoder(
+        "Qwen3NextForCausalLM", layer_types=["linear_attention", "full_attention"], head_dim=16, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32, linear_num_key_heads=2,
+        linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+    ),
+    _decoder(
+        "JambaForCausalLM", attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1,
+        num_experts=2, num_experts_per_tok=1, mamba_d_state=8, mamba_dt_rank=4, use_mamba_kernels=False,
+    ),
+    Architecture("MambaForCausalLM", "decoder", _RECURRENT),
+    Architecture("Mamba2ForCausalLM", "decoder", {**_RECURRENT, "num_heads": 4, "head_dim": 16, "chunk_size": 16}),
     _moe("MixtralForCausalLM", num_local_experts=4),
     _moe("Qwen3MoeForCausalLM", num_experts=4, head_dim=16),
     _encoder("BertForSequenceClassification"),
@@ -205,6 +245,11 @@ _LIST = [
     Architecture("Dinov2Model", "vision", _VIT),
     Architecture("DetrForObjectDetection", "vision", make_config=_detr),
     Architecture(
+        "YolosForObjectDetection", "vision",
+        {**_VIT, "image_size": [32, 32], "num_detection_tokens": 5, "num_labels": 4},
+    ),
+    Architecture("SamModel", "vision", make_config=_sam, outputs=("iou_scores", "pred_masks")),
+    Architecture(
         "SegformerForSemanticSegmentation", "vision",
         {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2],
          "decoder_hidden_size": 16, "num_labels": 3},
@@ -214,6 +259,12 @@ _LIST = [
     Architecture("Wav2Vec2ForCTC", "audio", _SMALL_CONVOLUTIONS),
     Architecture("Wav2Vec2ForSequenceClassification", "audio", {**_SMALL_CONVOLUTIONS, "num_labels": 3}),
     Architecture("HubertForCTC", "audio", _SMALL_CONVOLUTIONS),
+    Architecture("WavLMForCTC", "audio", {**_SMALL_CONVOLUTIONS, "num_buckets": 16, "max_bucket_distance": 40}),
+    Architecture("SEWForCTC", "audio", _SQUEEZED),
+    Architecture(
+        "SEWDForCTC", "audio",
+        {**_SQUEEZED, "max_position_embeddings": 64, "position_buckets": 16, "attention_head_size": 16},
+    ),
 ]  # fmt: skip
 
 ARCHITECTURES: Mapping[str, Architecture] = {entry.model: entry for entry in _LIST}

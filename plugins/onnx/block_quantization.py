@@ -190,6 +190,19 @@ class OnnxKQuantQuantization(_BlockQuantization):
     version = 1
     scheme = "kquant"
 
+    def rewrite(self, proto: Any, path: Path, model: Model, config: Any, context: PassContext) -> Any:
+        """Quantize; inputs that only graphs inside nodes read, or nothing, stay aside: the library trips over them."""
+        read = {name for node in proto.graph.node for name in node.input}
+        inputs = list(proto.graph.input)
+        if all(value.name in read for value in inputs):
+            return super().rewrite(proto, path, model, config, context)
+        del proto.graph.input[:]
+        proto.graph.input.extend(value for value in inputs if value.name in read)
+        result = super().rewrite(proto, path, model, config, context)
+        del result.graph.input[:]
+        result.graph.input.extend(inputs)
+        return result
+
     def quantizer(self, proto: Any, config: Any) -> Any:
         """See _BlockQuantization.quantizer. Raises ConfigError where two zero points don't fill a byte."""
         from onnxruntime.quantization.matmul_nbits_quantizer import KQuantWeightOnlyQuantConfig, MatMulNBitsQuantizer

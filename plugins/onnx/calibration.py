@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from drupe.core.config import DataRef, FileRef, PassConfig
 from drupe.core.context import PassContext
 from drupe.core.data import Sample
-from drupe.core.errors import ConfigError
+from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model
 from drupe.plugins.metrics.sequence_lengths import LENGTHS, sequence_lengths
 from drupe.plugins.onnx.graph_pass import GraphPassConfig
@@ -138,6 +138,10 @@ def input_shapes(proto: Any, model: Model) -> dict[str, tuple[tuple[int | str, .
     """Return name → (shape, numpy dtype) of a graph's inputs; axes of no fixed length by their name."""
     from onnx import helper
 
+    for value in proto.graph.input:
+        if not value.type.HasField("tensor_type"):
+            kind = str(value.type.WhichOneof("value")).removesuffix("_type")
+            raise PassError(f"the graph's input {value.name} is a {kind}; data can be given to tensors only")
     heads = _heads(model)
     return {
         value.name: (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,20 +11,16 @@ from pydantic import Field
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, PassError
+from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.adapter_weights import adapter_parameters, name_adapter_weights
 from drupe.plugins.onnx.examples import example_inputs
+from drupe.plugins.onnx.export_outputs import ExportOutputs, export_outputs, output_axes
+from drupe.plugins.onnx.exporter_errors import ExporterFailed, HoldsHereOnly, exporter_failed
 from drupe.plugins.onnx.graphs import companions, label_axes, name_axes, name_nodes, save_graph, scrub_graph
-from drupe.plugins.onnx.modules import (
-    ExporterFailed,
-    by_export,
-    by_tracing,
-    export_call,
-    export_module,
-    exporter_failed,
-)
+from drupe.plugins.onnx.modules import by_export, by_tracing, export_call, export_module
+from drupe.plugins.onnx.other_sizes import check_other_sizes
 from drupe.plugins.onnx.past import PastNames, check_steps, past_call, past_names, stepwise
 from drupe.plugins.onnx.quantized_weights import store_quantized_weights
 
@@ -57,7 +52,9 @@ class OnnxConversionConfig(PassConfig):
     all_tensors_to_one_file: bool = Field(True, description="One file for all weights; the only way that is written.")
     external_data_name: str | None = Field(None, description="Name of the file with the weights.")
     torch_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
-        None, description="Convert the weights first."
+        None,
+        description="Convert the weights first. Not given: as they are stored, but bfloat16 as float32, which holds "
+        "the same numbers and runs everywhere.",
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the model is exported.")
     merge_adapter_weights: bool = Field(
@@ -95,7 +92,7 @@ class OnnxConversion(Pass):
     """
 
     Config: ClassVar[type[PassConfig]] = OnnxConversionConfig
-    version = 4
+    version = 5
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse what can't be exported."""
@@ -190,6 +187,8 @@ class OnnxConversion(Pass):
         torch 2.13 takes what its own attention gives for laid out otherwise when it has biases of open lengths (T5)."""
         try:
             return self._hugging_face(model, config, context)
+        except HoldsHereOnly:
+            raise
         except ExporterFailed:
             chosen = "attn_implementation" in (model.attributes.get("load_kwargs") or {})
             if not config.dynamo or chosen:
@@ -218,6 +217,10 @@ class OnnxConversion(Pass):
             loaded = loaded.merge_and_unload()
         if config.torch_dtype:
             loaded = loaded.to(getattr(torch, config.torch_dtype))
+        elif loaded.dtype is torch.bfloat16 and not (model.attributes.get("load_kwargs") or {}).get("dtype"):
+            # ONNX Runtime has kernels for bfloat16 on few devices; float32 holds the same numbers.
+            loaded = loaded.float()
+            context.report["dtype"] = "stored as bfloat16, exported as float32; torch_dtype: bfloat16 keeps it"
         loaded.eval()
         apart: dict[str, Any] = {}
         if adapter and not config.merge_adapter_weights:
@@ -233,7 +236,7 @@ class OnnxConversion(Pass):
             inputs, axes = example_inputs(model, loaded, _parameters(loaded))
             constants = {"use_cache": False} if "use_cache" in _parameters(loaded) else {}
             told = model.attributes.get("io_config")
-            outputs = _outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
+            outputs = export_outputs(loaded, inputs, constants, told if isinstance(told, Mapping) else {})
             context.progress(0, 1, "exporting")
             proto = _export(loaded, inputs, constants, outputs, axes if config.dynamic else {}, config, context)
         if apart:
@@ -268,46 +271,11 @@ def _parameters(loaded: Any) -> list[str]:
     return list(inspect.signature(loaded.forward).parameters)
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    """sources: the model's names of what the graph gives; names: the graph's names of it; sizes: its shapes in the
-    example; whole: whether the model gives nothing else."""
-
-    sources: Sequence[str]
-    names: Sequence[str]
-    sizes: Mapping[str, tuple[int, ...]]
-    whole: bool
-
-
-def _outputs(loaded: Any, inputs: Mapping[str, Any], constants: Mapping[str, Any], told: Mapping[str, Any]) -> _Outputs:
-    """Return the graph's outputs: all of the model's, or those that io_config.output_names chooses or renames."""
-    import torch
-
-    with torch.inference_mode():
-        outputs = loaded(**inputs, **constants, return_dict=True)
-    found = {name: tuple(value.shape) for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-    asked = list(told.get("output_names") or ())
-    if asked and all(name in found for name in asked):
-        return _Outputs(asked, asked, {name: found[name] for name in asked}, asked == list(outputs))
-    if len(found) != len(outputs):
-        nested = ", ".join(name for name in outputs if name not in found)
-        raise PassError(
-            f"OnnxConversion: the model gives nested outputs ({nested}), which a graph can't name; choose among "
-            f"{', '.join(found) or 'none'} with input_model.io_config.output_names"
-        )
-    if asked and len(asked) != len(found):
-        raise ConfigError(
-            f"io_config.output_names has {len(asked)} names ({', '.join(asked)}); the model gives {', '.join(found)}"
-        )
-    names = asked or list(found)
-    return _Outputs(list(found), names, dict(zip(names, found.values(), strict=True)), True)
-
-
 def _export(
     loaded: Any,
     inputs: Mapping[str, Any],
     constants: Mapping[str, Any],
-    outputs: _Outputs,
+    outputs: ExportOutputs,
     axes: Mapping[str, Mapping[int, str]],
     config: OnnxConversionConfig,
     context: PassContext,
@@ -316,6 +284,7 @@ def _export(
 
     moved = {name: value.to(config.device) for name, value in inputs.items()}
     names = list(outputs.names)
+    wrapped = _ordered(loaded, list(moved), constants, outputs.sources)
     try:
         if config.dynamo and outputs.whole:
             dims = {label: torch.export.Dim.DYNAMIC for found in axes.values() for label in found.values()}
@@ -335,15 +304,16 @@ def _export(
             proto = program.model_proto
             name_axes(proto, axes)
             name_nodes(proto)
-            return proto
-        wrapped = _ordered(loaded, list(moved), constants, outputs.sources)
-        if config.dynamo:
-            return by_export(wrapped, moved, names, axes, config.target_opset, config.optimize)
-        every = {**axes, **_output_axes(moved, outputs, axes)}
-        target = context.output_dir.parent / "export.onnx"
-        return by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
+        elif config.dynamo:
+            proto = by_export(wrapped, moved, names, axes, config.target_opset, config.optimize)
+        else:
+            every = {**axes, **output_axes(moved, outputs, axes)}
+            target = context.output_dir.parent / "export.onnx"
+            proto = by_tracing(wrapped, moved, names, every, config.target_opset, config.optimize, target)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=config.dynamo) from error
+    check_other_sizes(proto, wrapped, moved, names, axes, dynamo=config.dynamo)
+    return proto
 
 
 def _export_steps(
@@ -386,17 +356,3 @@ def _ordered(loaded: Any, names: Sequence[str], constants: Mapping[str, Any], so
             return tuple(outputs[name] for name in sources)
 
     return Ordered().eval()
-
-
-def _output_axes(
-    inputs: Mapping[str, Any], outputs: _Outputs, axes: Mapping[str, Mapping[int, str]]
-) -> dict[str, dict[int, str]]:
-    """Return the outputs' dynamic axes: those whose length follows the example's batch or sequence."""
-    lengths = {inputs[name].shape[axis]: label for name, found in axes.items() for axis, label in found.items()}
-    found = {}
-    for name, sizes in outputs.sizes.items():
-        # The first two axes only: a hidden size may happen to equal the example's length.
-        labels = {axis: lengths[size] for axis, size in enumerate(sizes[:2]) if size in lengths}
-        if labels:
-            found[name] = labels
-    return found

@@ -20,6 +20,8 @@ from drupe.plugins.onnx.tensor_overrides import refuse_overrides
 
 __all__ = ["OnnxDynamicQuantization", "OnnxDynamicQuantizationConfig", "quantize_dynamically"]
 
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+"""Operators whose second input is a weight that gets a scale for each channel."""
 _QUANTIZED = ("QLinear", "Integer", "DynamicQuantizeLSTM", "QAttention", "QEmbedLayerNormalization", "DequantizeLinear")
 
 
@@ -129,6 +131,8 @@ def quantize_dynamically(
     wanted = [kind for kind in op_types or () if not (gemm and kind == "MatMul")]
     lists = {"op_types_to_quantize": wanted, "op_types_to_exclude": excluded_types}
     tell_idle(name, path.name, absent_operators(proto, **lists), context)
+    if per_channel:
+        _part_weights(proto.graph)
     left = {node.name for node in proto.graph.node if node.op_type in set(excluded_types or ())}
     work = context.output_dir.parent / "quantized.onnx"
     quantize_dynamic(
@@ -154,3 +158,24 @@ def quantize_dynamically(
         )
     context.report["quantized_nodes"] = count
     return result
+
+
+def _part_weights(graph: Any) -> None:
+    """Give what reads a product's weight besides (a tied embedding, a transposition) a copy: onnxruntime's quantizer
+    can't make floats of a weight that has a scale for each channel."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    products = {node.input[1] for node in graph.node if node.op_type in _PRODUCTS and len(node.input) > 1}
+    for name in sorted(products & set(weights)):
+        others = [
+            (node, place)
+            for node in graph.node
+            for place, read in enumerate(node.input)
+            if read == name and not (node.op_type in _PRODUCTS and place == 1)
+        ]
+        if not others:
+            continue
+        copied = graph.initializer.add()
+        copied.CopyFrom(weights[name])
+        copied.name = f"{name}_beside"
+        for node, place in others:
+            node.input[place] = copied.name

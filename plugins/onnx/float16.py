@@ -97,7 +97,7 @@ class OrtMixedPrecision(GraphPass):
     """Converts to float16 but for sensitive operators, and for the head where its weights would lose by it."""
 
     Config: ClassVar[type[PassConfig]] = OrtMixedPrecisionConfig
-    version = 2
+    version = 3
 
     def outcome(self, attributes: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
         """The graph is float16 in most places."""
@@ -124,16 +124,36 @@ class OrtMixedPrecision(GraphPass):
             context,
             symbolic=True,
             keep_io_types=outputs,
-            op_block_list=config.op_block_list,
+            op_block_list=sorted({*config.op_block_list, *_without_half()}),
             node_block_list=kept,
         )
 
 
+def _without_half() -> Sequence[str]:
+    """Return the operators that onnxruntime's converter keeps in float32 by itself: they have no other form."""
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
+
+    return list(DEFAULT_OP_BLOCK_LIST)
+
+
 def halve(name: str, proto: Any, context: PassContext, *, symbolic: bool, **options: Any) -> Any:
     """Return the graph in half precision. Raises PassError when nothing in it is float32."""
+    import onnx
     from onnx import TensorProto
     from onnxruntime.transformers.onnx_model import OnnxModel
 
+    for value in (*proto.graph.input, *proto.graph.output):
+        # Maps are made by operators that stay as they are.
+        inner = getattr(value.type, value.type.WhichOneof("value") or "tensor_type")
+        if (
+            "elem_type" in inner.DESCRIPTOR.fields_by_name
+            and isinstance(inner.elem_type, onnx.TypeProto)
+            and (inner.elem_type.tensor_type.elem_type == TensorProto.FLOAT)
+        ):
+            raise PassError(
+                f"{name}: {value.name} is a sequence of tensors, or an optional one, which onnxruntime's converter "
+                "leaves in float32 while it converts what is behind it; make tensors of it in the graph"
+            )
     floats = [t for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT]
     if not floats and not any(i.type.tensor_type.elem_type == TensorProto.FLOAT for i in proto.graph.input):
         raise PassError(f"{name}: the graph has neither weights nor inputs of float32")

@@ -117,9 +117,12 @@ class GraphPass(Pass):
         except (DrupeError, MemoryError, OSError):
             raise
         except Exception as error:
-            said = next(iter(str(error).strip().splitlines()), "")
+            deepest: BaseException = error
+            while deepest.__cause__ is not None:
+                deepest = deepest.__cause__
+            said = next(iter(str(deepest).strip().splitlines()), "")
             raise PassError(
-                f"{self.spec.name} can't rewrite the graph {path.name}: {type(error).__name__}"
+                f"{self.spec.name} can't rewrite the graph {path.name}: {type(deepest).__name__}"
                 + (f": {said[:300]}" if said else "")
                 + "; leave the pass out for this model, or the operators that it fails on where its options name them"
             ) from error

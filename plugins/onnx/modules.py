@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drupe.core.context import PassContext
-from drupe.core.errors import ConfigError, PassError
+from drupe.core.errors import ConfigError
 from drupe.core.model import Model
+from drupe.plugins.onnx.exporter_errors import exporter_failed
 from drupe.plugins.onnx.graphs import name_axes, name_nodes
+from drupe.plugins.onnx.other_sizes import check_other_sizes
 
-__all__ = ["ExporterFailed", "by_export", "by_tracing", "export_call", "export_module", "exporter_failed"]
-
-
-class ExporterFailed(PassError):
-    """An exporter can't write a model; the other one may."""
+__all__ = ["by_export", "by_tracing", "export_call", "export_module"]
 
 
 @dataclass(frozen=True)
@@ -107,11 +104,14 @@ def export_call(
     context.progress(0, 1, "exporting")
     try:
         if dynamo:
-            return by_export(wrapped, tensors, outputs, open_axes, opset, optimize)
-        target = context.output_dir.parent / "module.onnx"
-        return _numbered(by_tracing(wrapped, tensors, outputs, axes, opset, optimize, target), numbers)
+            proto = by_export(wrapped, tensors, outputs, open_axes, opset, optimize)
+        else:
+            target = context.output_dir.parent / "module.onnx"
+            proto = _numbered(by_tracing(wrapped, tensors, outputs, axes, opset, optimize, target), numbers)
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
         raise exporter_failed(error, dynamo=dynamo) from error
+    check_other_sizes(proto, wrapped, tensors, outputs, open_axes, dynamo=dynamo)
+    return proto
 
 
 def _numbered(proto: Any, numbers: Collection[str]) -> Any:
@@ -121,34 +121,6 @@ def _numbered(proto: Any, numbers: Collection[str]) -> Any:
             if dim.dim_param in numbers:
                 dim.dim_value = int(dim.dim_param)
     return proto
-
-
-def exporter_failed(error: BaseException, *, dynamo: bool) -> ExporterFailed:
-    """Return what an exporter's error means: the operator that it has no ONNX for and the place in the module.
-
-    torch.export tells both in the errors that its own stems from; the older exporter in its text and its graph.
-    """
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    texts = [str(link).strip() for link in chain]
-    operator = _first(r"(?:function found for <OpOverload\(op=|Exporting the operator )'([\w.:]+)'", texts)
-    node = _first(r"translating node %(\w+)", texts)
-    other = "use_dynamo_exporter: false" if dynamo else "use_dynamo_exporter: true"
-    if operator is not None:
-        where = f" (node {node})" if node else ""
-        return ExporterFailed(
-            f"the operator {operator}{where} has no counterpart in ONNX; replace it in the model, or try {other}, or "
-            "another target_opset"
-        )
-    # The deepest cause says what it was; what stands above it tells of the exporter's own steps, in colours.
-    said = next((text for text in reversed(texts) if text), type(error).__name__)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()[0]
-    return ExporterFailed(f"the exporter failed: {plain}; try {other}, or another target_opset")
-
-
-def _first(pattern: str, texts: Sequence[str]) -> str | None:
-    return next((match[1] for text in texts if (match := re.search(pattern, text))), None)
 
 
 def _call(inputs: Any, told: Mapping[str, Any]) -> Call:

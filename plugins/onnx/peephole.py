@@ -11,6 +11,7 @@ from pydantic import Field
 from drupe.core.accelerators import Accelerator
 from drupe.core.config import PassConfig
 from drupe.core.context import PassContext
+from drupe.core.errors import PassError
 from drupe.core.model import Model
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig
 from drupe.plugins.onnx.idle import tell_idle
@@ -84,6 +85,13 @@ class OnnxPeepholeOptimizer(GraphPass):
             import onnxslim
 
             result = onnxslim.slim(result)
+        for kind in ("input", "output"):
+            names, now = ([value.name for value in getattr(g, kind)] for g in (proto.graph, result.graph))
+            if (kind == "output" and names != now) or set(now) - set(names):
+                raise PassError(
+                    f"{self.spec.name}: the graph's {kind}s {', '.join(names)} became {', '.join(now)}; an output that "
+                    "is an input or a weight as it is can't be kept: take it out of the graph first"
+                )
         context.report["nodes"] = [before, len(result.graph.node)]
         counted = {"cast_chain_elimination": "casts_removed", "fuse_reshape_operations": "reshapes_fused"}
         asked = [name for name in counted if name in config.model_fields_set and getattr(config, name)]

@@ -11,7 +11,7 @@ from drupe.plugins.onnx.graphs import inner_graphs, save_graph
 __all__ = ["make_plain", "read_plain"]
 
 _FREE_WEIGHTS = 4
-"""The first version of the format whose weights need not be inputs; before it, what is both is a weight."""
+"""The first version of the format whose weights need not be inputs."""
 
 
 def read_plain(path: Path, scratch: Path) -> tuple[Any, Path]:
@@ -29,8 +29,9 @@ def read_plain(path: Path, scratch: Path) -> tuple[Any, Path]:
 def make_plain(proto: Any) -> bool:
     """Rewrite a graph in place; say whether anything was otherwise.
 
-    1. Sparse weights become dense. 2. Weights of the oldest files, which had to be inputs, are weights alone. 3. The
-    standard operators' domain has its short name. 4. Nodes of one graph have different names, where they have any.
+    1. Sparse weights become dense. 2. Weights that are inputs as well, as the oldest files and older exporters have
+    them, are weights alone: ONNX Runtime folds and quantizers round only those. 3. The standard operators' domain has
+    its short name. 4. Nodes of one graph have different names, where they have any.
     """
     found = [_dense(graph) for graph in _graphs(proto.graph)]
     found += [_without_inputs(proto), _short_domain(proto)]
@@ -86,13 +87,13 @@ def _filled(tensor: Any) -> Any:
 
 
 def _without_inputs(proto: Any) -> bool:
-    if proto.ir_version >= _FREE_WEIGHTS:
-        return False
     weights = {tensor.name for tensor in proto.graph.initializer}
     kept = [value for value in proto.graph.input if value.name not in weights]
+    if len(kept) == len(proto.graph.input):
+        return False
     del proto.graph.input[:]
     proto.graph.input.extend(kept)
-    proto.ir_version = _FREE_WEIGHTS
+    proto.ir_version = max(proto.ir_version, _FREE_WEIGHTS)
     return True
 
 

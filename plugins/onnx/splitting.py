@@ -116,6 +116,10 @@ def pieces(proto: Any, places: Sequence[int], scratch: Path) -> list[Any]:
     for node, place in zip(graph.node, places, strict=True):
         for name in inputs_of(node):
             needed.setdefault(name, set()).add(place)
+    if lost := [name for name in wanted if name not in makers]:
+        raise PassError(
+            f"the output {lost[0]} is an input or a constant of the graph, which no piece calculates; take it out"
+        )
     cuts = [name for name, made in makers.items() if any(place != made for place in needed.get(name, ()))]
     known = {value.name: value for value in (*graph.value_info, *graph.output)}
     types = _types(proto, cuts, known, scratch)
@@ -163,9 +167,20 @@ def _types(proto: Any, names: Sequence[str], known: Mapping[str, Any], scratch: 
     settings.log_severity_level = 4
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     path = save_graph(asked, scratch.parent, scratch.name)
-    session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise PassError(
+            f"the types of {', '.join(missing[:3])}, which go from one piece to another, are not told, and ONNX "
+            f"Runtime can't load the graph to find them: {error}"
+        ) from error
     for item in session.get_outputs():
         if item.name in missing:
+            if not item.type.startswith("tensor("):
+                raise PassError(
+                    f"the value {item.name} goes from one piece to another, and is a {item.type}; pieces give each "
+                    "other tensors: name modules as block_to_split between which only tensors pass"
+                )
             kind = {"float": "FLOAT", "double": "DOUBLE"}.get(item.type[7:-1], item.type[7:-1].upper())
             found[item.name] = onnx.helper.make_tensor_value_info(
                 item.name, onnx.TensorProto.DataType.Value(kind), item.shape

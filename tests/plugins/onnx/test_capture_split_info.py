@@ -76,11 +76,11 @@ def vit() -> Any:
     return ViTForImageClassification(ViTConfig(num_hidden_layers=4, **sizes))
 
 
-def t5() -> Any:
+def t5(layers: int = 2) -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     return T5ForConditionalGeneration(
-        T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0)
+        T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=24, num_layers=layers, num_heads=2, decoder_start_token_id=0)
     )
 
 

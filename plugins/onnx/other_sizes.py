@@ -1,0 +1,114 @@
+"""Checks that an exported graph holds for inputs of other sizes than the example's: tracing writes loops out."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from drupe.plugins.onnx.exporter_errors import HoldsHereOnly
+from drupe.plugins.onnx.graphs import unknown_operators
+
+__all__ = ["check_other_sizes"]
+
+_CHECKED = 1 << 30
+"""Graphs up to so many bytes are run as a check."""
+_NEAR = 1e-2
+"""The largest difference, as a share of the largest number, that counts as the same."""
+
+
+def check_other_sizes(
+    proto: Any,
+    wrapped: Any,
+    tensors: Mapping[str, Any],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+    *,
+    dynamo: bool = False,
+) -> None:
+    """Raise HoldsHereOnly where a graph gives something else than the module at sizes that the example does not have.
+
+    A network that goes through a text step by step (Mamba, RWKV) is traced as so many steps as the example has.
+    wrapped: the module, by position; tensors: the example's inputs; axes: which of them are open, and their labels;
+    dynamo: which exporter wrote the graph. Does nothing without onnxruntime, for other weights than float32, or where
+    the module itself takes no other sizes.
+    """
+    import torch
+
+    values = list(tensors.values())
+    floats = {value.dtype for value in values if value.is_floating_point()}
+    floats |= {parameter.dtype for parameter in wrapped.parameters() if parameter.is_floating_point()}
+    open_inputs = any(axes.get(name) for name in tensors)
+    here = importlib.util.find_spec("onnxruntime") is not None and all(value.device.type == "cpu" for value in values)
+    labels = {label for name in tensors for label in axes.get(name, {}).values()}
+    # Lengths of keys and values, and those that are sums, depend on others in ways that no name tells.
+    tied = any("past" in name for name in tensors) or not all(label.isidentifier() for label in labels)
+    if tied or not open_inputs or not here or floats - {torch.float32} or proto.ByteSize() > _CHECKED:
+        return
+    import onnxruntime as ort
+
+    way = f"try use_dynamo_exporter: {'false' if dynamo else 'true'}, or dynamic: false for a graph of these sizes"
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if unknown_operators(proto):
+            # A library may bring them where the graph is run.
+            return
+        said = str(error)[:300]
+        raise HoldsHereOnly(f"the exporter wrote a graph that ONNX Runtime can't load: {said}; {way}") from error
+    times = [1.5] if any(value.is_floating_point() for value in values) else [1.5, 5.0]
+    for factor in times:
+        _check(session, wrapped, {name: _grown(value, axes.get(name, {}), factor) for name, value in tensors.items()},
+               outputs, way)  # fmt: skip
+
+
+def _check(session: Any, wrapped: Any, inputs: Mapping[str, Any], outputs: Sequence[str], way: str) -> None:
+    import torch
+
+    try:
+        with torch.inference_mode():
+            expected = wrapped(*(value.clone() for value in inputs.values()))
+    except Exception:
+        # Pictures, for instance, may have one size only whatever was said of them; texts have a longest.
+        return
+    sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+    taken = {item.name for item in session.get_inputs()}
+    try:
+        got = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items() if name in taken})
+    except Exception as error:
+        raise HoldsHereOnly(
+            f"the exported graph holds for the example's sizes only and fails at {sizes}: {str(error)[:200]}; {way}"
+        ) from error
+    for name, ours, theirs in zip(outputs, got, expected, strict=True):
+        wanted = theirs.numpy()
+        if ours.shape != wanted.shape or not _near(ours, wanted):
+            raise HoldsHereOnly(
+                f"the exported graph holds for the example's sizes only: its {name} is wrong at {sizes}; {way}"
+            )
+
+
+def _grown(value: Any, axes: Mapping[int, str], factor: float) -> Any:
+    """Return a tensor `factor` times as long on its open axes, and one more, beginning anew where its end was; of
+    zeros, which hide what they are multiplied by, other numbers."""
+    import torch
+
+    if value.is_floating_point() and not value.any():
+        value = torch.rand(value.shape, generator=torch.Generator().manual_seed(0))
+    for axis in axes:
+        size = value.shape[axis]
+        if size:
+            value = value.index_select(axis, torch.arange(int(size * factor) + 1) % size)
+    return value
+
+
+def _near(ours: Any, wanted: Any) -> bool:
+    import numpy as np
+
+    finite = np.isfinite(wanted)
+    if not finite.any():
+        return True
+    far = np.abs(np.where(finite, ours, 0).astype(np.float64) - np.where(finite, wanted, 0))
+    return bool(far.max() <= _NEAR * max(1.0, float(np.abs(wanted[finite]).max())))
