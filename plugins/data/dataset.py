@@ -20,8 +20,8 @@ from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
 from drupe.plugins.data.tables import label_names_of
 
 __all__ = [
+    "DatasetRows",
     "Table",
-    "as_dataset",
     "check_url",
     "count_rows",
     "file_kind",
@@ -143,32 +143,6 @@ def _all_rows(config: LoadDataset, folder: Path, context: JobContext, limit: int
         raise ConfigError(f"split {config.split!r} of {', '.join(origins)} holds no row")
     rows = parts[0] if len(parts) == 1 else [row for part in parts for row in part]
     return Table(rows, label_names, ", ".join(origins))
-
-
-def as_dataset(table: Table, config: LoadDataset, folder: Path, context: JobContext) -> Any:
-    """Return rows as the `datasets` library has them, for functions that are written for it: shuffle, features, info.
-
-    The rows themselves where it is not installed, or makes nothing of them.
-    """
-    if isinstance(table.rows, _DatasetRows):
-        return table.rows.loaded
-    try:
-        import datasets
-    except ImportError:
-        return table.rows
-    datasets.disable_progress_bars()
-    place = folder / Path(config.data_name or "").expanduser()
-    if config.subset is not None and (place / config.subset).is_dir():
-        place = place / config.subset
-    options: dict[str, Any] = {"split": config.split, "cache_dir": str(context.checkpoint_dir / "datasets")}
-    try:
-        if config.data_name is not None and place.is_dir() and config.data_files is None and config.data_dir is None:
-            return datasets.load_dataset(str(place), **options)
-        return datasets.Dataset.from_list([dict(row) for row in table.rows])
-    except Exception as error:
-        # Of many kinds (Arrow's for columns of mixed types, the library's own); the function may do without.
-        context.log.info("the datasets library does not take the rows of %s as they are: %s", table.origin, error)
-        return table.rows
 
 
 def count_rows(config: LoadDataset, folder: Path) -> int | None:
@@ -372,7 +346,7 @@ def _filtered(table: Table, wanted: Mapping[str, Any]) -> Table:
     if not wanted:
         return table
     rows = table.rows
-    kept = rows.having(wanted) if isinstance(rows, _DatasetRows) else [row for row in rows if _has(row, wanted)]
+    kept = rows.having(wanted) if isinstance(rows, DatasetRows) else [row for row in rows if _has(row, wanted)]
     if not kept and rows:
         said = ", ".join(f"{column} {value!r}" for column, value in wanted.items())
         raise ConfigError(f"col_filters: none of the {len(rows)} rows has {said}")
@@ -391,10 +365,10 @@ def _of_dataset(loaded: Any, origin: str) -> Table:
         if type(feature).__name__ in ("Audio", "Video"):
             # Decoding takes libraries of its own, and most rows are wanted for what stands beside it.
             loaded = loaded.cast_column(name, type(feature)(decode=False))
-    return Table(_DatasetRows(loaded), _label_names(loaded.features), origin)
+    return Table(DatasetRows(loaded), _label_names(loaded.features), origin)
 
 
-class _DatasetRows(Sequence[Row]):
+class DatasetRows(Sequence[Row]):
     """A `datasets.Dataset` as a sequence of rows, read from disk as they are asked for: its own slices are columns."""
 
     def __init__(self, loaded: Any) -> None:
@@ -414,18 +388,18 @@ class _DatasetRows(Sequence[Row]):
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         if isinstance(index, slice):
-            return _DatasetRows(self.loaded.select(range(*index.indices(len(self)))))
+            return DatasetRows(self.loaded.select(range(*index.indices(len(self)))))
         row: Row = self.loaded[index]
         return row
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.loaded)
 
-    def having(self, wanted: Mapping[str, Any]) -> _DatasetRows:
+    def having(self, wanted: Mapping[str, Any]) -> DatasetRows:
         """Return the rows whose columns have the wanted values; only those columns are read to find them."""
         columns = [column for column in wanted if column in self.loaded.column_names]
         looked_at = self.loaded.select_columns(columns) if len(columns) == len(wanted) else self.loaded
-        return _DatasetRows(self.loaded.select([n for n, row in enumerate(looked_at) if _has(row, wanted)]))
+        return DatasetRows(self.loaded.select([n for n, row in enumerate(looked_at) if _has(row, wanted)]))
 
 
 def _label_names(features: Any) -> dict[str, Sequence[str]]:

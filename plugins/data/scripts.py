@@ -12,8 +12,9 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 from drupe.core.user_scripts import blamed, loader_items, user_function
 from drupe.plugins.data.accounting import Accounting
-from drupe.plugins.data.dataset import as_dataset, load_table
+from drupe.plugins.data.dataset import load_table
 from drupe.plugins.data.options import GroupedConfig
+from drupe.plugins.data.scripted_rows import as_dataset
 from drupe.plugins.data.templates import content_key
 
 if TYPE_CHECKING:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,12 +15,13 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.introspect import module_source
 from drupe.core.model import Model, ModelInfo
+from drupe.plugins.onnx.diffusion_fusions import CERTAIN, GPU_ONLY, made_of, no_kernel, single_numbers
 from drupe.plugins.onnx.float16 import halve
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
 from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.io_types import retype
 
-__all__ = ["OrtTransformersOptimization", "OrtTransformersOptimizationConfig", "single_numbers"]
+__all__ = ["OrtTransformersOptimization", "OrtTransformersOptimizationConfig"]
 
 _FAMILIES = {
     "albert": "bert", "bart": "bart", "beit": "vit", "bert": "bert", "bloom": "gpt2", "camembert": "bert",
@@ -47,18 +46,6 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model")
 """What the configs of model families call the heads and the width."""
 _SEGMENTED = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 """Inputs of encoders that are built like BERT."""
-_GPU_ONLY = {
-    "enable_group_norm": "GroupNorm", "enable_skip_group_norm": "SkipGroupNorm",
-    "enable_bias_splitgelu": "BiasSplitGelu", "enable_bias_add": "BiasAdd", "enable_nhwc_conv": "NhwcConv",
-    "enable_packed_qkv": "MultiHeadAttention of packed queries, keys and values",
-    "enable_packed_kv": "MultiHeadAttention of packed keys and values",
-}  # fmt: skip
-"""Fusions of diffusion models that ONNX Runtime has no kernel for on a CPU → what they make."""
-_CERTAIN = {
-    "unet": ("enable_group_norm", "enable_skip_group_norm", "enable_packed_qkv", "enable_packed_kv"),
-    "vae": ("enable_group_norm", "enable_skip_group_norm"),
-}
-"""Family → those that find something in every model of it."""
 _FP16 = ("force_fp32_ops", "force_fp32_nodes", "force_fp16_inputs")
 _GELU = ("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSplitGelu", "GemmFastGelu")
 _NORM = ("LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization",
@@ -177,9 +164,9 @@ class OrtTransformersOptimization(GraphPass):
                 f"it has {', '.join(sorted(_known_families()))}"
             )
         if accelerator.device == "cpu":
-            for name in _CERTAIN.get(family or "", ()):
+            for name in CERTAIN.get(family or "", ()):
                 if (config.optimization_options or {}).get(name):
-                    raise ConfigError(_no_kernel(self.spec.name, name, _GPU_ONLY[name], accelerator))
+                    raise ConfigError(no_kernel(self.spec.name, name, GPU_ONLY[name], accelerator))
         own = _told(info).get("model_type")
         if family is None and not config.only_onnxruntime and own:
             self._mapped(str(own))
@@ -210,7 +197,7 @@ class OrtTransformersOptimization(GraphPass):
         for name, value in (config.optimization_options or {}).items():
             setattr(options, name, AttentionOpType(value) if name == "attention_op_type" and value else value)
         cpu = context.accelerator.device == "cpu"
-        for name in _GPU_ONLY if cpu else ():
+        for name in GPU_ONLY if cpu else ():
             if hasattr(options, name) and not (config.optimization_options or {}).get(name):
                 setattr(options, name, False)
         if config.use_gqa:
@@ -260,10 +247,9 @@ class OrtTransformersOptimization(GraphPass):
                     f"{self.spec.name}: onnxruntime's fusions lose the inputs {', '.join(lost)}; set only_onnxruntime"
                 )
         kinds = {node.op_type for node in result.graph.node}
-        made = kinds | {_PACKED.get(len(node.input), "") for node in _attentions(result)}
-        for name, kind in _GPU_ONLY.items() if cpu else ():
-            if kind in made:
-                raise PassError(_no_kernel(self.spec.name, name, kind, context.accelerator))
+        for name, kind in GPU_ONLY.items() if cpu else ():
+            if kind in made_of(result):
+                raise PassError(no_kernel(self.spec.name, name, kind, context.accelerator))
         if not only and not heads and "Softmax" in kinds and not any("Attention" in kind for kind in kinds):
             context.log.warning(
                 "%s: attention is not fused, and nothing tells how many heads it has: give num_heads and hidden_size",
@@ -335,51 +321,6 @@ def _idle(config: OrtTransformersOptimizationConfig, kinds: Collection[str]) -> 
     if config.use_gqa and "GroupQueryAttention" not in kinds:
         found.append("use_gqa")
     return found
-
-
-_PACKED = {1: _GPU_ONLY["enable_packed_qkv"], 2: _GPU_ONLY["enable_packed_kv"]}
-"""Inputs of a MultiHeadAttention → how they are packed."""
-
-
-def _attentions(proto: Any) -> list[Any]:
-    return [node for node in proto.graph.node if node.op_type == "MultiHeadAttention"]
-
-
-def _no_kernel(pass_name: str, fusion: str, kind: str, accelerator: Accelerator) -> str:
-    return (
-        f"{pass_name}: optimization_options.{fusion}: {kind} is what ONNX Runtime runs on GPUs only; set it to false "
-        f"for {accelerator.execution_provider or accelerator.device}, or give the system of a GPU"
-    )
-
-
-@contextmanager
-def single_numbers() -> Iterator[None]:
-    """Let int() take constants of shape (1,), as onnxruntime's fusions of UNets need it; NumPy 2.4 no longer does."""
-    import numpy as np
-
-    class Constant(np.ndarray):
-        def __int__(self) -> int:
-            return int(self.reshape(-1)[0]) if self.size == 1 else int(np.asarray(self))
-
-    # onnxruntime imports its modules by their bare names.
-    known = [sys.modules.get(name) for name in ("onnx_model", "onnxruntime.transformers.onnx_model")]
-    classes = {module.OnnxModel for module in known if module is not None}
-    originals = {owner: owner.get_constant_value for owner in classes}
-
-    def replacement(original: Callable[..., Any]) -> Callable[..., Any]:
-        def constant(self: Any, name: str) -> Any:
-            value = original(self, name)
-            return value.view(Constant) if isinstance(value, np.ndarray) and value.shape == (1,) else value
-
-        return constant
-
-    for owner, original in originals.items():
-        owner.get_constant_value = replacement(original)
-    try:
-        yield
-    finally:
-        for owner, original in originals.items():
-            owner.get_constant_value = original
 
 
 def _listed() -> str:

@@ -12,7 +12,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
 from drupe.plugins.huggingface.pytorch_model import PytorchConfig
-from drupe.plugins.onnx.transformers_optimization import single_numbers
+from drupe.plugins.onnx.diffusion_fusions import single_numbers
 from drupe.testing import make_context, tiny_encoder, tiny_onnx_mlp
 from tests.plugins.onnx.graphs import CPU, answers, kinds, run_pass
 
