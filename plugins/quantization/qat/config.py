@@ -56,6 +56,11 @@ class QuantizationAwareTrainingConfig(PassConfig):
     fuse_batch_norm: bool = Field(
         True, description="Also fold every other batch norm that an example call shows behind a layer."
     )
+    freeze_batch_norm: bool = Field(
+        False,
+        description="Batch norms that are folded keep the statistics that they have, as batches of few samples want; "
+        "otherwise they learn on, and are folded at the end.",
+    )
     modules_to_exclude: list[str] | None = Field(
         None, description="Layers that stay in float, or modules all of whose layers do."
     )

@@ -1,16 +1,17 @@
 """Folds batch norms into the layers before them, which changes nothing that the model gives in evaluation mode.
 
-Training then starts from the folded weights: the statistics that the norm had are kept, and a weight's scales are those
-of what is multiplied in the end.
+Norms that learn on are folded when the training is over, at its last statistics; others before it. Either way a
+weight's scales are those of what is multiplied in the end.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from drupe.core.errors import ConfigError
 from drupe.plugins.quantization.qat.dataflow import Dataflow, Operation
@@ -74,18 +75,31 @@ def found_pairs(module: Any, flow: Dataflow) -> list[tuple[str, str]]:
     return pairs
 
 
-def fold(module: Any, layer_name: str, norm_name: str) -> None:
-    """Fold a batch norm into a layer, in place; an Identity stays where the norm was."""
+def fold(module: Any, layer_name: str, norm_name: str) -> Callable[[], None]:
+    """Fold a batch norm into a layer, in place; an Identity stays where the norm was. Returns what undoes it.
+
+    Of a layer whose weight is parametrized, the weight behind the parametrization is folded.
+    """
     layer, norm = module.get_submodule(layer_name), module.get_submodule(norm_name)
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    place, attribute = layer, "weight"
+    if parametrize.is_parametrized(layer, "weight"):
+        place, attribute = layer.parametrizations.weight, "original"
+    before = getattr(place, attribute), layer.bias
     if isinstance(layer, torch.nn.Linear):
-        weight, bias = torch.nn.utils.fuse_linear_bn_weights(layer.weight, layer.bias, *statistics)
+        weight, bias = torch.nn.utils.fuse_linear_bn_weights(*before, *statistics)
     else:
-        transposed = isinstance(layer, _TRANSPOSED)
-        weight, bias = torch.nn.utils.fuse_conv_bn_weights(layer.weight, layer.bias, *statistics, transposed)
-    layer.weight, layer.bias = torch.nn.Parameter(weight.detach()), torch.nn.Parameter(bias.detach())
-    parent, _, last = norm_name.rpartition(".")
-    setattr(module.get_submodule(parent), last, torch.nn.Identity())
+        weight, bias = torch.nn.utils.fuse_conv_bn_weights(*before, *statistics, isinstance(layer, _TRANSPOSED))
+    above, _, last = norm_name.rpartition(".")
+    parent = module.get_submodule(above)
+
+    def put(weight: Any, bias: Any, behind: Any) -> None:
+        setattr(place, attribute, weight)
+        layer.bias = bias
+        setattr(parent, last, behind)
+
+    put(torch.nn.Parameter(weight.detach()), torch.nn.Parameter(bias.detach()), torch.nn.Identity())
+    return lambda: put(*before, norm)
 
 
 def _follows(flow: Dataflow, layer: str, norm: str) -> bool:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from drupe.core.errors import ConfigError, PassError
 from drupe.plugins.quantization.qat.dataflow import Dataflow, Operation, follow
-from drupe.plugins.quantization.qat.fusing import LAYERS, fold, found_pairs, named_pairs
+from drupe.plugins.quantization.qat.fusing import LAYERS, NORMS, fold, found_pairs, named_pairs
 from drupe.plugins.quantization.qat.quantizers import Grid, Quantizer, WeightQuantizer
 
 __all__ = ["Recipe", "Scheme", "apply", "finish", "freeze", "prepare"]
@@ -71,10 +71,12 @@ def prepare(
     groups: Sequence[Sequence[str]] = (),
     fuse_found: bool = True,
     excluded: Sequence[str] = (),
+    fold_norms: bool = False,
 ) -> tuple[Recipe, Mapping[str, str]]:
-    """Fold batch norms and put quantizers in, in place; return what was done, and (layer → why) for what was left.
+    """Put quantizers in, in place; return what was done, and (layer → why) for what was left.
 
     inputs: an example batch. groups: names to fuse. excluded: layers that stay in float, or modules of which all do.
+    fold_norms: batch norms are folded now; otherwise they learn on, and `finish` folds them.
     Raises ConfigError for names that don't exist and for a module that has nothing to quantize.
     """
     names = [name for name, _ in module.named_modules()]
@@ -86,8 +88,7 @@ def prepare(
     taken = {norm for _, norm in pairs}
     if fuse_found:
         pairs += [pair for pair in found_pairs(module, flow) if pair[1] not in taken]
-    for layer, norm in pairs:
-        fold(module, layer, norm)
+    back = [fold(module, layer, norm) for layer, norm in pairs]
     if pairs:
         flow = follow(module, inputs)
     layers, left = _layers(module, flow, excluded)
@@ -98,18 +99,43 @@ def prepare(
         )
     outputs = _outputs(module, flow, layers) if scheme.activations else []
     grid = scheme.activations
+    behind = dict(pairs)
     recipe = Recipe(
         pairs,
         dict.fromkeys(layers, scheme.weights),
         {name: grid for name in layers if grid and not _quantized_before(flow, layers[name], outputs)},
-        {name: grid for name in outputs if grid},
+        {behind.get(name, name): grid for name in outputs if grid},
     )
+    if not fold_norms:
+        for undo in reversed(back):
+            undo()
     apply(module, recipe)
+    for layer, norm in () if fold_norms else pairs:
+        _learn_on(module.get_submodule(layer), module.get_submodule(norm))
     return recipe, left
 
 
+def _learn_on(layer: Any, norm: Any) -> None:
+    if parametrize.is_parametrized(layer, "weight"):
+        layer.parametrizations.weight[0].before(norm)
+    norm.register_forward_pre_hook(_keep_statistics)
+    norm.register_forward_hook(_go_on)
+
+
+def _keep_statistics(norm: Any, args: Any) -> None:
+    """One value of a channel has no variance: the last batch of an epoch may be a single sample."""
+    if norm.training and args[0].numel() == args[0].shape[1]:
+        norm.training = False
+        norm.spared = True
+
+
+def _go_on(norm: Any, args: Any, output: Any) -> None:
+    if getattr(norm, "spared", False):
+        norm.training, norm.spared = True, False
+
+
 def apply(module: Any, recipe: Recipe, *, folded: bool = True) -> None:
-    """Do to a module what the recipe says, in place. folded: batch norms are folded already."""
+    """Do to a module what the recipe says, in place. folded: batch norms are folded already, or later."""
     if not folded:
         for layer, norm in recipe.fused:
             fold(module, layer, norm)
@@ -123,13 +149,11 @@ def apply(module: Any, recipe: Recipe, *, folded: bool = True) -> None:
         part.add_module("input_quantizer", Quantizer(grid).to(part.weight.device))
         part.register_forward_pre_hook(_round_input, with_kwargs=True)
     for name, grid in recipe.outputs.items():
-        part = module.get_submodule(name)
-        part.add_module("output_quantizer", Quantizer(grid))
-        part.register_forward_hook(_round_output)
+        _round_behind(module.get_submodule(name), Quantizer(grid))
 
 
 def finish(module: Any, recipe: Recipe) -> Recipe:
-    """End the training of a prepared module, in place: weights move onto their grids, quantizers keep their scales.
+    """End the training of a prepared module, in place: norms are folded, weights go onto their grids, scales stay.
 
     Returns the recipe without the quantizers that no batch reached. Raises PassError where no batch reached any, or
     where the module is not the one that was prepared.
@@ -142,12 +166,19 @@ def finish(module: Any, recipe: Recipe) -> Recipe:
             for key in ("input", "output")
         }
         parametrizations = {name: layer.parametrizations.weight for name, layer in layers.items()}
+        norms = [pair for pair in recipe.fused if isinstance(module.get_submodule(pair[1]), NORMS)]
     except AttributeError as error:
         raise PassError(
             f"the trained module is not the one that was prepared for training ({error}); return the module that was "
             "given, trained, or nothing"
         ) from error
+    for layer, norm in norms:
+        moved = getattr(module.get_submodule(norm), "output_quantizer", None)
+        fold(module, layer, norm)
+        if moved is not None:
+            _round_behind(module.get_submodule(norm), moved)
     for found in parametrizations.values():
+        found[0].before(None)
         with torch.no_grad():
             found.original.copy_(found[0](found.original))
     for key, parts in quantizers.items():
@@ -249,6 +280,11 @@ def _round_input(module: Any, args: Any, kwargs: Any) -> Any:
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
     return args, {**kwargs, "input": quantizer(kwargs["input"])}
+
+
+def _round_behind(part: Any, quantizer: Quantizer) -> None:
+    part.add_module("output_quantizer", quantizer)
+    part.register_forward_hook(_round_output)
 
 
 def _round_output(module: Any, args: Any, output: Any) -> Any:

@@ -21,12 +21,13 @@ _FIXED = ("PyTorch.TorchScript", "PyTorch.ExportedProgram")
 class QuantizationAwareTraining(Pass):
     """Trains on with weights and activations rounded, so that the model learns to be right on its grid.
 
-    Batch norms are folded first. OnnxConversion writes the result with QuantizeLinear and DequantizeLinear: weights as
-    whole numbers, activations by the ranges that training showed. (Jacob et al. 2018, arXiv 1712.05877)
+    Batch norms are folded when they have learned. OnnxConversion writes the result with QuantizeLinear and
+    DequantizeLinear: weights as whole numbers, activations by the ranges that training showed. (Jacob et al. 2018,
+    arXiv 1712.05877)
     """
 
     Config: ClassVar[type[PassConfig]] = QuantizationAwareTrainingConfig
-    version = 1
+    version = 2
 
     def plan(self, info: ModelInfo, config: Any, accelerator: Accelerator) -> ModelInfo:
         """Refuse models that are quantized or fixed already."""
@@ -57,7 +58,7 @@ class QuantizationAwareTraining(Pass):
         return config.model_copy(update={"num_steps": 2, "num_epochs": None, "checkpoint_path": None})
 
     def run(self, model: Model, config: QuantizationAwareTrainingConfig, context: PassContext) -> Model:
-        """Load, fold, put quantizers in, train, write what was learned."""
+        """Load, put quantizers in, train, fold, write what was learned."""
         import torch
 
         from drupe.plugins.quantization.qat.loop import check_finite

@@ -131,7 +131,8 @@ class Quantizer(torch.nn.Module):  # type: ignore[misc]
 class WeightQuantizer(torch.nn.Module):  # type: ignore[misc]
     """Rounds a weight, as a parametrization of it: a scale for each output channel, or one for all.
 
-    axis: that of the output channels. Its scales follow the weight until it is frozen.
+    axis: that of the output channels. Its scales follow the weight until it is frozen. Before a batch norm that learns
+    on, the weight is rounded as it will be when the norm is folded into it (Jacob et al. 2018, section 3.2).
     """
 
     def __init__(self, grid: Grid, axis: int, shape: tuple[int, ...]) -> None:
@@ -139,12 +140,33 @@ class WeightQuantizer(torch.nn.Module):  # type: ignore[misc]
         self.grid = grid
         self.axis = axis
         self.frozen = False
+        # In a tuple, so that the norm is not taken for a part of this module.
+        self._norm: tuple[Any, ...] = ()
         count = shape[axis] if grid.per_channel else 1
         self.register_buffer("scale", torch.ones(count))
         self.register_buffer("zero_point", torch.zeros(count, dtype=torch.int32))
 
     def forward(self, weight: Any) -> Any:
         """Return the weight rounded to the grid."""
+        if self._norm:
+            factor = self._factor(*self._norm).reshape([-1 if axis == self.axis else 1 for axis in range(weight.dim())])
+            return self._rounded(weight * factor) / factor
+        return self._rounded(weight)
+
+    def before(self, norm: Any) -> None:
+        """Round for the batch norm that takes the layer's output; None: for nothing."""
+        self._norm = () if norm is None else (norm,)
+
+    def _factor(self, norm: Any) -> Any:
+        """Return what folding will multiply each channel's weights by, shape (channels,)."""
+        with torch.no_grad():
+            factor = torch.rsqrt(norm.running_var + norm.eps)
+            if norm.weight is not None:
+                factor = factor * norm.weight
+            # A channel that the norm switches off keeps a weight to learn with.
+            return torch.where(factor.abs() < _SMALLEST, torch.ones_like(factor), factor)
+
+    def _rounded(self, weight: Any) -> Any:
         if not self.frozen:
             self._observe(weight.detach())
         # A frozen weight lies on the grid, so the wider range of the type changes nothing.

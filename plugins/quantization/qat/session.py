@@ -65,6 +65,7 @@ def prepared(
         groups=config.modules_to_fuse or (),
         fuse_found=config.fuse_batch_norm,
         excluded=config.modules_to_exclude or (),
+        fold_norms=config.freeze_batch_norm,
     )
     for name, why in left.items():
         context.log.info("%s stays in float: %s", name, why)

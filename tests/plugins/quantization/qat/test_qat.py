@@ -110,6 +110,40 @@ def test_folding_changes_nothing_and_finds_batch_norms_by_itself(tmp_path: Path)
     assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
 
 
+def test_batch_norms_learn_on_and_are_folded_at_the_end(tmp_path: Path) -> None:
+    """A network that is hardly trained, and steps that are too large where nothing keeps activations in bounds."""
+    model = source(trained(residual(), epochs=1), tmp_path / "s", RESIDUAL)
+    told = {}
+    for freeze in (False, True):
+        config = {"num_epochs": 3, "learning_rate": 1e-2, "freeze_batch_norm": freeze}
+        made, context = train(model, tmp_path / f"q{freeze}", **config)
+        assert len(context.report["quantization_aware_training"]["fused"]) == 3
+        graph, _ = take("OnnxConversion", made, tmp_path / f"o{freeze}", {"target_opset": 20})
+        assert "BatchNormalization" not in {node.op_type for node in graph_of(graph).graph.node}
+        ours, theirs = torch_call(made, context)(PICTURES), graph_call(graph)(PICTURES)
+        assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.99
+        told[freeze] = accuracy(graph_call(graph))
+    assert told[False] > told[True] + 0.08
+
+
+def test_norms_switch_channels_off_turn_signs_and_meet_single_samples(tmp_path: Path) -> None:
+    """The second batch of an epoch is one picture, of which a norm behind pooling sees one value a channel."""
+    parts = [
+        torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Conv2d(8, 8, 1),
+        torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(8, 10),
+    ]  # fmt: skip
+    module = trained(torch.nn.Sequential(*parts), epochs=1)
+    with torch.no_grad():
+        module[4].weight[:3] = torch.tensor([0.0, -1.0, 1e-9])
+    model = source(module, tmp_path / "s")
+    made, context = train(model, tmp_path / "q", samples(51), train_batch_size=50, num_epochs=2)
+    assert context.report["quantization_aware_training"]["fused"] == [["3", "4"]]
+    found = torch_call(made, context)(PICTURES)
+    assert np.isfinite(found).all()
+    graph, _ = take("OnnxConversion", made, tmp_path / "o", {"target_opset": 20})
+    assert np.abs(found - graph_call(graph)(PICTURES)).max() < 0.02 * np.abs(found).max()
+
+
 def test_a_sum_of_two_branches_runs_on_integer_convolutions(tmp_path: Path) -> None:
     module = trained(residual(), epochs=2)
     made, context = train(source(module, tmp_path / "s", RESIDUAL), tmp_path / "q", num_epochs=1)
@@ -122,7 +156,7 @@ def test_a_sum_of_two_branches_runs_on_integer_convolutions(tmp_path: Path) -> N
 
 
 def test_training_makes_up_for_what_few_bits_take(model: Model, plain: Any, tmp_path: Path) -> None:
-    few = {"weight_bits": 2, "num_epochs": 3}
+    few = {"weight_bits": 2, "num_epochs": 6}
     learned, context = train(model, tmp_path / "learned", **few)
     rounded, other = train(model, tmp_path / "rounded", **{**few, "learning_rate": 1e-12, "num_epochs": 1})
     ours, theirs = accuracy(torch_call(learned, context)), accuracy(torch_call(rounded, other))
