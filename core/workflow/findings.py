@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,14 +37,6 @@ class Findings:
         notice = Notice(path, found, now, why)
         if notice not in self.notices:
             self.notices.append(notice)
-
-    def forget(self, path: str, kinds: Collection[str]) -> None:
-        """Take back what was found at a path and below it of these kinds: what stands there is not used."""
-        self.faults = [
-            fault
-            for fault in self.faults
-            if fault.kind not in kinds or not (fault.path == path or fault.path.startswith(f"{path}."))
-        ]
 
     def unknown_key(self, path: str, key: str, valid: Iterable[str]) -> None:
         """Record a key that nothing knows, with the nearest valid one."""

@@ -159,7 +159,6 @@ def _read(path: Path, document: dict[str, Any], checked: dict[str, Any], reading
     evaluators = read_evaluators(checked, reading)
     passes = read_passes(checked, evaluators, reading)
     flows = read_flows(checked, passes.entries, reading)
-    passes = passes.of_flows(flows)
     options = _options(checked, reading)
     evaluator = _evaluator(checked, evaluators, passes.entries, findings)
     if checked.get("passes") in (None, {}) and evaluator is None and "auto_optimizer_config" not in checked:

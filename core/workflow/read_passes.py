@@ -29,14 +29,6 @@ class Passes:
     unmarked: list[str] = field(default_factory=list)
     marked: list[str] = field(default_factory=list)
 
-    def of_flows(self, flows: Sequence[Sequence[str]]) -> Passes:
-        """Return those that stand in a flow; the others take no part in anything."""
-        used = {name for flow in flows for name in flow}
-        unmarked, marked = (
-            [e for e in entries if e.partition(".")[0] in used] for entries in (self.unmarked, self.marked)
-        )
-        return Passes({n: e for n, e in self.entries.items() if n in used}, self.data, unmarked, marked)
-
 
 def read_passes(document: Mapping[str, Any], evaluators: Mapping[str, Any], reading: Reading) -> Passes:
     """Return the passes, each alternative checked against the Config of its type."""
@@ -217,10 +209,6 @@ def read_flows(
         if tuple(flow) in found:
             reading.findings.fault(path, "the same flow is given twice", "each flow once")
         found.append(tuple(str(name) for name in flow))
-    unused = [name for name in names if not any(name in flow for flow in found)]
-    for name in unused:
-        reading.findings.notice(join("passes", name), f"pass {name!r}", "left out", "no flow of pass_flows names it")
-        reading.findings.forget(join("passes", name), ("missing", "needs"))
     if len(found) > 1 and "flow" in names:
         reading.findings.fault("passes.flow", "the name 'flow'", "another name, as it stands for the choice of a flow")
     return tuple(found)
