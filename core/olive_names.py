@@ -6,17 +6,19 @@ finder at the end of `sys.meta_path` provides these names: an Olive that is inst
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 __all__ = ["provide_olive_names", "registered"]
 
-_MARK = "__olive_name__"
+_PLACES = ("load_dataset", "pre_process_data", "post_process_data", "dataloader")
 
 
 class Registry:
@@ -25,7 +27,7 @@ class Registry:
     @classmethod
     def register(cls, sub_type: Any, name: str | None = None) -> Callable[[Any], Any]:
         """Return a decorator. name: any case; default: the component's own name. sub_type: its place in the data."""
-        return lambda component: _marked(component, name)
+        return lambda component: _kept(component, name)
 
     @classmethod
     def register_dataset(cls, name: str | None = None) -> Callable[[Any], Any]:
@@ -48,15 +50,34 @@ class Registry:
         return cls.register("dataloader", name)
 
 
-def _marked(component: Any, name: str | None) -> Any:
-    setattr(component, _MARK, (component.__name__ if name is None else name).lower())
+def _kept(component: Any, name: str | None) -> Any:
+    _COMPONENTS.setdefault((component.__name__ if name is None else name).lower(), []).append(component)
     return component
 
 
+_COMPONENTS: dict[str, list[Any]] = {}
+"""What scripts of this process registered: name in lower case → components, the latest last."""
+
+
 def registered(module: ModuleType, name: str) -> Any:
-    """Return what a script registered by this name, in any case; None where there is nothing."""
-    found = (value for value in vars(module).values() if getattr(value, _MARK, None) == name.lower())
-    return next(found, None)
+    """Return what a script, or a module that it imports from its folder, registered by this name, in any case.
+
+    None where there is nothing. Where Olive is installed its own registry is asked.
+    """
+    found = [component for component in reversed(_COMPONENTS.get(name.lower(), ())) if _goes_with(component, module)]
+    own = [component for component in found if component.__module__ == module.__name__]
+    theirs: Any = getattr(sys.modules.get("olive.data.registry"), "Registry", Registry)
+    if theirs is Registry:
+        return next(iter(own or found), None)
+    for place in _PLACES:
+        with contextlib.suppress(Exception):
+            return theirs.get(place, name.lower())
+    return None
+
+
+def _goes_with(component: Any, module: ModuleType) -> bool:
+    home = getattr(sys.modules.get(component.__module__), "__file__", None)
+    return home is not None and Path(home).is_relative_to(Path(str(module.__file__)).parent)
 
 
 class Framework(StrEnum):

@@ -40,6 +40,9 @@ def framework(data_dir, batchsize, *args, **kwargs):
 """
 
 
+REGISTRY = "from olive.data.registry import Registry\n\n"
+
+
 @pytest.fixture(autouse=True)
 def no_olive() -> Iterator[None]:
     yield
@@ -58,6 +61,40 @@ def test_a_script_that_registers_its_functions_with_olive_needs_no_olive(tmp_pat
     assert function(tmp_path, "load_codes")("codes") == "codes"
     assert function(tmp_path, "trimmed")([1, 2]) == [1]  # By the name it was registered by, in any case.
     assert list(in_turn(function(tmp_path, "rows")())) == [({"x": 1}, 2)]
+
+
+def test_what_a_module_beside_the_script_registers_counts_as_well(tmp_path: Path) -> None:
+    for folder, value in (("one", 1), ("other", 2)):
+        (tmp_path / folder).mkdir()
+        text = f"{REGISTRY}@Registry.register_dataset('Rows')\ndef f():\n    return {value}\n"
+        (tmp_path / folder / f"parts_{folder}.py").write_text(text)
+    assert function(tmp_path / "other", "rows", "import parts_other")() == 2
+    assert function(tmp_path / "one", "ROWS", "import parts_one")() == 1
+    (tmp_path / "third").mkdir()
+    with pytest.raises(ConfigError, match="defines no rows"):
+        function(tmp_path / "third", "rows", "x = 1")
+
+
+def test_the_registry_of_an_olive_that_is_installed_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "olive" / "data"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").write_text("")
+    (package / "registry.py").write_text(
+        "class Registry:\n"
+        "    found = {'load_dataset': {}, 'pre_process_data': {}}\n"
+        "    @classmethod\n"
+        "    def register_pre_process(cls, name):\n"
+        "        return lambda f: cls.found['pre_process_data'].setdefault(name.lower(), f)\n"
+        "    @classmethod\n"
+        "    def get(cls, place, name):\n"
+        "        return cls.found[place][name]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    script = (
+        "from olive.data.registry import Registry\n\n@Registry.register_pre_process('Short')\ndef f():\n    return 3\n"
+    )
+    assert function(tmp_path, "short", script)() == 3
 
 
 def test_a_loader_gets_folder_and_batch_size_by_place_and_the_framework(tmp_path: Path) -> None:
