@@ -220,7 +220,7 @@ class Driver:
                 "sampler": [search.sampler, search.seed] if search else None,
                 # Trials that were cut short are no use to a search that wants all in full.
                 **({"racing": asdict(search.multi_fidelity)} if search and search.multi_fidelity else {}),
-                "data": {name: self.engine.data_identity(name) for name in self.workflow.data_in_use},
+                "data": {name: self.engine.data_identity(name) for name in self.workflow.data},
                 # What can be served changes with what is installed; the space changes with it.
                 **({"left out": [[one.dimension, one.value] for one in left_out]} if left_out else {}),
             }

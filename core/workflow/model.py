@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,20 +142,3 @@ class Workflow:
     def folder(self) -> Path:
         """The folder that relative paths resolve against."""
         return self.path.parent
-
-    @property
-    def data_in_use(self) -> tuple[str, ...]:
-        """The data configs that anything else of the file names; others need not be had."""
-        named = set(_texts([value for key, value in self.document.items() if key != "data_configs"]))
-        return tuple(name for name in self.data if name in named)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _texts(part)
