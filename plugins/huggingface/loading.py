@@ -12,19 +12,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drupe.core.errors import ConfigError
+from drupe.core.accelerators import Accelerator
+from drupe.core.errors import ConfigError, EvaluationError
 from drupe.core.model import Model
 
 __all__ = [
     "adapter_folder",
     "auto_class_name",
     "infer_task",
+    "known_task",
     "load_config",
     "load_image_processor",
     "load_model",
     "load_tokenizer",
     "model_class",
     "read_config",
+    "ready_device",
     "torch_dtype",
 ]
 
@@ -108,6 +111,29 @@ def auto_class_name(task: str, architecture: str | None = None) -> str:
         raise ConfigError(f"unknown task {task!r}; known: {', '.join(sorted({*_AUTO_CLASSES, *_TASK_ALIASES}))}")
     own = _BY_ARCHITECTURE.get(task, {})
     return next((auto for end, auto in own.items() if architecture and architecture.endswith(end)), _AUTO_CLASSES[task])
+
+
+def known_task(task: str | None) -> str | None:
+    """Return a Config's task as it is. Raises ValueError for one that no Auto class is known for."""
+    if task is not None:
+        try:
+            auto_class_name(task)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+    return task
+
+
+def ready_device(accelerator: Accelerator, threads: int | None) -> str:
+    """Return an accelerator's torch device, with this process's threads set. Raises EvaluationError without it."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(int(threads))
+    if accelerator.device != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise EvaluationError("the accelerator is a gpu, but PyTorch sees none here; install a CUDA build of torch")
+    return "cuda"
 
 
 def torch_dtype(name: str | None) -> Any:

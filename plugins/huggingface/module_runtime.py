@@ -14,6 +14,7 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import Result, Runtime, Session
+from drupe.plugins.huggingface.loading import ready_device
 from drupe.plugins.huggingface.pytorch_model import PytorchConfig, io_config, load_pytorch, takes_names
 
 __all__ = ["ModuleRuntime", "ModuleSession"]
@@ -42,17 +43,7 @@ class ModuleRuntime(Runtime):
 
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
         """See Runtime.open."""
-        import torch
-
-        device = "cpu"
-        if accelerator.device == "gpu":
-            if not torch.cuda.is_available():
-                raise EvaluationError(
-                    "the accelerator is a gpu, but PyTorch sees none here; install a CUDA build of torch"
-                )
-            device = "cuda"
-        if options.get("threads"):
-            torch.set_num_threads(int(options["threads"]))
+        device = ready_device(accelerator, options.get("threads"))
         # Who opens a session has asked for the consents already.
         asked: Any = SimpleNamespace(require_consent=lambda *_: None, workflow_dir=None)
         try:

@@ -14,7 +14,7 @@ from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
 from drupe.core.scoring import Sequences, right_padded, scored_places
-from drupe.plugins.huggingface.loading import infer_task, load_model, load_tokenizer, torch_dtype
+from drupe.plugins.huggingface.loading import infer_task, load_model, load_tokenizer, ready_device, torch_dtype
 
 __all__ = ["TransformersRuntime", "TransformersSession", "has_tokenizer"]
 
@@ -49,17 +49,7 @@ class TransformersRuntime(Runtime):
 
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
         """See Runtime.open."""
-        import torch
-
-        device = "cpu"
-        if accelerator.device == "gpu":
-            if not torch.cuda.is_available():
-                raise EvaluationError(
-                    "the accelerator is a gpu, but PyTorch sees none here; install a CUDA build of torch"
-                )
-            device = "cuda"
-        if options.get("threads"):
-            torch.set_num_threads(int(options["threads"]))
+        device = ready_device(accelerator, options.get("threads"))
         extra = {"attn_implementation": options["attn_implementation"]} if options.get("attn_implementation") else {}
         try:
             dtype = torch_dtype(options.get("dtype"))

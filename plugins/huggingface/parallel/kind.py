@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
 from drupe.plugins.huggingface.files import copy_tree
-from drupe.plugins.huggingface.loading import auto_class_name, infer_task, read_config
+from drupe.plugins.huggingface.loading import infer_task, known_task, read_config
 from drupe.plugins.huggingface.parallel.layout import PATTERN, Layout
 
 __all__ = ["DistributedHfConfig", "DistributedHfKind"]
@@ -27,20 +27,12 @@ class DistributedHfConfig(ModelConfig):
     model_path: str | dict[str, Any] = Field(description="A folder that PyTorchTensorParallel made.")
     model_name_pattern: str = Field(PATTERN, description="How the folders of ranks are named: model_{:02d}.")
     num_ranks: int | None = Field(None, ge=2, description="How many there are; not given: as the folder tells.")
-    task: str | None = Field(None, description="What the model is for; by default, its architecture tells.")
+    task: Annotated[str | None, AfterValidator(known_task)] = Field(
+        None, description="What the model is for; by default, its architecture tells."
+    )
     load_kwargs: dict[str, Any] = Field(default_factory=dict, description="How to load it: dtype, attn_implementation.")
     io_config: dict[str, Any] | None = Field(None, description="Names, shapes, types and axes of the inputs.")
     model_attributes: dict[str, Any] = Field(default_factory=dict, description="Facts for passes to use.")
-
-    @field_validator("task")
-    @classmethod
-    def _known_task(cls, task: str | None) -> str | None:
-        if task is not None:
-            try:
-                auto_class_name(task)
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
-        return task
 
     @field_validator("load_kwargs")
     @classmethod
