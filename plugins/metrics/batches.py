@@ -78,6 +78,9 @@ def spread(batch: Batch, count: int) -> list[tuple[str, int, Any]]:
     if target is None:
         return [(f"{key}#{position}", position, None) for position in range(count)]
     wanted = array(target)
+    if wanted.ndim == 0 and count == 1:
+        # One picture beside the texts that it is compared with.
+        return [(key, 0, target)]
     if wanted.ndim == 0 or len(wanted) != count:
         raise EvaluationError(
             f"batch {key} has targets of shape {wanted.shape} and outputs for {count} samples; expected a target for "
