@@ -193,6 +193,7 @@ def test_the_dtype_of_old_configs_is_read_from_the_weights(tiny_llama_dir: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_a_gguf_file_gives_the_same_model_each_time(smollm2_gguf: Path, smollm2_dir: Path, tmp_path: Path) -> None:
     model = load(tmp_path, smollm2_gguf, task="text-generation")
     assert model.digest == Model.from_dir("hf", smollm2_dir, model.attributes).digest

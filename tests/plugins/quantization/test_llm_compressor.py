@@ -274,6 +274,7 @@ def test_the_contract_holds_there(environment: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_schemes_and_recipes_give_checkpoints_that_transformers_opens(compress: Compress, tmp_path: Path) -> None:
     source = tiny_causal_lm(tmp_path / "model", hidden_size=128, num_attention_heads=4, initializer_range=0.1)
     quick: dict[str, Any] = {"data_config": "text", "nsamples": 8, "seqlen": 32}

@@ -423,10 +423,10 @@ def test_what_can_not_be_rotated_is_told(
 
 @pytest.mark.slow
 @pytest.mark.real_run("SpinQuant")
-def test_smollm2_rounded_to_four_bits_keeps_more_after_two_steps(smollm2_dir: Path, tmp_path: Path) -> None:
+def test_smollm2s_blocks_rounded_to_four_bits_keep_more_after_two_steps(smollm2_cut_dir: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    source = Model.from_dir("hf", smollm2_dir, {"task": "text-generation"})
+    source = Model.from_dir("hf", smollm2_cut_dir, {"task": "text-generation"})
     page = load_tokenizer(source)(pydoc.render_doc("argparse", renderer=pydoc.plaintext))["input_ids"]
     data = {"pages": samples(np.asarray(page[: 8 * 64]).reshape(8, 64))}
     context = make_context(tmp_path / "job", accelerator=CPU, data=data)
