@@ -98,8 +98,8 @@ def with_adapter(model: Model) -> Any:
     ("name", "rate", "config", "most", "least"),
     [
         pytest.param("DoRA", 2e-3, {}, 0.7, 0.7, marks=pytest.mark.real_run("DoRA")),
-        pytest.param("LoHa", 3e-2, FEW, 0.8, 0.55, marks=[pytest.mark.real_run("LoHa"), pytest.mark.full]),
-        pytest.param("LoKr", 3e-2, FEW, 0.85, 0.55, marks=[pytest.mark.real_run("LoKr"), pytest.mark.full]),
+        pytest.param("LoHa", 3e-2, FEW, 0.8, 0.55, marks=pytest.mark.real_run("LoHa")),
+        pytest.param("LoKr", 3e-2, FEW, 0.85, 0.55, marks=pytest.mark.real_run("LoKr")),
         pytest.param("LoftQ", 2e-3, {}, 0.5, 0.75, marks=pytest.mark.real_run("LoftQ")),
         pytest.param("ElasticLoRA", 2e-3, RANKS, 1.3, 0.5, marks=pytest.mark.real_run("ElasticLoRA", "SelectRank")),
     ],

@@ -71,7 +71,6 @@ def thirds(smollm2: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.mark.slow
 @pytest.mark.full
-@pytest.mark.real_run("PyTorchTensorParallel")
 def test_three_ranks_under_torchrun_say_what_smollm2_says(
     thirds: Model, prose: np.ndarray, smollm2_says: np.ndarray, tmp_path: Path
 ) -> None:
