@@ -17,12 +17,13 @@ __all__ = ["Dataflow", "Operation", "call", "follow"]
 @dataclass(frozen=True)
 class Operation:
     """One call. name: the function's (conv2d, relu, add). module: the name of the innermost module that it ran in.
-    inputs, outputs: numbers of the tensors that it took and gave."""
+    inputs, outputs: numbers of the tensors that it took and gave. axes: how many the first of the given ones has."""
 
     name: str
     module: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    axes: int
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         if given and name != "__get__":
             # What an operation gives is a new value even where it changed its input in place.
             numbers = tuple(self._renumber(tensor) for tensor in given)
-            self.operations.append(Operation(name, self.stack[-1] if self.stack else "", inputs, numbers))
+            where = self.stack[-1] if self.stack else ""
+            self.operations.append(Operation(name, where, inputs, numbers, given[0].dim()))
         return outputs
 
 

@@ -16,12 +16,12 @@ from torch.nn.utils import parametrize
 from drupe.core.errors import ConfigError
 from drupe.plugins.quantization.qat.dataflow import Dataflow, Operation
 
-__all__ = ["LAYERS", "NORMS", "fold", "found_pairs", "named_pairs"]
+__all__ = ["LAYERS", "fold", "found_pairs", "named_pairs", "owns_weight"]
 
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 _TRANSPOSED = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
 LAYERS = (*_CONVOLUTIONS, *_TRANSPOSED, torch.nn.Linear)
-NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 _ACTIVATIONS = (torch.nn.ReLU, torch.nn.ReLU6)
 _SEQUENCES = ("layer, batch norm", "layer, batch norm, ReLU", "layer, ReLU", "batch norm, ReLU")
 
@@ -45,17 +45,12 @@ def named_pairs(module: Any, groups: Sequence[Sequence[str]], flow: Dataflow) ->
             if not _can_be_fused(kinds):
                 told = ", ".join(f"{n} ({type(kind).__name__})" for n, kind in zip(names, kinds, strict=True))
                 raise ConfigError(f"{where}: {told} can't be fused; expected {'; or '.join(_SEQUENCES)}")
-            if not (isinstance(kinds[0], LAYERS) and isinstance(kinds[1], NORMS)):
+            if not (isinstance(kinds[0], LAYERS) and isinstance(kinds[1], _NORMS)):
                 # A ReLU behind a layer is found by following the call.
                 continue
             layer, norm = names[:2]
-            if not _follows(flow, layer, norm):
-                raise ConfigError(
-                    f"{where}: in an example call {norm} is not what takes {layer}'s output and nothing else; such "
-                    "modules can't be fused"
-                )
-            if kinds[1].running_mean is None:
-                raise ConfigError(f"{where}: {norm} keeps no running statistics, so it can't be folded into {layer}")
+            if obstacle := _obstacle(modules, flow, layer, norm):
+                raise ConfigError(f"{where}: {obstacle}")
             pairs.append((layer, norm))
     return list(dict.fromkeys(pairs))
 
@@ -65,12 +60,12 @@ def found_pairs(module: Any, flow: Dataflow) -> list[tuple[str, str]]:
     modules = dict(module.named_modules())
     pairs = []
     for name, norm in modules.items():
-        if not isinstance(norm, NORMS) or norm.running_mean is None or len(flow.of(name)) != 1:
+        if not isinstance(norm, _NORMS) or len(flow.of(name)) != 1:
             continue
         before = flow.producer(flow.of(name)[0].inputs[0])
         if before is None or not isinstance(modules.get(before.module), LAYERS):
             continue
-        if _follows(flow, before.module, name):
+        if _obstacle(modules, flow, before.module, name) is None:
             pairs.append((before.module, name))
     return pairs
 
@@ -102,6 +97,27 @@ def fold(module: Any, layer_name: str, norm_name: str) -> Callable[[], None]:
     return lambda: put(*before, norm)
 
 
+def owns_weight(layer: Any) -> bool:
+    """Whether a layer's weight is a parameter of its own, not one that a weight norm or the like makes of others."""
+    return any(name == "weight" for name, _ in layer.named_parameters(recurse=False))
+
+
+def _obstacle(modules: Mapping[str, Any], flow: Dataflow, layer: str, norm: str) -> str | None:
+    """Return why a batch norm can't be folded into a layer; None where it can."""
+    if not _follows(flow, layer, norm):
+        return (
+            f"in an example call {norm} is not what takes {layer}'s output and nothing else; such modules can't be "
+            "fused"
+        )
+    if modules[norm].running_mean is None:
+        return f"{norm} keeps no running statistics, so it can't be folded into {layer}"
+    if not owns_weight(modules[layer]):
+        return f"{layer}'s weight is parametrized, so {norm} can't be folded into it"
+    if isinstance(modules[layer], torch.nn.Linear) and _kernels(flow, layer)[0].axes > 2:
+        return f"{norm} normalizes another axis than that of {layer}'s outputs, so it can't be folded into it"
+    return None
+
+
 def _follows(flow: Dataflow, layer: str, norm: str) -> bool:
     """Whether in the call each of the two ran once, and the norm alone took what the layer gave."""
     first, second = _kernels(flow, layer), _kernels(flow, norm)
@@ -118,7 +134,7 @@ def _kernels(flow: Dataflow, name: str) -> list[Operation]:
 def _can_be_fused(kinds: Sequence[Any]) -> bool:
     rest = list(kinds)
     layer = bool(rest) and isinstance(rest[0], LAYERS) and bool(rest.pop(0))
-    norm = bool(rest) and isinstance(rest[0], NORMS) and rest.pop(0) is not None
+    norm = bool(rest) and isinstance(rest[0], _NORMS) and rest.pop(0) is not None
     activation = bool(rest) and isinstance(rest[0], _ACTIVATIONS) and rest.pop(0) is not None
     return not rest and layer + norm + activation >= 2
 

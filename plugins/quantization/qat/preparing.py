@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from drupe.core.errors import ConfigError, PassError
 from drupe.plugins.quantization.qat.dataflow import Dataflow, Operation, follow
-from drupe.plugins.quantization.qat.fusing import LAYERS, NORMS, fold, found_pairs, named_pairs
+from drupe.plugins.quantization.qat.fusing import LAYERS, fold, found_pairs, named_pairs, owns_weight
 from drupe.plugins.quantization.qat.quantizers import Grid, Quantizer, WeightQuantizer
 
 __all__ = ["Recipe", "Scheme", "apply", "finish", "freeze", "prepare"]
@@ -166,7 +166,9 @@ def finish(module: Any, recipe: Recipe) -> Recipe:
             for key in ("input", "output")
         }
         parametrizations = {name: layer.parametrizations.weight for name, layer in layers.items()}
-        norms = [pair for pair in recipe.fused if isinstance(module.get_submodule(pair[1]), NORMS)]
+        # Whatever a loop made of a norm, as SyncBatchNorm, is folded; what has no statistics is none.
+        behind = [(pair, module.get_submodule(pair[1])) for pair in recipe.fused]
+        norms = [pair for pair, norm in behind if not isinstance(norm, torch.nn.Identity) and norm.running_var.numel()]
     except AttributeError as error:
         raise PassError(
             f"the trained module is not the one that was prepared for training ({error}); return the module that was "
@@ -219,7 +221,7 @@ def _layers(module: Any, flow: Dataflow, excluded: Sequence[str]) -> tuple[dict[
             left[name] = "not called"
         elif owners[id(part.weight)] > 1:
             left[name] = "its weight is another module's as well"
-        elif parametrize.is_parametrized(part):
+        elif parametrize.is_parametrized(part) or not owns_weight(part):
             left[name] = "its weight is parametrized"
         else:
             layers[name] = calls

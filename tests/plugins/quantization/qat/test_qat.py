@@ -11,10 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
+from drupe.plugins.quantization.qat.preparing import Recipe, Scheme, finish, prepare
+from drupe.plugins.quantization.qat.quantizers import Grid
 from drupe.testing import PassContract, make_context
 from tests.plugins.quantization.qat.networks import (
     CONSENT,
@@ -142,6 +145,29 @@ def test_norms_switch_channels_off_turn_signs_and_meet_single_samples(tmp_path: 
     assert np.isfinite(found).all()
     graph, _ = take("OnnxConversion", made, tmp_path / "o", {"target_opset": 20})
     assert np.abs(found - graph_call(graph)(PICTURES)).max() < 0.02 * np.abs(found).max()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "why"),
+    [
+        (lambda: weight_norm(torch.nn.Conv1d(6, 7, 1)), (3, 6, 7), "0's weight is parametrized"),
+        (lambda: spectral_norm(torch.nn.Conv1d(6, 7, 1)), (3, 6, 7), "0's weight is parametrized"),
+        (lambda: torch.nn.Linear(6, 7), (3, 7, 6), "1 normalizes another axis than that of 0's outputs"),
+    ],
+)
+def test_norms_that_can_not_be_folded_stay(layer: Any, shape: tuple[int, ...], why: str) -> None:
+    def made() -> Any:
+        parts = [layer(), torch.nn.BatchNorm1d(7), torch.nn.Flatten(), torch.nn.Linear(49, 4)]
+        return torch.nn.Sequential(*parts)
+
+    module, inputs = made(), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    scheme = Scheme(Grid.of_weights(8, True), None)
+    recipe, _ = prepare(module, inputs, scheme)
+    assert not recipe.fused and "3" in recipe.weights
+    module.train()(inputs)
+    assert isinstance(finish(module, recipe), Recipe) and isinstance(module[1], torch.nn.BatchNorm1d)
+    with pytest.raises(ConfigError, match=f"modules_to_fuse.0: {why}"):
+        prepare(made(), inputs, scheme, groups=[["0", "1"]])
 
 
 def test_a_sum_of_two_branches_runs_on_integer_convolutions(tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def own_copy(model, num_epochs):
     fit(model, num_epochs)
     return model
 
+def own_synced(model):
+    fit(model, 3)
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    fit(model, 3)
+    return model
+
 def own_batches(model, train_dataloader):
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     for pictures, classes in train_dataloader:
@@ -180,7 +186,13 @@ def test_a_loss_of_the_users(model: Model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("own", {}), ("own_copy", {"num_epochs": 4}), ("own_batches", {"train_data_config": "train"})]
+    ("name", "steps"),
+    [
+        ("own", {}),
+        ("own_copy", {"num_epochs": 4}),
+        ("own_synced", {}),
+        ("own_batches", {"train_data_config": "train"}),
+    ],
 )
 def test_a_loop_of_the_users(name: str, steps: Any, model: Model, tmp_path: Path) -> None:
     made, context = functions(model, tmp_path / "q", training_loop_func=name, **steps)
