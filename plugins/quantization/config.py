@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -16,7 +16,15 @@ from drupe.core.passes import Pass
 from drupe.plugins.quantization.checkpoint import METHOD, QuantizedLayer, quantized_layers, write_checkpoint
 from drupe.plugins.quantization.decoders import check_float, check_zeros_stay
 from drupe.plugins.quantization.grid import TYPE_BITS
-from drupe.plugins.quantization.layers import EMBEDDING, HEAD, Scheme, left_in_float, linear_layers, schemes
+from drupe.plugins.quantization.layers import (
+    EMBEDDING,
+    HEAD,
+    Scheme,
+    embedding_name,
+    left_in_float,
+    linear_layers,
+    schemes,
+)
 from drupe.plugins.quantization.saving import copy_beside
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
 ]
 
 _OF_LAYERS = ("bits", "group_size", "symmetric", "sym")
+_GroupSize = Literal[-1, 16, 32, 64, 128, 256]
 _NOTEWORTHY = 0.05
 """Share of the blocks' weights from which it is told that they stay in float."""
 
@@ -37,7 +46,7 @@ class GridConfig(PassConfig):
     """The grid of the weights."""
 
     bits: Literal[4, 8] = searchable(4, Ordered(4, 8), doc="Bits of a weight.")
-    group_size: Literal[-1, 16, 32, 64, 128, 256] = searchable(
+    group_size: _GroupSize = searchable(
         128,
         Ordered(32, 64, 128),
         doc="Columns that share a scale; it must divide the layers' widths. -1: the whole row.",
@@ -68,6 +77,12 @@ class GridConfig(PassConfig):
             bits = TYPE_BITS.get(bits, bits) if isinstance(bits, str) else bits
             if bits not in (4, 8):
                 raise ValueError(f"{name}: bits is {own['bits']!r}; expected 4 or 8")
+            if own.get("group_size", -1) not in (sizes := get_args(_GroupSize)):
+                expected = ", ".join(str(size) for size in sizes)
+                raise ValueError(f"{name}: group_size is {own['group_size']!r}; expected one of {expected}")
+            for key in ("symmetric", "sym"):
+                if not isinstance(own.get(key, True), bool):
+                    raise ValueError(f"{name}: {key} is {own[key]!r}; expected true or false")
             found[name] = {**own, "bits": bits} if "bits" in own else own
         return found
 
@@ -146,7 +161,7 @@ class WeightQuantizer(Pass):
         told = {**{name: {"bits": bits} for name, bits in mixed.items() if name in layers}, **config.overrides}
         if getattr(config, "embeds", False):
             # Some models call their embedding otherwise; `finish` looks its own up.
-            told.pop(next(n for n, module in network.named_modules() if module is network.get_input_embeddings()), None)
+            told.pop(embedding_name(network), None)
         default = Scheme(config.bits, config.group_size, config.sym)
         chosen = schemes(self.spec.name, left, default, {k: v for k, v in told.items() if k in left or k not in done})
         quantized = self.quantize_layers(network, chosen, model, config, context)

@@ -8,7 +8,7 @@ from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
 
-__all__ = ["EMBEDDING", "HEAD", "Scheme", "blocks_of", "left_in_float", "linear_layers", "schemes"]
+__all__ = ["EMBEDDING", "HEAD", "Scheme", "blocks_of", "embedding_name", "left_in_float", "linear_layers", "schemes"]
 
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 """What overrides may name besides the layers of the blocks, whether it is quantized or not."""
@@ -21,6 +21,14 @@ class Scheme:
     bits: int
     group_size: int
     symmetric: bool
+
+    def with_(self, own: Mapping[str, Any]) -> Scheme:
+        """Return the scheme of a layer that an override says something of."""
+        return Scheme(
+            int(own.get("bits", self.bits)),
+            int(own.get("group_size", self.group_size)),
+            bool(own.get("symmetric", own.get("sym", self.symmetric))),
+        )
 
 
 def blocks_of(model: Any) -> tuple[str, Any]:
@@ -60,6 +68,12 @@ def linear_layers(model: Any, *, lm_head: bool) -> dict[str, Any]:
     return found
 
 
+def embedding_name(model: Any) -> str:
+    """Return what a model calls the module with its tokens' embeddings."""
+    table = model.get_input_embeddings()
+    return next(name for name, module in model.named_modules() if module is table)
+
+
 def left_in_float(model: Any, quantized: Collection[str]) -> float:
     """Return the share of the blocks' weights that no quantized layer holds, such as experts that are one tensor."""
     _, blocks = blocks_of(model)
@@ -88,12 +102,7 @@ def schemes(
         )
     found = {}
     for name, module in layers.items():
-        own = overrides.get(name, {})
-        scheme = Scheme(
-            int(own.get("bits", default.bits)),
-            int(own.get("group_size", default.group_size)),
-            bool(own.get("symmetric", own.get("sym", default.symmetric))),
-        )
+        scheme = default.with_(overrides.get(name, {}))
         width = module.in_features
         if scheme.group_size != -1 and width % scheme.group_size:
             fitting = [size for size in (256, 128, 64, 32, 16) if width % size == 0 and size < scheme.group_size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -12,7 +13,7 @@ from drupe.core.model import Model
 from drupe.plugins.quantization.checkpoint import QuantizedLayer
 from drupe.plugins.quantization.config import GridConfig, WeightQuantizer
 from drupe.plugins.quantization.grid import quantize
-from drupe.plugins.quantization.layers import Scheme
+from drupe.plugins.quantization.layers import Scheme, embedding_name
 
 __all__ = ["EmbeddingConfig", "RoundingQuantizer", "on_grid"]
 
@@ -49,14 +50,12 @@ class RoundingQuantizer(WeightQuantizer):
         """Round the embedding."""
         if not config.embeds:
             return
-        table = network.get_input_embeddings()
-        layer = next(name for name, module in network.named_modules() if module is table)
-        name, own = f"{layer}.weight", config.overrides.get(layer, {})
+        layer = embedding_name(network)
+        name = f"{layer}.weight"
+        scheme = Scheme(config.bits, config.group_size, config.sym).with_(config.overrides.get(layer, {}))
         width = state[name].shape[1]
-        size = int(own.get("group_size", config.group_size))
-        group = width if size == -1 or width % size else size
-        symmetric = bool(own.get("symmetric", own.get("sym", config.sym)))
-        scheme = Scheme(int(own.get("bits", config.bits)), group, symmetric)
+        if scheme.group_size == -1 or width % scheme.group_size:
+            scheme = replace(scheme, group_size=width)
         state[name] = self.rounded(state[name].float(), scheme, config).weights().to(state[name].dtype)
         context.report["embedding_bits"] = scheme.bits
 

@@ -35,7 +35,7 @@ _OPTIMIZERS = {
     "adagrad": ("torch.optim.adagrad", "Adagrad"),
     "rmsprop": ("torch.optim.rmsprop", "RMSprop"),
 }
-_GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "params", "lr", "fused"}
+_GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "params", "lr", "weight_decay", "fused"}
 """Arguments that other training arguments say."""
 
 

@@ -26,8 +26,6 @@ def make_optimizer(model: Any, args: TrainingArgs, device: Any) -> tuple[Any, li
     parameters and gradients are made views of few long tensors: hundreds of small ones cost a GPU more time in launches
     than in arithmetic.
     """
-    import torch
-
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices, others = [p for _, p in named if p.ndim >= 2], [p for _, p in named if p.ndim < 2]
     join = _in_one_piece if args.optim in _ELEMENTWISE else _with_gradients
@@ -36,33 +34,44 @@ def make_optimizer(model: Any, args: TrainingArgs, device: Any) -> tuple[Any, li
         {"params": join(others), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    extra = parsed_arguments(args.optim_args)
-    adam: dict[str, Any] = {
-        "lr": args.learning_rate,
-        "betas": (args.adam_beta1, args.adam_beta2),
-        "eps": args.adam_epsilon,
-    }
     name, notices = args.optim, []
     if name in ("paged_adamw_32bit", "paged_adamw") and device.type != "cuda":
         notices.append(
             f"training_args.optim {name} pages a GPU's memory; on a CPU adamw_torch_fused does the same sums"
         )
         name = "adamw_torch_fused"
+    try:
+        return _built(name, groups, args), notices
+    except (TypeError, ValueError, RuntimeError) as fault:
+        if not args.optim_args:
+            raise
+        raise ConfigError(f"training_args.optim_args {args.optim_args!r}: {name} refuses them: {fault}") from None
+
+
+def _built(name: str, groups: Sequence[Any], args: TrainingArgs) -> Any:
+    import torch
+
+    extra = parsed_arguments(args.optim_args)
+    adam: dict[str, Any] = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
     if name.startswith(("adamw_torch", "paged", "adamw")):
         if name in ("adamw_torch", "adamw_torch_fused"):
-            return torch.optim.AdamW(groups, fused=True, **{**adam, **extra}), notices
+            return torch.optim.AdamW(groups, fused=True, **{**adam, **extra})
         import bitsandbytes.optim as bnb
 
         kinds = {"adamw_bnb_8bit": "AdamW8bit", "adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}
         kind = kinds.get(name, "PagedAdamW32bit")
-        return getattr(bnb, kind)(groups, **{**adam, **extra}), notices
+        return getattr(bnb, kind)(groups, **{**adam, **extra})
     if name == "adafactor":
         from transformers.optimization import Adafactor
 
         defaults = {"scale_parameter": False, "relative_step": False}
-        return Adafactor(groups, lr=args.learning_rate, **{**defaults, **extra}), notices
+        return Adafactor(groups, lr=args.learning_rate, **{**defaults, **extra})
     kinds_of_torch = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}
-    return kinds_of_torch[name](groups, lr=args.learning_rate, **extra), notices
+    return kinds_of_torch[name](groups, lr=args.learning_rate, **extra)
 
 
 def _with_gradients(parameters: Sequence[Any]) -> list[Any]:

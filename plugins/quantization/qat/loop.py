@@ -18,6 +18,7 @@ from drupe.plugins.quantization.qat.batches import Source, moved
 from drupe.plugins.quantization.qat.config import QuantizationAwareTrainingConfig
 from drupe.plugins.quantization.qat.dataflow import call
 from drupe.plugins.quantization.qat.scripts import call_by_position, checkpoint_folder
+from drupe.plugins.tuning.checkpoints import Checkpoints
 
 __all__ = ["Outcome", "check_finite", "train", "validate"]
 
@@ -54,8 +55,8 @@ def train(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = _optimizer(parameters, config)
     folder = checkpoint_folder(config, context)
-    progress = context.checkpoint_dir / "training.pt"
-    first, step, losses = _resume(progress, module, optimizer)
+    kept = Checkpoints(context.checkpoint_dir / "training")
+    first, step, losses = _resume(kept, module, optimizer)
     for epoch in range(first, epochs) if epochs else itertools.count(first):
         if 0 < config.num_steps <= step:
             break
@@ -82,7 +83,7 @@ def train(
             context.progress(step, total or step + 1, "training", loss=value)
         if count:
             losses.append(summed / count)
-        _keep(progress, module, optimizer, epoch + 1, step, losses)
+        _keep(kept, module, optimizer, epoch + 1, step, losses)
         if folder is not None:
             _checkpoint(module, folder, epoch + 1)
     return Outcome(step, tuple(losses))
@@ -194,25 +195,25 @@ def _shape(value: Any) -> str:
     return type(value).__name__
 
 
-def _keep(path: Path, module: Any, optimizer: Any, epoch: int, step: int, losses: list[float]) -> None:
+def _keep(kept: Checkpoints, module: Any, optimizer: Any, epoch: int, step: int, losses: list[float]) -> None:
     """Write what the next epoch starts from, so that a training that is stopped goes on there."""
     state = {
         "module": module.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state(),
-        "epoch": epoch, "step": step, "losses": losses,
+        "epoch": epoch, "losses": losses,
     }  # fmt: skip
-    torch.save(state, path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
+    kept.save(step, state)
 
 
-def _resume(path: Path, module: Any, optimizer: Any) -> tuple[int, int, list[float]]:
+def _resume(kept: Checkpoints, module: Any, optimizer: Any) -> tuple[int, int, list[float]]:
     """Return the epoch to start with, the steps taken and the losses; all as at the start where nothing was kept."""
-    if not path.is_file():
+    found = kept.latest()
+    if found is None:
         return 0, 0, []
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    step, state = found
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
-    return state["epoch"], state["step"], list(state["losses"])
+    return state["epoch"], step, list(state["losses"])
 
 
 def _checkpoint(module: Any, folder: Path, epoch: int) -> None:

@@ -195,6 +195,10 @@ def test_overrides_say_what_is_known() -> None:
         KQuantConfig.model_validate({"overrides": {"lm_head": {"bit": 8}}})
     with pytest.raises(ValidationError, match="lm_head: bits is 3; expected 4 or 8"):
         KQuantConfig.model_validate({"overrides": {"lm_head": {"bits": 3}}})
+    with pytest.raises(ValidationError, match="a: group_size is 'x'; expected one of -1, 16, 32, 64, 128, 256"):
+        KQuantConfig.model_validate({"overrides": {"a": {"group_size": "x"}}})
+    with pytest.raises(ValidationError, match="a: symmetric is 'no'; expected true or false"):
+        KQuantConfig.model_validate({"overrides": {"a": {"symmetric": "no"}}})
 
 
 def test_the_embedding_has_a_grid_of_its_own(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from drupe.core.errors import ConfigError
 from drupe.core.introspect import class_fields
 from drupe.core.registry import get_registry
 from drupe.core.workflow.read import examine
 from drupe.plugins.tuning.argument_names import NEUTRAL, TOLD, known_names, refusal, upgrade
 from drupe.plugins.tuning.arguments import OPTIMIZERS, SCHEDULERS, TrainingArgs
 from drupe.plugins.tuning.library_names import compile_modes, optimizer_arguments, schedule_arguments
-from drupe.plugins.tuning.optimizers import warmup_steps
+from drupe.plugins.tuning.optimizers import make_optimizer, warmup_steps
 
 
 def read(**values: Any) -> tuple[TrainingArgs, list[str]]:
@@ -136,11 +137,28 @@ def test_whoever_reads_a_workflow_is_told_what_has_no_effect(tmp_path: Path) -> 
             {"optim": "sgd", "optim_args": "lr=0.1"},
             r"optim_args: sgd has no argument 'lr' to set; .*momentum, nesterov",
         ),
+        ({"optim_args": "weight_decay=0.1"}, "adamw_torch_fused has no argument 'weight_decay' to set"),
     ],
 )
 def test_texts_that_libraries_would_refuse_are_refused_before_work(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         read(**values)
+
+
+@pytest.mark.parametrize(
+    ("optim", "given", "message"),
+    [
+        ("sgd", "nesterov=True", "'nesterov=True': sgd refuses them: Nesterov momentum requires a momentum"),
+        ("adamw_torch_fused", "foreach=True", "`fused` and `foreach` cannot be `True`"),
+        ("rmsprop", "alpha=much", "'alpha=much': rmsprop refuses them: '<=' not supported"),
+    ],
+)
+def test_values_that_an_optimizer_refuses_are_told_with_their_key(optim: str, given: str, message: str) -> None:
+    import torch
+
+    args, _ = read(optim=optim, optim_args=given)
+    with pytest.raises(ConfigError, match=rf"training_args\.optim_args .*{message}"):
+        make_optimizer(torch.nn.Linear(2, 2), args, torch.device("cpu"))
 
 
 def test_texts_that_libraries_take_are_taken() -> None:
@@ -154,7 +172,7 @@ def test_texts_that_libraries_take_are_taken() -> None:
     # As transformers has it: who names a mode asks for compiling.
     assert args.torch_compile is True and read()[0].torch_compile is None
     for name in OPTIMIZERS:
-        assert "weight_decay" in (optimizer_arguments(name) or {"weight_decay"}), name
+        assert optimizer_arguments(name) != frozenset(), name
     for name in SCHEDULERS:
         assert schedule_arguments(name) is not None, name
 

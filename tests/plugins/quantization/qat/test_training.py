@@ -329,6 +329,11 @@ def test_a_stopped_training_goes_on_and_comes_to_the_same(model: Model, tmp_path
     assert done == [3, 4, 5, 6]
     assert resumed.files == whole.files
     assert len(report_of(again)["losses"]) == 3
+    # A disk that lost what was written: the start is where it goes on.
+    for file in (stopped.checkpoint_dir / "training").iterdir():
+        file.write_bytes(b"")
+    assert chosen(model, config, again).files == whole.files
+    assert done == [3, 4, 5, 6, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_source_that_changed_is_told(tmp_path: Path) -> None:
