@@ -71,7 +71,7 @@ def linear_layers(model: Any, *, lm_head: bool) -> dict[str, Any]:
 def embedding_name(model: Any) -> str:
     """Return what a model calls the module with its tokens' embeddings."""
     table = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is table)
+    return next(str(name) for name, module in model.named_modules() if module is table)
 
 
 def left_in_float(model: Any, quantized: Collection[str]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from drupe.core.model import Model
-from drupe.core.registry import get_registry
-from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.quantization.checkpoint import float_state, quantized_layers
 from drupe.plugins.quantization.grid import dequantize, fit, quantize
@@ -24,6 +21,7 @@ from drupe.plugins.quantization.kquant import KQuantConfig, fit_by_least_squares
 from drupe.testing import PassContract, make_context, tiny_causal_lm
 from tests.plugins.onnx.graphs import answers, graph_file, run_pass, saved
 from tests.plugins.quantization.decoders import decoder
+from tests.plugins.quantization.workflows import assert_idle, examined
 from tests.plugins.real_models import by_genai, by_transformers
 
 
@@ -149,15 +147,9 @@ def test_there_is_no_parameter_that_does_nothing() -> None:
     [(True, "missing", "quantized experts: nothing provides this"), (False, "notice", "experts that are no linear")],
 )
 def test_experts_of_other_files_are_told(tmp_path: Path, moe: bool, kind: str, message: str) -> None:
-    document = {
-        "input_model": {"type": "HfModel", "model_path": "x"},
-        "passes": {"k": {"type": "KQuant", "moe": moe}},
-        "output_dir": "out",
-    }
-    (tmp_path / "workflow.json").write_text(json.dumps(document))
-    found = examine(tmp_path / "workflow.json", get_registry())
+    found = examined(tmp_path, "KQuant", {"moe": moe})
     told = {"missing": [fault for fault in found.faults if fault.kind == "missing"], "notice": list(found.notices)}
-    assert [str(entry.path) for entry in told[kind]] == ["passes.k.moe"]
+    assert [str(entry.path) for entry in told[kind]] == ["passes.p.moe"]
     assert message in str(told[kind][0])
 
 
@@ -177,15 +169,7 @@ def test_experts_of_other_files_are_told(tmp_path: Path, moe: bool, kind: str, m
 def test_overrides_of_what_stays_in_float_are_told(
     tmp_path: Path, name: str, config: dict[str, Any], idle: list[str]
 ) -> None:
-    document = {
-        "input_model": {"type": "HfModel", "model_path": "x"},
-        "passes": {"k": {"type": name, **config}},
-        "output_dir": "out",
-    }
-    (tmp_path / "workflow.json").write_text(json.dumps(document))
-    told = [str(notice) for notice in examine(tmp_path / "workflow.json", get_registry()).notices]
-    assert [layer for layer in idle if any(f"overrides.{layer} has no effect" in text for text in told)] == idle
-    assert len(told) == len(idle)
+    assert_idle(tmp_path, name, config, [f"overrides.{layer}" for layer in idle])
 
 
 def test_overrides_say_what_is_known() -> None:

@@ -19,7 +19,6 @@ import drupe as drupe_package
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.registry import get_registry
-from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
 from drupe.plugins.quantization.compressor.config import LLMCompressorConfig
 from drupe.plugins.quantization.compressor.recipes import read_recipe
@@ -27,6 +26,7 @@ from drupe.plugins.quantization.compressor.schemes import SCHEMES
 from drupe.testing import tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU
 from tests.plugins.quantization.measuring import measured_workflow
+from tests.plugins.quantization.workflows import assert_idle
 from tests.support.environments import environment_with
 from tests.support.real_runs import noted_elsewhere
 from tests.support.workflows import drupe
@@ -87,17 +87,7 @@ def test_what_does_not_go_together_is_told(config: dict[str, Any], message: str)
     ],
 )
 def test_what_has_no_effect_is_told(tmp_path: Path, config: dict[str, Any], idle: list[str]) -> None:
-    document = {
-        "input_model": {"type": "HfModel", "model_path": "x"},
-        "passes": {"c": {"type": "LLMCompressor", **config}},
-        "output_dir": "out",
-    }
-    (tmp_path / "workflow.json").write_text(json.dumps(document))
-    found = examine(tmp_path / "workflow.json", get_registry())
-    assert not [fault for fault in found.faults if fault.kind != "needs"]
-    told = [str(notice) for notice in found.notices]
-    assert len(told) == len(idle)
-    assert all(f"{name} has no effect" in line for name, line in zip(idle, told, strict=True)), told
+    assert_idle(tmp_path, "LLMCompressor", config, idle)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pydoc
 import signal
 import subprocess
@@ -20,8 +19,6 @@ from pydantic import ValidationError
 from drupe.core.data import Sample
 from drupe.core.errors import DrupeError, Interrupted
 from drupe.core.model import Model
-from drupe.core.registry import get_registry
-from drupe.core.workflow.read import examine
 from drupe.plugins.huggingface.loading import load_model, load_tokenizer
 from drupe.plugins.quantization.checkpoint import float_state
 from drupe.plugins.quantization.layers import Scheme
@@ -34,6 +31,7 @@ from drupe.plugins.tuning.checkpoints import Checkpoints
 from drupe.testing import PassContract, make_context, tiny_causal_lm
 from tests.plugins.onnx.graphs import CPU, run_pass
 from tests.plugins.quantization.decoders import decoder, logits
+from tests.plugins.quantization.workflows import assert_idle, examined
 
 
 def samples(rows: Any) -> list[Sample]:
@@ -362,17 +360,12 @@ def test_values_that_mean_nothing_are_told(values: dict[str, Any], message: str)
 
 def test_arguments_of_older_files_are_read_and_what_has_no_effect_is_told(tmp_path: Path) -> None:
     arguments = {"warmup_ratio": 0.1, "output_dir": "x", "weight_decay": 0.0, "report_to": "none", "bf16": True}
-    document = {
-        "input_model": {"type": "HfModel", "model_path": "x"},
-        "passes": {"s": {"type": "SpinQuant", "rotate_mode": "random", "a_bits": 8, "training_args": arguments}},
-        "output_dir": "out",
-    }
-    (tmp_path / "workflow.json").write_text(json.dumps(document))
-    found = examine(tmp_path / "workflow.json", get_registry())
+    config = {"rotate_mode": "random", "a_bits": 8, "training_args": arguments}
+    found = examined(tmp_path, "SpinQuant", config)
     assert not [fault for fault in found.faults if fault.kind != "needs"]
     assert [notice.path for notice in found.notices] == [
-        "passes.s.training_args.output_dir",
-        "passes.s.training_args.warmup_ratio",
+        "passes.p.training_args.output_dir",
+        "passes.p.training_args.warmup_ratio",
     ]
     assert found.workflow is not None
     assert SpinQuantConfig.model_validate({"training_args": None}).training_args == RotationTrainingArgs()
@@ -387,17 +380,7 @@ def test_arguments_of_older_files_are_read_and_what_has_no_effect_is_told(tmp_pa
     ],
 )
 def test_grids_of_what_is_not_rounded_are_told(tmp_path: Path, config: dict[str, Any], idle: list[str]) -> None:
-    document = {
-        "input_model": {"type": "HfModel", "model_path": "x"},
-        "passes": {"s": {"type": "SpinQuant", **config}},
-        "output_dir": "out",
-    }
-    (tmp_path / "workflow.json").write_text(json.dumps(document))
-    found = examine(tmp_path / "workflow.json", get_registry())
-    assert not [fault for fault in found.faults if fault.kind != "needs"]
-    told = [str(notice) for notice in found.notices]
-    assert len(told) == len(idle)
-    assert all(f"{name} has no effect" in line for name, line in zip(idle, told, strict=True)), told
+    assert_idle(tmp_path, "SpinQuant", config, idle)
 
 
 @pytest.mark.parametrize(
