@@ -88,6 +88,13 @@ def test_data_that_nothing_names_is_left_out(look: Look) -> None:
     assert told(found) == {"data_configs.spare": "left out"}
 
 
+def test_what_is_wrong_behind_data_that_is_left_out_is_told_where_it_stands(look: Look) -> None:
+    scripted = {"name": "tone", "type": "HuggingfaceContainer", "user_script": "gone.py"}
+    found = look(base_document(data_configs=[{"name": "spare"}, scripted, {"type": "HuggingfaceContainer"}, None]))
+    assert [fault.path for fault in found.of_kind("fault")] == ["data_configs.2.name", "data_configs.3"]
+    assert {fault.path for fault in found.of_kind("needs")} >= {"data_configs.1.user_script"}
+
+
 def test_systems_that_nothing_names_are_left_out(look: Look) -> None:
     systems = {**base_document()["systems"], "spare": {"type": "NoSuchSystem"}}
     found = look(base_document(systems=systems))
