@@ -79,7 +79,7 @@ def upgrade(
             for name, value in result["passes"].items()
         }
     _evaluator_targets(result, findings)
-    upgrade_metric_parameters(result, catalogue, findings)
+    upgrade_metric_parameters(result, registry, catalogue, findings)
     upgrade_search_strategy(result, origins, findings)
     return result
 

@@ -41,6 +41,15 @@ def test_a_metric_of_one_value_without_its_name(look: Look) -> None:
     assert found.workflow.evaluators["judge"].metrics[0].sub_types == ("accuracy_score",)
 
 
+def test_older_names_and_options_of_an_accuracy(look: Look) -> None:
+    config = {"task": "binary", "multiclass": False, "reorder": None}
+    found = look(base_document(evaluators=one_value(sub_type="auc", metric_config=config)))
+    place = "evaluators.judge.metrics.0.sub_types.0"
+    assert told(found)[f"{place}.name"] == "auroc"
+    for key in ("multiclass", "reorder"):
+        assert told(found)[f"{place}.metric_config.{key}"] == "left out"
+
+
 def test_what_is_wrong_in_a_metric_of_one_value_is_a_fault(look: Look) -> None:
     found = look(base_document(evaluators=one_value(sub_type="accuracy_scor")))
     assert any("accuracy has no sub-type 'accuracy_scor'" in text for text in faults(found))
