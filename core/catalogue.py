@@ -155,7 +155,10 @@ class Catalogue:
         return frozenset(name for names in lists for name in names)
 
     def parameters(self, section: str, type_name: str) -> ParameterUpgrades:
-        """Return how the older parameters of a type read today; rules of type "*" hold for all of a section."""
+        """Return how the older parameters of a type read today; rules of type "*" hold for all of a section.
+
+        section: one of SECTIONS, or "sub_types": what a metric of that type says of its values.
+        """
         lists = ("renamed", "dropped", "noted", "unprovided", "defaults", "moved")
         merged: dict[str, dict[str, Any]] = {name: {} for name in (*lists, "means")}
         for document in self.documents:

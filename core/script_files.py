@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 __all__ = ["script_files"]
@@ -27,19 +28,26 @@ def script_files(script: Path) -> list[Path]:
     return [first, *sorted(others)]
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """Yield the first part of each imported module's name; relative imports stay in what was taken already."""
-    if path.suffix != ".py":
-        return
+def _imported(path: Path) -> Sequence[str]:
     try:
-        tree = ast.parse(path.read_bytes())
+        return _named(path.read_bytes()) if path.suffix == ".py" else ()
     except (OSError, SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
+        return ()
+
+
+@lru_cache(256)
+def _named(source: bytes) -> Sequence[str]:
+    """Return the first part of each imported module's name; relative imports stay in what was taken already.
+
+    Every key of a step or a value that a script counts in asks anew; parsing takes far longer than reading.
+    """
+    found: dict[str, None] = {}
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            found.update((alias.name.partition(".")[0], None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
+            found[node.module.partition(".")[0]] = None
+    return tuple(found)
 
 
 def _beside(folder: Path, name: str) -> list[Path]:

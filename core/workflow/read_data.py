@@ -15,10 +15,15 @@ from drupe.core.workflow.reading import Reading
 __all__ = ["read_data", "read_data_entry", "without_unused_data"]
 
 _PARTS = ("train", "selection", "certification")
+_LEFT_OUT: dict[str, Any] = {}
+"""Stands where a data config was that nothing names."""
 
 
 def without_unused_data(document: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
-    """Leave out the data configs that no pass and no metric names, which nobody has to complete."""
+    """Leave out the data configs that no pass and no metric names, which nobody has to complete.
+
+    The others keep their places in the list, by which faults are told.
+    """
     entries = document.get("data_configs")
     if not isinstance(entries, list):
         return dict(document)
@@ -28,7 +33,7 @@ def without_unused_data(document: Mapping[str, Any], reading: Reading) -> dict[s
     for name in unused:
         path = join("data_configs", name)
         reading.findings.notice(path, f"data config {name!r}", "left out", "no pass and no metric names it")
-    kept = [entry for entry in entries if not (isinstance(entry, dict) and entry.get("name") in unused)]
+    kept = [_LEFT_OUT if isinstance(e, dict) and e.get("name") in unused else e for e in entries]
     return {**document, "data_configs": kept}
 
 
@@ -49,14 +54,15 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def read_data(document: Mapping[str, Any], reading: Reading) -> dict[str, DataEntry]:
-    """Return the data configs by name."""
+    """Return the data configs by name; the document comes from `without_unused_data`."""
     entries = document.get("data_configs") or []
     found: dict[str, DataEntry] = {}
     if not isinstance(entries, list):
         reading.findings.fault("data_configs", shown(entries), "a list of entries with a name")
         return found
-    reading.data_names = reading.data_names or _names(entries)
     for index, entry in enumerate(entries):
+        if entry is _LEFT_OUT:
+            continue
         path = join("data_configs", index)
         if not isinstance(entry, dict):
             reading.findings.fault(path, shown(entry), "a mapping with a name and a type")

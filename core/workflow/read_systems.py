@@ -23,13 +23,16 @@ def read_systems(document: Mapping[str, Any], reading: Reading) -> dict[str, Sys
     """Return the systems by name."""
     entries = reading.findings.mapping(document.get("systems"), "systems", "a mapping of name to system") or {}
     reading.system_names = list(entries)
+    named, default = _named(document), str(reading.catalogue.default("systems") or "").lower()
     found = {}
     for name, entry in entries.items():
         path = join("systems", name)
         if not isinstance(entry, dict):
             reading.findings.fault(path, shown(entry), "a mapping with a type")
             continue
-        if not reading.all_systems and not _is_named(name, entry, document, reading):
+        # One of the default type is where passes run without a host.
+        of_default = str(entry.get("type") or default).lower() == default
+        if not (reading.all_systems or of_default or name in named):
             reading.findings.notice(path, f"system {name!r}", "left out", "no host, target or pass names it")
             continue
         client = document.get("azureml_client")
@@ -37,19 +40,14 @@ def read_systems(document: Mapping[str, Any], reading: Reading) -> dict[str, Sys
     return found
 
 
-def _is_named(name: str, entry: Mapping[str, Any], document: Mapping[str, Any], reading: Reading) -> bool:
-    """Whether anything runs on a system. One of the default type is where passes run without a host."""
-    default = str(reading.catalogue.default("systems") or "").lower()
+def _named(document: Mapping[str, Any]) -> list[Any]:
+    """Return what hosts, targets and passes name as the systems that they run on."""
     passes = document.get("passes")
-    listed = (
-        [item for value in passes.values() for item in (value if isinstance(value, list) else [value])]
-        if (isinstance(passes, dict))
-        else []
-    )
-    hosts = [item.get("host") for item in listed if isinstance(item, dict)]
+    given = list(passes.values()) if isinstance(passes, dict) else []
+    alternatives = [item for value in given for item in (value if isinstance(value, list) else [value])]
     target = document.get("target")
-    roles = [document.get("host"), *(target if isinstance(target, list) else [target]), *hosts]
-    return name in roles or str(entry.get("type") or default).lower() == default
+    hosts = [item.get("host") for item in alternatives if isinstance(item, dict)]
+    return [document.get("host"), *(target if isinstance(target, list) else [target]), *hosts]
 
 
 def _system(name: str, entry: dict[str, Any], path: str, client: Any, reading: Reading) -> System:

@@ -35,8 +35,8 @@ def apply_rules(
                 entry = _with(entry, key, value)
         type_name = today
     for key, other in catalogue.parameters(section, type_name).means.items():
-        if _matches(entry, key):
-            name = key.partition("=")[0]
+        name = key.partition("=")[0]
+        if _matches(entry, key) and _get(entry, name) is not None:
             findings.notice(join(path, "type"), f"{type_name} with {name}", other, f"{name} says that {other} is meant")
             type_name = entry["type"] = other
             break

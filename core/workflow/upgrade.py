@@ -79,7 +79,7 @@ def upgrade(
             for name, value in result["passes"].items()
         }
     _evaluator_targets(result, findings)
-    upgrade_metric_parameters(result, catalogue, findings)
+    upgrade_metric_parameters(result, registry, catalogue, findings)
     upgrade_search_strategy(result, origins, findings)
     return result
 
@@ -337,9 +337,10 @@ def _moved(
     entry: dict[str, Any], path: str, document: dict[str, Any], catalogue: Catalogue, findings: Findings
 ) -> dict[str, Any]:
     """Put what the first files gave a pass where it belongs today, unless that place is taken."""
-    if not isinstance(entry.get("type"), str):
+    type_name = entry.get("type")
+    if not isinstance(type_name, str):
         return entry
-    for key, place in catalogue.parameters("passes", entry["type"]).moved.items():
+    for key, place in catalogue.parameters("passes", catalogue.current("passes", type_name) or type_name).moved.items():
         if key not in entry:
             continue
         *outer, last = place.split(".")

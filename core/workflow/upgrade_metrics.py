@@ -17,16 +17,12 @@ __all__ = ["upgrade_metric_parameters", "upgrade_post_processing"]
 _GROUP = "post_process_data_config"
 _OF_ONE_VALUE = {"sub_type": "name", "priority_rank": "priority", "priority": "priority", "goal": "goal"}
 """Keys beside a metric of one value → keys of its sub-type."""
-_USUAL = {"accuracy": "accuracy_score", "latency": "avg", "throughput": "avg", "size_on_disk": "bytes"}
 _RENAMED = {"auc": "auroc"}
-_OPTIONS_GONE = {
-    "multiclass": "task says whether there are two classes or more",
-    "reorder": "scores are always put in order",
-    "mdmc_average": "every item counts once",
-}
 
 
-def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue, findings: Findings) -> None:
+def upgrade_metric_parameters(
+    document: Mapping[str, Any], registry: Registry, catalogue: Catalogue, findings: Findings
+) -> None:
     """Write the parameters of metrics, and of evaluators that are one, as today's, in place."""
     evaluators = document.get("evaluators")
     if not isinstance(evaluators, dict):
@@ -37,13 +33,13 @@ def upgrade_metric_parameters(document: Mapping[str, Any], catalogue: Catalogue,
         if isinstance(metrics, list):
             for index, metric in enumerate(metrics):
                 place = join(join(path, "metrics"), index)
-                metric = _today(_with_sub_types(metric, place, findings), place, catalogue, findings)
+                metric = _today(_with_sub_types(metric, place, registry, findings), place, catalogue, findings)
                 metrics[index] = _parameters(metric, "user_config", place, catalogue, findings)
         else:
             evaluators[name] = _parameters(evaluator, "type_args", path, catalogue, findings)
 
 
-def _with_sub_types(metric: Any, path: str, findings: Findings) -> Any:
+def _with_sub_types(metric: Any, path: str, registry: Registry, findings: Findings) -> Any:
     """The first files gave a metric one value, with its goal and rank beside it."""
     if not isinstance(metric, dict) or "sub_types" in metric or not any(key in metric for key in _OF_ONE_VALUE):
         return metric
@@ -52,10 +48,19 @@ def _with_sub_types(metric: Any, path: str, findings: Findings) -> Any:
         if metric.get(key) is not None:
             moved[key] = metric[key]
     given = [key for key in (*_OF_ONE_VALUE, "higher_is_better", "metric_config") if key in metric]
-    name = moved.pop("name", None) or _USUAL.get(str(metric.get("type")).lower(), metric.get("name"))
+    name = moved.pop("name", None) or _usual(str(metric.get("type")), registry) or metric.get("name")
     sub_type = {"name": name, **moved}
     findings.notice(path, ", ".join(given), f"sub_types: [{shown(sub_type, 120)}]")
     return {**{key: value for key, value in metric.items() if key not in given}, "sub_types": [sub_type]}
+
+
+def _usual(type_name: str, registry: Registry) -> str:
+    """Return the sub-type that a metric has where none is asked for; empty where there is none."""
+    try:
+        entry = registry.find("drupe_metrics", type_name)
+        return str(registry.resolve(entry).default_sub_type) if entry is not None else ""
+    except PluginError:
+        return ""
 
 
 def _today(metric: Any, path: str, catalogue: Catalogue, findings: Findings) -> Any:
@@ -66,7 +71,12 @@ def _today(metric: Any, path: str, catalogue: Catalogue, findings: Findings) -> 
     type_name = str(metric.get("type"))
     places = [join(join(path, "sub_types"), index) for index in range(len(sub_types))]
     if type_name.lower() == "accuracy":
-        sub_types = [_sub_type(item, place, findings) for item, place in zip(sub_types, places, strict=True)]
+        sub_types = [_renamed(item, place, findings) for item, place in zip(sub_types, places, strict=True)]
+    rules = catalogue.parameters("sub_types", type_name)
+    sub_types = [
+        apply_parameters(rules, item, place, findings) if isinstance(item, dict) else item
+        for item, place in zip(sub_types, places, strict=True)
+    ]
     names = [str(item.get("name")) if isinstance(item, dict) else str(item) for item in sub_types]
     own = {catalogue.own_metric(type_name, name) for name in names}
     today = own.pop() if len(own) == 1 else None
@@ -76,18 +86,12 @@ def _today(metric: Any, path: str, catalogue: Catalogue, findings: Findings) -> 
     return {**metric, "sub_types": sub_types}
 
 
-def _sub_type(item: Any, path: str, findings: Findings) -> Any:
-    if not isinstance(item, dict):
+def _renamed(item: Any, path: str, findings: Findings) -> Any:
+    name = item.get("name") if isinstance(item, dict) else None
+    if not isinstance(name, str) or name not in _RENAMED:
         return item
-    name, options = item.get("name"), item.get("metric_config")
-    if isinstance(name, str) and name in _RENAMED:
-        findings.notice(join(path, "name"), name, _RENAMED[name])
-        item = {**item, "name": _RENAMED[name]}
-    if isinstance(options, dict):
-        for key in [key for key in _OPTIONS_GONE if key in options]:
-            findings.notice(join(path, f"metric_config.{key}"), key, "left out", _OPTIONS_GONE[key])
-        item = {**item, "metric_config": {key: value for key, value in options.items() if key not in _OPTIONS_GONE}}
-    return item
+    findings.notice(join(path, "name"), name, _RENAMED[name])
+    return {**item, "name": _RENAMED[name]}
 
 
 def _parameters(metric: Any, group: str, path: str, catalogue: Catalogue, findings: Findings) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +49,23 @@ def test_a_script_counts_with_what_it_imports_from_its_folder(tmp_path: Path) ->
     assert file_identity(script, file_digest) == before
     (tmp_path / "shapes.py").write_text("A = 2")
     assert file_identity(script, file_digest) != before
+
+
+def test_a_script_is_parsed_once_for_all_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "s.py"
+    script.write_text(f"import beside_it  # {tmp_path}")
+    (tmp_path / "beside_it.py").write_text(f"A = 1  # {tmp_path}")
+    parsed = []
+    parse = ast.parse
+
+    def counted(*given: Any) -> ast.AST:
+        parsed.append(given)
+        return parse(*given)
+
+    monkeypatch.setattr(ast, "parse", counted)
+    assert [len(script_files(script)) for _ in range(3)] == [2, 2, 2] and len(parsed) == 2
+    script.write_text("x = 1")
+    assert script_files(script) == [script]
 
 
 def test_a_loader_without_end_gives_a_few_batches_and_one_that_ends_all_of_them() -> None:

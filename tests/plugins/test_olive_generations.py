@@ -208,12 +208,28 @@ def test_dockers_nested_config(look: Look) -> None:
     assert [fault.path for fault in found.of_kind("missing")] == ["systems.d.local_docker_config.build_args"]
 
 
+def test_a_null_says_no_other_type(look: Look) -> None:
+    model = {"type": "PyTorchModel", "model_loader": "load", "model_script": "script.py", "hf_config": None}
+    found = look(input_model=model, passes={"c": {"type": "OnnxConversion"}})
+    assert faults(found) == [] and found.workflow is not None and found.workflow.model_kind == "pytorch"
+    assert told(found) == {"input_model.hf_config": LEFT_OUT}
+
+
+def test_what_an_isolated_runtime_does_not_take_is_named_as_written(look: Look) -> None:
+    isolated = {"type": "IsolatedORT", "python_environment_path": ".", "requirements_file": "r.txt"}
+    found = look(systems={"i": isolated}, target="i", passes={"c": {"type": "OnnxConversion"}})
+    assert [text for text in faults(found) if "unknown key 'requirements_file'" in text]
+
+
 def test_what_the_first_files_told_an_export_goes_to_the_model(look: Look) -> None:
     inputs = {"input_names": ["x"], "input_shapes": [[1, 4]], "output_names": ["y"]}
     model = {"type": "PyTorchModel", "config": {"is_file": False, "model_loader": "load", "model_script": "script.py"}}
     found = look(input_model=model, passes={"c": {"type": "OnnxConversion", "config": {**inputs, "target_opset": 13}}})
     assert faults(found) == [] and found.workflow is not None
     assert found.workflow.input_model["io_config"] == inputs
+    older = look(input_model=model, passes={"c": {"type": "DeviceSpecificOnnxConversion", "config": inputs}})
+    assert faults(older) == [] and older.workflow is not None
+    assert older.workflow.input_model["io_config"] == inputs
     other = {**model, "io_config": {"input_names": ["z"]}}
     found = look(input_model=other, passes={"c": {"type": "OnnxConversion", "input_names": ["x"]}})
     assert any("input_names is also given as input_model.io_config.input_names" in text for text in faults(found))

@@ -41,6 +41,15 @@ def test_a_metric_of_one_value_without_its_name(look: Look) -> None:
     assert found.workflow.evaluators["judge"].metrics[0].sub_types == ("accuracy_score",)
 
 
+def test_older_names_and_options_of_an_accuracy(look: Look) -> None:
+    config = {"task": "binary", "multiclass": False, "reorder": None}
+    found = look(base_document(evaluators=one_value(sub_type="auc", metric_config=config)))
+    place = "evaluators.judge.metrics.0.sub_types.0"
+    assert told(found)[f"{place}.name"] == "auroc"
+    for key in ("multiclass", "reorder"):
+        assert told(found)[f"{place}.metric_config.{key}"] == "left out"
+
+
 def test_what_is_wrong_in_a_metric_of_one_value_is_a_fault(look: Look) -> None:
     found = look(base_document(evaluators=one_value(sub_type="accuracy_scor")))
     assert any("accuracy has no sub-type 'accuracy_scor'" in text for text in faults(found))
@@ -86,6 +95,13 @@ def test_data_that_nothing_names_is_left_out(look: Look) -> None:
     found = look(base_document(data_configs=data))
     assert faults(found) == [] and found.workflow is not None and list(found.workflow.data) == ["tone"]
     assert told(found) == {"data_configs.spare": "left out"}
+
+
+def test_what_is_wrong_behind_data_that_is_left_out_is_told_where_it_stands(look: Look) -> None:
+    scripted = {"name": "tone", "type": "HuggingfaceContainer", "user_script": "gone.py"}
+    found = look(base_document(data_configs=[{"name": "spare"}, scripted, {"type": "HuggingfaceContainer"}, None]))
+    assert [fault.path for fault in found.of_kind("fault")] == ["data_configs.2.name", "data_configs.3"]
+    assert {fault.path for fault in found.of_kind("needs")} >= {"data_configs.1.user_script"}
 
 
 def test_systems_that_nothing_names_are_left_out(look: Look) -> None:
