@@ -152,7 +152,7 @@ class DataMetricConfig(MetricConfig):
 
     @model_validator(mode="after")
     def _functions_have_a_script(self) -> DataMetricConfig:
-        for name in ("dataloader_func", "post_processing_func", "evaluate_func", "metric_func"):
+        for name in _FUNCTIONS:
             if getattr(self, name, None) is not None and self.user_script is None:
                 raise ValueError(f"{name} names a function of user_script, which is not given; add user_script")
         return self

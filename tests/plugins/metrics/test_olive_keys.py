@@ -165,6 +165,29 @@ def test_a_script_of_which_nothing_is_called_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            {"method": "generate", "output": "scores", "length_normalized": True, "stop": ["."]},
+            "length_normalized output",
+        ),
+        ({"method": "choice", "output": "scores", "length_normalized": True, "stop": ["."]}, "output stop"),
+        ({"method": "classify", "output": "scores", "stop": ["."], "ignore_case": False}, "ignore_case stop"),
+        ({"method": "classify", "output": "scores", "post_processing_func": "made"}, "output"),
+        ({"post_processing_func": "made", "output": "scores", "max_new_tokens": 8}, "max_new_tokens output"),
+        ({"output": "scores", "max_new_tokens": 8, "length_normalized": True}, ""),
+    ],
+)
+def test_what_a_way_of_answering_does_not_look_at_is_told(tmp_path: Path, keys: dict[str, Any], told: str) -> None:
+    (tmp_path / "mine.py").write_text("def made(outputs): ...\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n')
+    config = {**keys, **({"user_script": "mine.py"} if "post_processing_func" in keys else {})}
+    judge = {"metrics": [{"name": "m", "type": "accuracy", "data_config": {"data_files": "rows.jsonl"}, **config}]}
+    notices = [notice.found for notice in examined(tmp_path, judge).notices]
+    assert " ".join(sorted(text.split(" has no effect: ")[0] for text in notices)) == told
+
+
 def test_the_command_shows_it(tmp_path: Path) -> None:
     judge = {"type": "LMEvaluator", "tasks": ["a"], "device": "cpu"}
     (tmp_path / "model").mkdir()
