@@ -65,7 +65,7 @@ class AccuracyConfig(DataMetricConfig):
                 **dict.fromkeys(FORWARD_ONLY, f"method: {self.method} asks one prompt after the other"),
                 **dict.fromkeys(("output", *other), f"method: {self.method} does not look at it"),
             }
-        found = {}
+        found: dict[str, str] = {}
         if self.method == "classify" or self.own_functions:
             found |= dict.fromkeys(_OF_ANSWERS, "the class of highest output is taken, and nothing is generated")
         if self.post_processing_func is not None:
