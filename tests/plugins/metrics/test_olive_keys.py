@@ -122,6 +122,8 @@ def test_names_without_shapes_are_told(tmp_path: Path) -> None:
     [
         ({"input_names": ["x"], "input_shapes": [[1], [2]]}, "input_names has 1 entries; input_shapes has 2"),
         ({"input_types": ["float13"], "input_shapes": [[1]]}, "'float13' is no numpy type"),
+        ({"input_types": ["str"], "input_shapes": [[1]]}, "'str' is no numpy type of numbers"),
+        ({"input_names": ["x", "x"], "input_shapes": [[1], [1]]}, "['x', 'x']: expected each once"),
         ({"input_shapes": [[-1, 3]]}, "[-1, 3] is no shape; say sizes of at least 1"),
         ({"func_kwargs": {"metric_func": {}}}, "'metric_func' is no function of this metric; known: dataloader_func"),
         ({"run_kwargs": {"top_k": 5}}, "'top_k' is not supported; use generative or max_new_tokens"),
