@@ -52,11 +52,13 @@ class Session:
     """A model that is loaded and can be called. Sessions are context managers; `close` frees the device.
 
     capabilities: what this session can do, as `Runtime.capabilities` told for its model; set by who opens it.
-    framework: the name that data loaders of users' scripts are given as model_framework ("ONNX", "PyTorch"), if any.
+    framework: the name that functions of users' scripts are given as model_framework ("ONNX", "PyTorch"), if any.
+    takes_more: whether `forward` takes inputs beyond those of `input_shapes`, and says itself what it does not take.
     """
 
     capabilities: Sequence[str] = ()
     framework: str | None = None
+    takes_more: bool = False
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
         """Run the model on a batch: arrays of shape (batch, …) by input name → arrays by output name."""

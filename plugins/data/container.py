@@ -94,7 +94,8 @@ class HuggingfaceContainer(DataContainer):
 
     def load(self, config: HuggingfaceDataConfig, model: Model | None, context: JobContext) -> Iterable[Sample]:
         """See DataContainer.load."""
-        from drupe.plugins.data.dataset import Table, load_table
+        from drupe.plugins.data.dataset import load_table
+        from drupe.plugins.data.library_rows import Table
 
         functions = config.functions
         options = config.pre_process_data_config

@@ -9,18 +9,19 @@ from pathlib import Path
 from drupe.core.errors import ConfigError
 from drupe.plugins.data.rows import format_of
 
-__all__ = ["data_files", "loading_script", "split_files"]
+__all__ = ["SPLITS", "data_files", "loading_script", "split_files"]
 
-_SPLITS = {
+SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+"""Split → the words by which files and folders tell it, as in Hugging Face's datasets."""
 _BETWEEN = r"[-._ 0-9]"
-"""What may stand around a split's name, as in Hugging Face's datasets."""
+"""What may stand around such a word."""
 _PATTERNS = {
     split: re.compile(rf"(?:^|.*{_BETWEEN})(?:{'|'.join(words)})(?:{_BETWEEN}.*|$)", re.IGNORECASE)
-    for split, words in _SPLITS.items()
+    for split, words in SPLITS.items()
 }
 _SHARD = re.compile(r"([A-Za-z]\w*)-\d{5}-of-\d{5}\b.*")
 _NO_DATA = ("readme", "license", "licence", "metadata.", "config.json", "dataset_info", "dataset_dict.json")

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from drupe.core.context import JobContext
-from drupe.core.errors import ConfigError, HostError
+from drupe.core.errors import ConfigError
 from drupe.core.sources import ModelSource, find_source
 from drupe.core.stat_cache import path_identity
 from drupe.plugins.data.data_folders import data_files, loading_script, split_files
 from drupe.plugins.data.image_folders import BUILDER, class_names, has_images, image_rows, image_splits
-from drupe.plugins.data.options import BUILDERS, LoadDataset
+from drupe.plugins.data.library_rows import (
+    DatasetRows,
+    Table,
+    has_values,
+    hub_commit,
+    hub_table,
+    is_saved,
+    saved_table,
+)
+from drupe.plugins.data.options import LoadDataset
 from drupe.plugins.data.rows import FORMATS, Row, format_of, read_file
-from drupe.plugins.data.tables import label_names_of
 
 __all__ = [
-    "DatasetRows",
-    "Table",
     "check_url",
     "count_rows",
     "file_kind",
@@ -35,23 +40,13 @@ __all__ = [
 
 _SPLIT = re.compile(r"\s*([\w.-]+)\s*(?:\[\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*\])?\s*")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_BUILDERS = BUILDERS
 _COUNTED = 64 << 20
 """Bytes up to which files are read just to count their rows."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows, and the names of the classes of label columns where the data tells them."""
-
-    rows: Sequence[Row]
-    label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    origin: str = ""
-
-
 def is_hub_name(config: LoadDataset, folder: Path) -> bool:
     """Whether the rows come from the hub: a name of its form that is neither a file format nor a path that exists."""
-    if config.data_name is None or config.data_name.lower() in _BUILDERS or not _HUB_NAME.fullmatch(config.data_name):
+    if config.data_name is None or config.format is not None or not _HUB_NAME.fullmatch(config.data_name):
         return False
     return not (folder / Path(config.data_name).expanduser()).exists()
 
@@ -84,11 +79,8 @@ def local_files(config: LoadDataset, folder: Path) -> dict[str, list[str | Mappi
 def identity(config: LoadDataset, folder: Path) -> Any:
     """Return JSON data that changes whenever the rows would: file digests, a commit of the hub. Light."""
     if is_hub_name(config, folder):
-        from drupe.plugins.huggingface.sources.hub import hub_token, resolve_revision
-
-        name = str(config.data_name)
-        commit = resolve_revision("datasets", name, config.revision, hub_token(_token_name(config)))
-        return {"hub": name, "commit": commit}
+        commit, _ = hub_commit(config)
+        return {"hub": str(config.data_name), "commit": commit}
     found: dict[str, Any] = {}
     for split in sorted({name for name, _, _ in split_names(config.split)}):
         for number, item in enumerate(_of_split(config, folder, split)):
@@ -114,7 +106,7 @@ def load_table(config: LoadDataset, folder: Path, context: JobContext, limit: in
 
 def _all_rows(config: LoadDataset, folder: Path, context: JobContext, limit: int | None) -> Table:
     if is_hub_name(config, folder):
-        return _hub_table(config, limit)
+        return hub_table(config, limit)
     parts: list[Sequence[Row]] = []
     origins: list[str] = []
     label_names: dict[str, Sequence[str]] = {}
@@ -123,19 +115,19 @@ def _all_rows(config: LoadDataset, folder: Path, context: JobContext, limit: int
         for item in _of_split(config, folder, name):
             path = _fetched(item, folder, context)
             origins.append(path.name)
-            if path.is_dir() and _is_saved(path):
-                table = _saved_table(path)
+            if path.is_dir() and is_saved(path):
+                table = saved_table(path)
                 found.append(table.rows)
                 label_names |= table.label_names
-            elif path.is_dir() and (config.data_name == BUILDER or has_images(path)):
+            elif path.is_dir() and (config.format == BUILDER or has_images(path)):
                 pictures, names = image_rows(path)
                 found.append(pictures)
                 label_names |= names
             else:
                 for file in _data_files(path, config) if path.is_dir() else [path]:
-                    kind = file_kind(config, file)
-                    found.append(read_file(file, kind, field=config.field, delimiter=config.separator))
-                    label_names |= label_names_of(file, kind)
+                    rows_of_file = _read(file, config)
+                    found.append(rows_of_file)
+                    label_names |= getattr(rows_of_file, "label_names", {})
         # Of a single file, rows that are made as they are asked for stay that.
         whole = found[0] if len(found) == 1 else [row for one in found for row in one]
         parts.append(whole[_bound(start, len(whole), 0) : _bound(stop, len(whole), len(whole))])
@@ -159,20 +151,16 @@ def count_rows(config: LoadDataset, folder: Path) -> int | None:
                 path = Path(item)
                 if path.stat().st_size > _COUNTED:
                     return None
-                size += len(read_file(path, file_kind(config, path), field=config.field, delimiter=config.separator))
+                size += len(_read(path, config))
             count += max(_bound(stop, size, size) - _bound(start, size, 0), 0)
     except ConfigError:
         return None
     return count
 
 
-def _is_saved(path: Path) -> bool:
-    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-
-
 def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, list[str | Mapping[str, Any]]]:
     place = base if config.data_dir else None
-    if config.data_name is not None and config.data_name.lower() not in _BUILDERS:
+    if config.data_name is not None and config.format is None:
         place = folder / Path(config.data_name).expanduser()
     if place is None:
         if config.data_name is None:
@@ -188,10 +176,10 @@ def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, l
             )
     if place.is_file():
         return {"train": [str(place)]}
-    if _is_saved(place):
+    if is_saved(place):
         splits = [p.name for p in place.iterdir() if (p / "state.json").is_file()]
         return {name: [str(place / name)] for name in splits} or {"train": [str(place)]}
-    if (config.data_name or "").lower() == BUILDER:
+    if config.format == BUILDER:
         return _image_folders(place) or {"train": [str(place)]}
     if not place.is_dir():
         return {"train": [str(place)]}
@@ -201,7 +189,7 @@ def _files_of_path(config: LoadDataset, folder: Path, base: Path) -> dict[str, l
             f"{place} is loaded by a script, {script.name}, which is not run here; name the files that it reads as "
             "data_files, or have a function of a user_script load them"
         )
-    named = split_files(place, data_files(place, BUILDERS.get((config.data_name or "").lower())))
+    named = split_files(place, data_files(place, config.format))
     found: dict[str, list[str | Mapping[str, Any]]] = {split: list(files) for split, files in named.items()}
     return found or _image_folders(place) or {"train": [str(place)]}
 
@@ -238,7 +226,7 @@ def _of_split(config: LoadDataset, folder: Path, split: str) -> list[str | Mappi
 
 def file_kind(config: LoadDataset, path: Path) -> str:
     """Return the format of a file of rows. Raises ConfigError where nothing tells it."""
-    named = _BUILDERS.get((config.data_name or "").lower())
+    named = config.format
     if named == BUILDER:
         raise ConfigError(f"{BUILDER} reads a folder; name it as data_dir, not {path.name} as data_files")
     kind = named or format_of(path)
@@ -246,6 +234,10 @@ def file_kind(config: LoadDataset, path: Path) -> str:
         known = ", ".join(sorted(FORMATS))
         raise ConfigError(f"{path}: its name tells no format ({known}); say json, csv, parquet or text as data_name")
     return kind
+
+
+def _read(path: Path, config: LoadDataset) -> Sequence[Row]:
+    return read_file(path, file_kind(config, path), field=config.field, delimiter=config.separator)
 
 
 def _source(item: str | Mapping[str, Any], folder: Path) -> ModelSource:
@@ -277,7 +269,7 @@ def _fetched(item: str | Mapping[str, Any], folder: Path, context: JobContext) -
 
 def _data_files(folder: Path, config: LoadDataset) -> list[Path]:
     """Return the files of rows in a folder that was fetched. Raises ConfigError where there are none."""
-    kind = BUILDERS.get((config.data_name or "").lower())
+    kind = config.format
     named = data_files(folder, kind)
     # Files whose names tell no format are of the one that data_name tells.
     found = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith((".", "README"))]
@@ -297,117 +289,13 @@ def _bound(text: str | None, size: int, default: int) -> int:
     return min(value, size) if value >= 0 else max(size + value, 0)
 
 
-def _token_name(config: LoadDataset) -> str | None:
-    return config.token if isinstance(config.token, str) else None
-
-
-def _saved_table(path: Path) -> Table:
-    import datasets
-    import pyarrow
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise ConfigError(f"{path} is no data set that datasets saved, or not whole: {error}") from error
-    return _of_dataset(loaded, path.name)
-
-
-def _hub_table(config: LoadDataset, limit: int | None) -> Table:
-    import os
-
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import datasets
-
-    from drupe.plugins.huggingface.sources.hub import hub_token, resolve_revision
-
-    name = str(config.data_name)
-    token = hub_token(_token_name(config))
-    commit = resolve_revision("datasets", name, config.revision, token)
-    datasets.disable_progress_bars()
-    options: dict[str, Any] = {"revision": commit, "token": token, **config.builder_kwargs}
-    for key in ("data_dir", "data_files"):
-        if getattr(config, key) is not None:
-            options[key] = getattr(config, key)
-    try:
-        loaded = datasets.load_dataset(name, config.subset, split=config.split, streaming=config.streaming, **options)
-        if config.streaming:
-            kept = (row for row in loaded if _has(row, config.col_filters))
-            rows = list(itertools.islice(kept, limit))
-            return Table(rows, _label_names(loaded.features), f"{name}@{commit[:8]}")
-    except (ConnectionError, TimeoutError) as error:
-        raise HostError(f"the data set {name} can't be fetched: {error}") from error
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
-        raise ConfigError(f"the data set {name} (subset {config.subset}, split {config.split}): {error}") from error
-    return _of_dataset(loaded, f"{name}@{commit[:8]}")
-
-
 def _filtered(table: Table, wanted: Mapping[str, Any]) -> Table:
     """Keep the rows whose columns have the wanted values. Raises ConfigError where none has."""
     if not wanted:
         return table
     rows = table.rows
-    kept = rows.having(wanted) if isinstance(rows, DatasetRows) else [row for row in rows if _has(row, wanted)]
+    kept = rows.having(wanted) if isinstance(rows, DatasetRows) else [row for row in rows if has_values(row, wanted)]
     if not kept and rows:
         said = ", ".join(f"{column} {value!r}" for column, value in wanted.items())
         raise ConfigError(f"col_filters: none of the {len(rows)} rows has {said}")
     return replace(table, rows=kept)
-
-
-def _has(row: Row, wanted: Mapping[str, Any]) -> bool:
-    absent = [column for column in wanted if column not in row]
-    if absent:
-        raise ConfigError(f"col_filters: the data has no column {absent[0]!r}; it has: {', '.join(row)}")
-    return all(row[column] == value for column, value in wanted.items())
-
-
-def _of_dataset(loaded: Any, origin: str) -> Table:
-    for name, feature in (loaded.features or {}).items():
-        if type(feature).__name__ in ("Audio", "Video"):
-            # Decoding takes libraries of its own, and most rows are wanted for what stands beside it.
-            loaded = loaded.cast_column(name, type(feature)(decode=False))
-    return Table(DatasetRows(loaded), _label_names(loaded.features), origin)
-
-
-class DatasetRows(Sequence[Row]):
-    """A `datasets.Dataset` as a sequence of rows, read from disk as they are asked for: its own slices are columns."""
-
-    def __init__(self, loaded: Any) -> None:
-        self.loaded = loaded
-
-    def __len__(self) -> int:
-        return len(self.loaded)
-
-    @property
-    def column_names(self) -> list[str]:
-        """The columns, which every row has."""
-        return list(self.loaded.column_names)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        if isinstance(index, slice):
-            return DatasetRows(self.loaded.select(range(*index.indices(len(self)))))
-        row: Row = self.loaded[index]
-        return row
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.loaded)
-
-    def having(self, wanted: Mapping[str, Any]) -> DatasetRows:
-        """Return the rows whose columns have the wanted values; only those columns are read to find them."""
-        columns = [column for column in wanted if column in self.loaded.column_names]
-        looked_at = self.loaded.select_columns(columns) if len(columns) == len(wanted) else self.loaded
-        return DatasetRows(self.loaded.select([n for n, row in enumerate(looked_at) if _has(row, wanted)]))
-
-
-def _label_names(features: Any) -> dict[str, Sequence[str]]:
-    found: dict[str, Sequence[str]] = {}
-    for name, feature in (features or {}).items():
-        while hasattr(feature, "feature"):
-            # Of a label for each word.
-            feature = feature.feature
-        if hasattr(feature, "names"):
-            found[name] = list(feature.names)
-    return found

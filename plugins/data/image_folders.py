@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.errors import ConfigError
+from drupe.plugins.data.data_folders import SPLITS
 from drupe.plugins.data.rows import Row, read_file
 
 __all__ = ["BUILDER", "IMAGE_SUFFIXES", "class_names", "has_images", "image_rows", "image_splits"]
@@ -19,10 +20,7 @@ IMAGE_SUFFIXES = (
     ".tga", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 
-_SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-}  # fmt: skip
+_SPLITS = {word: split for split, words in SPLITS.items() for word in words}
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 

@@ -115,7 +115,7 @@ class LoadDataset(Component):
 
     @model_validator(mode="after")
     def _has_effect(self, info: ValidationInfo) -> LoadDataset:
-        kind = BUILDERS.get((self.data_name or "").lower())
+        kind = self.format
         if kind is not None or (self.data_name is None and self.data_files is not None):
             names = ["revision", "streaming", "token", "builder_kwargs", *(["subset"] if self.data_files else [])]
             tell_unused(info, self, names, "the rows come from files, not from a data set on the hub")
@@ -124,6 +124,11 @@ class LoadDataset(Component):
         if kind not in (None, "csv"):
             tell_unused(info, self, ["delimiter"], f"it is for csv files; data_name is {self.data_name}")
         return self
+
+    @property
+    def format(self) -> str | None:
+        """The format of files that data_name tells, or None where it is a path, a name on the hub, or not there."""
+        return BUILDERS.get((self.data_name or "").lower())
 
     @property
     def separator(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Reads rows from files: JSON, JSON lines, CSV, Parquet, Arrow and text, local or behind a URL that fsspec opens.
+"""Reads rows from files: JSON, JSON lines, CSV, Parquet, Arrow and text.
 
 A file that is malformed is told with its name and line.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drupe.core.context import JobContext
-from drupe.plugins.data.dataset import DatasetRows, Table
+from drupe.plugins.data.library_rows import DatasetRows, Table
 from drupe.plugins.data.options import LoadDataset
 
 __all__ = ["as_dataset"]

@@ -10,7 +10,7 @@ from typing import Any, overload
 from drupe.core.errors import ConfigError
 from drupe.plugins.data.text_files import is_compressed
 
-__all__ = ["TableRows", "label_names_of", "table_rows"]
+__all__ = ["TableRows", "table_rows"]
 
 _AT_ONCE = 1000
 """Rows that are made at once where all are asked for in turn."""
@@ -29,6 +29,21 @@ class TableRows(Sequence[Mapping[str, Any]]):
     def column_names(self) -> list[str]:
         """The columns, which every row has."""
         return list(self._table.column_names)
+
+    @property
+    def label_names(self) -> dict[str, list[str]]:
+        """Column → the names of its classes, where `datasets` left them in the file."""
+        try:
+            features = json.loads((self._table.schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        except (KeyError, TypeError, ValueError):
+            return {}
+        found = {}
+        for name, feature in features.items():
+            while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+                feature = feature["feature"]
+            if isinstance(feature, dict) and isinstance(feature.get("names"), list):
+                found[name] = [str(item) for item in feature["names"]]
+        return found
 
     @overload
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
@@ -67,33 +82,3 @@ def table_rows(path: Path, kind: str) -> TableRows:
                 return TableRows(pyarrow.ipc.open_stream(source).read_all())
     except pyarrow.ArrowException as error:
         raise ConfigError(f"{path} is no {kind} file: {error}") from error
-
-
-def label_names_of(path: Path, kind: str) -> dict[str, list[str]]:
-    """Return column → the names of its classes, where `datasets` left them in a Parquet or Arrow file."""
-    if kind not in ("parquet", "arrow"):
-        return {}
-    try:
-        features = json.loads((_schema(path, kind).metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    found = {}
-    for name, feature in features.items():
-        while isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
-            feature = feature["feature"]
-        if isinstance(feature, dict) and isinstance(feature.get("names"), list):
-            found[name] = [str(item) for item in feature["names"]]
-    return found
-
-
-def _schema(path: Path, kind: str) -> Any:
-    import pyarrow
-    import pyarrow.parquet
-
-    if kind == "parquet":
-        return pyarrow.parquet.read_schema(path)
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            return pyarrow.ipc.open_file(source).schema
-        except pyarrow.ArrowInvalid:
-            return pyarrow.ipc.open_stream(source).schema

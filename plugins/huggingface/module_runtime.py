@@ -60,6 +60,8 @@ class ModuleRuntime(Runtime):
 class ModuleSession(Session):
     """A loaded module; io_config names what goes in and comes out, as it does for its graph."""
 
+    framework = "PyTorch"
+
     def __init__(self, module: Any, told: Mapping[str, Any], device: str) -> None:
         self._module, self._told, self._device = module, told, device
         parameters = inspect.signature(module.forward).parameters.values()

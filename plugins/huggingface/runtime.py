@@ -68,6 +68,7 @@ class TransformersSession(Session):
     """A loaded transformers model and its tokenizer (or None)."""
 
     framework = "PyTorch"
+    takes_more = True
 
     def __init__(self, loaded: Any, tokenizer: Any, device: str, model: Model) -> None:
         self._loaded = loaded

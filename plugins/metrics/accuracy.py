@@ -28,7 +28,8 @@ _OPTIONS = (
     "task", "num_classes", "average", "threshold", "top_k", "ignore_index", "multidim_average", "validate_args",
     "compute_params",
 )  # fmt: skip
-_OF_ANSWERS = ("max_new_tokens", "stop", "ignore_case", "ignore_punctuation", "length_normalized")
+_OF_TEXTS = ("max_new_tokens", "stop", "ignore_case", "ignore_punctuation")
+_OF_ANSWERS = (*_OF_TEXTS, "length_normalized")
 
 
 class AccuracyConfig(DataMetricConfig):
@@ -59,10 +60,17 @@ class AccuracyConfig(DataMetricConfig):
     def without_effect(self) -> Mapping[str, str]:
         """See DataMetricConfig."""
         if self.method in ("generate", "choice"):
-            return dict.fromkeys(FORWARD_ONLY, f"method: {self.method} asks one prompt after the other")
-        if self.method == "classify":
-            return dict.fromkeys(_OF_ANSWERS, "the class of highest output is taken, and nothing is generated")
-        return {}
+            other = ("length_normalized",) if self.method == "generate" else _OF_TEXTS
+            return {
+                **dict.fromkeys(FORWARD_ONLY, f"method: {self.method} asks one prompt after the other"),
+                **dict.fromkeys(("output", *other), f"method: {self.method} does not look at it"),
+            }
+        found: dict[str, str] = {}
+        if self.method == "classify" or self.own_functions:
+            found |= dict.fromkeys(_OF_ANSWERS, "the class of highest output is taken, and nothing is generated")
+        if self.post_processing_func is not None:
+            found["output"] = "post_processing_func makes the scores of the outputs"
+        return found
 
     @field_validator("metric_config")
     @classmethod

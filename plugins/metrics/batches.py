@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-__all__ = ["Batch", "array", "batches", "call_arguments", "made_up_batch", "spread"]
+__all__ = ["Batch", "array", "batches", "data_dir_of", "made_up_batch", "spread"]
 
 Shapes = Mapping[str, tuple[tuple[int | str, ...], str]]
 
@@ -136,12 +136,8 @@ def _note_axes(shapes: Shapes, config: DataMetricConfig, context: JobContext) ->
         note(f"shape_kwargs: {', '.join(unknown)} is {what}" + (f"; it has {named}" if named else ""), context)
 
 
-def call_arguments(config: DataMetricConfig, context: JobContext) -> dict[str, Any]:
-    """Return what user functions are offered besides their own arguments."""
-    return {"data_dir": _data_dir(config, context), "batch_size": config.batch_size, "model_framework": None}
-
-
-def _data_dir(config: DataMetricConfig, context: JobContext) -> str | None:
+def data_dir_of(config: DataMetricConfig, context: JobContext) -> str | None:
+    """Return the folder that functions of users' scripts are given as data_dir."""
     folder = context.workflow_dir
     return str(folder / config.data_dir) if folder and config.data_dir else config.data_dir
 
@@ -168,7 +164,7 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
         loader: Any = call_loader(
             function,
             config.func_kwargs.get("dataloader_func", {}),
-            data_dir=_data_dir(config, context),
+            data_dir=data_dir_of(config, context),
             batch_size=config.batch_size,
             framework=session.framework,
         )
@@ -196,8 +192,7 @@ def _loaded(session: Session, config: DataMetricConfig, context: JobContext) -> 
             # As loaders written for transformers give them.
             targets = inputs["labels"]
             inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        # A PyTorch module takes more than it has to be given, and says itself what it does not take.
-        if session.framework != "PyTorch":
+        if not session.takes_more:
             inputs = _taken(inputs, shapes, config, context)
         arrays = {name: array(value) for name, value in inputs.items()}
         count = next((len(a) for a in arrays.values() if a.ndim), 1)

@@ -100,9 +100,18 @@ class DataMetricConfig(MetricConfig):
 
         for kind in values or ():
             try:
-                np.dtype(kind)
-            except TypeError as error:
-                raise ValueError(f"{kind!r} is no numpy type; use float32, int64, …") from error
+                numbers = np.dtype(kind).kind in "biufc"
+            except TypeError:
+                numbers = False
+            if not numbers:
+                raise ValueError(f"{kind!r} is no numpy type of numbers; use float32, int64, …")
+        return values
+
+    @field_validator("input_names")
+    @classmethod
+    def _each_once(cls, values: list[str] | None) -> list[str] | None:
+        if values is not None and len(set(values)) != len(values):
+            raise ValueError(f"{values}: expected each once")
         return values
 
     @field_validator("input_shapes")
@@ -152,7 +161,7 @@ class DataMetricConfig(MetricConfig):
 
     @model_validator(mode="after")
     def _functions_have_a_script(self) -> DataMetricConfig:
-        for name in ("dataloader_func", "post_processing_func", "evaluate_func", "metric_func"):
+        for name in _FUNCTIONS:
             if getattr(self, name, None) is not None and self.user_script is None:
                 raise ValueError(f"{name} names a function of user_script, which is not given; add user_script")
         return self

@@ -17,16 +17,12 @@ from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import Session
 from drupe.core.user_scripts import blamed, call_with_known, script_function
-from drupe.plugins.metrics.batches import array, batches, call_arguments, spread
+from drupe.plugins.metrics.batches import array, batches, data_dir_of, spread
 from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
 from drupe.plugins.metrics.every_name import EveryName
 from drupe.plugins.metrics.outputs import post_processed, tensors
 
 __all__ = ["Custom", "CustomConfig", "ScriptModel"]
-
-
-FRAMEWORKS: Mapping[str, str] = {"onnx": "ONNX", "genai": "ONNX", "hf": "PyTorch", "pytorch": "PyTorch"}
-"""Model kind → the value of Olive's Framework; other kinds go by their own names."""
 
 
 class CustomConfig(DataMetricConfig):
@@ -35,7 +31,7 @@ class CustomConfig(DataMetricConfig):
     evaluate_func: str | None = Field(
         None,
         description="Function of user_script (model, …) that measures by itself; it is offered data_dir, batch_size, "
-        "device, execution_providers, session and samples by name.",
+        "device, execution_providers, model_framework, session and samples by name.",
     )
     metric_func: str | None = Field(
         None, description="Function of user_script (predictions, targets) that judges what the model gave."
@@ -133,7 +129,9 @@ class Custom(Metric):
     ) -> Any:
         provider = context.accelerator.execution_provider
         offered = {
-            **call_arguments(config, context),
+            "data_dir": data_dir_of(config, context),
+            "batch_size": config.batch_size,
+            "model_framework": session.framework,
             "device": context.accelerator.device,
             "execution_providers": [provider] if provider else None,
             "session": session,
@@ -149,7 +147,7 @@ class ScriptModel:
 
     def __init__(self, model: Model, session: Session) -> None:
         self.model_path = str(model.folder)
-        self.framework = FRAMEWORKS.get(model.kind, model.kind)
+        self.framework = session.framework or model.kind
         self._session = session
         self._bare = model.kind == "pytorch"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from drupe.core.context import JobContext
 from drupe.core.errors import EvaluationError
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-__all__ = ["Outputs", "looked_at", "main_name", "main_output", "post_processed", "tensors"]
+__all__ = ["Outputs", "looked_at", "made_of", "main_name", "main_output", "post_processed", "tensors"]
+
+
+_Read = TypeVar("_Read")
 
 
 class Outputs(dict[str, Any]):
@@ -54,21 +57,30 @@ def post_processed(
 
     count: how many samples are asked about. Raises EvaluationError where the function gives fewer.
     """
-    function = script_function(config, "post_processing_func", context)
-    if function is None:
+    if config.post_processing_func is None:
         return main_output(outputs, output)
-    given = tensors(outputs)
-    own = config.func_kwargs.get("post_processing_func", {})
-    first = next(iter(given.values())) if len(given) == 1 else given
-    name, script = config.post_processing_func, config.user_script
-    with blamed(name, script):
-        made = function(first, **own)
-        found = array(made)
+    made, found = made_of(outputs, config, context, lambda given: (given, array(given)))
     if not found.ndim or len(found) < count:
         raise EvaluationError(
-            f"{name} ({script}) returned {_told(made)}; expected a prediction, or scores, for each of {count} samples"
+            f"{config.post_processing_func} ({config.user_script}) returned {_told(made)}; expected a prediction, or "
+            f"scores, for each of {count} samples"
         )
     return found
+
+
+def made_of(
+    outputs: Mapping[str, Any], config: DataMetricConfig, context: JobContext, read: Callable[[Any], _Read]
+) -> _Read:
+    """Return what post_processing_func makes of the outputs, read. One output is given by itself, several by name.
+
+    Raises EvaluationError naming the function for what it, or `read`, raises.
+    """
+    function = script_function(config, "post_processing_func", context)
+    assert function is not None
+    given = tensors(outputs)
+    first = next(iter(given.values())) if len(given) == 1 else given
+    with blamed(config.post_processing_func, config.user_script):
+        return read(function(first, **config.func_kwargs.get("post_processing_func", {})))
 
 
 def looked_at(

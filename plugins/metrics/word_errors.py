@@ -14,11 +14,10 @@ from drupe.core.errors import EvaluationError
 from drupe.core.metrics import Metric, Rows, SubType
 from drupe.core.model import Model
 from drupe.core.runtimes import GenerateOptions, Session
-from drupe.core.user_scripts import blamed, script_function
 from drupe.plugins.metrics import answers
 from drupe.plugins.metrics.batches import batches, spread
 from drupe.plugins.metrics.config import FORWARD_ONLY, DataMetricConfig
-from drupe.plugins.metrics.outputs import tensors
+from drupe.plugins.metrics.outputs import made_of
 
 __all__ = ["WordErrors", "WordErrorsConfig", "edits"]
 
@@ -142,15 +141,9 @@ class WordErrors(Metric):
     def _read(
         self, session: Session, samples: Sequence[Sample], config: WordErrorsConfig, context: JobContext
     ) -> Mapping[str, tuple[str, str]]:
-        function = script_function(config, "post_processing_func", context)
-        assert function is not None
-        own = config.func_kwargs.get("post_processing_func", {})
         found = {}
         for batch in batches(session, samples, config, context):
-            outputs = tensors(session.forward(batch.inputs).outputs)
-            first: Any = next(iter(outputs.values())) if len(outputs) == 1 else outputs
-            with blamed(config.post_processing_func, config.user_script):
-                texts = list(function(first, **own))
+            texts = made_of(session.forward(batch.inputs).outputs, config, context, list)
             if len(texts) < len(batch.ids) or not all(isinstance(text, str) for text in texts):
                 raise EvaluationError(
                     f"{config.post_processing_func} must return a text for each of the {len(batch.ids)} samples of a "

@@ -69,6 +69,9 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 class RanksSession(Session):
     """A model on its ranks. bytes_by_rank: what each rank's weights take."""
 
+    framework = "PyTorch"
+    takes_more = True
+
     def __init__(self, ranks: Ranks, bytes_by_rank: Sequence[int]) -> None:
         self._ranks = ranks
         self.bytes_by_rank = tuple(bytes_by_rank)

@@ -47,6 +47,7 @@ def test_a_module_answers_under_the_names_of_its_graph(tmp_path: Path) -> None:
     runtime = get_registry().create("drupe_runtimes", "torch")
     assert runtime.consents(model) == ["user-scripts"]
     session = runtime.open(model, Accelerator(), {"threads": 1})
+    assert session.framework == "PyTorch"
     assert session.input_shapes() == {"x": (("batch", 2), "float32"), "scale": ((1,), "float32")}
     found = session.forward({"x": np.array([[1.0, 2.0]]), "scale": np.array([2.0])}).outputs
     assert found["scaled"].tolist() == [[6.0, 12.0]] and found["total"] == 3.0

@@ -100,9 +100,9 @@ def test_a_loaders_tensors_find_the_models_inputs(tmp_path: Path) -> None:
     (tmp_path / "s.py").write_text(LOADERS)
     allowed = context(tmp_path, allow=frozenset({"user-scripts"}))
 
-    def loaded(name: str, *inputs: str, framework: str = "ONNX") -> list[str]:
+    def loaded(name: str, *inputs: str, takes_more: bool = False) -> list[str]:
         session = ForwardSession(lambda batch: batch, dict.fromkeys(inputs, (("b", "s"), "float32")))
-        session.framework = framework
+        session.takes_more = takes_more
         config = DataMetricConfig.model_validate({"user_script": "s.py", "dataloader_func": name})
         (batch,) = batches(session, [], config, allowed)
         return list(batch.inputs)
@@ -110,7 +110,7 @@ def test_a_loaders_tensors_find_the_models_inputs(tmp_path: Path) -> None:
     assert loaded("one", "logits") == ["logits"]
     assert loaded("two", "ids", "mask") == ["ids", "mask"]
     assert loaded("more", "ids") == ["ids"]
-    assert loaded("more", "ids", framework="PyTorch") == ["ids", "step"]
+    assert loaded("more", "ids", takes_more=True) == ["ids", "step"]
     assert allowed.report["notes"] == ["more gives step, which the model does not take; left out"]
     with pytest.raises(EvaluationError, match=r"two \(s.py\) gives 2 inputs without names; the model takes ids; "):
         loaded("two", "ids")

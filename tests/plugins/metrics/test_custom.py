@@ -151,9 +151,9 @@ AS_FOR_OLIVE = """
 from olive.constants import Framework
 from olive.model import ONNXModelHandler
 
-def evaluate(model, data_dir, batch_size, device, execution_providers):
+def evaluate(model, data_dir, batch_size, device, execution_providers, model_framework):
     sess = model.prepare_session(inference_settings=None, device=device, execution_providers=execution_providers)
-    assert model.framework == Framework.ONNX
+    assert model.framework == model_framework == Framework.ONNX
     name = [item.name for item in sess.get_inputs()][0]
     assert [item.name for item in sess.get_outputs()] == ["y"]
     (first,) = sess.run(input_feed={name: [[1.0, 2.0]]}, output_names=None)
@@ -167,6 +167,7 @@ def test_a_function_written_for_olive_measures_a_graph(tmp_path: Path) -> None:
     checked = configured(made, user_script="o.py", evaluate_func="evaluate")
     session = ForwardSession(lambda b: {"y": b["x"]}, {"x": (("n", 2), "float32")})
     session.output_names = ("y",)  # type: ignore[attr-defined]
+    session.framework = "ONNX"
     given = Model("onnx", {}, {}, path=tmp_path)
     rows = made.measure(given, session, SAMPLES, checked, context(tmp_path, allow=frozenset({"user-scripts"})))
     assert made.aggregate(list(rows.values()), "any", checked) == 10.0

@@ -122,6 +122,8 @@ def test_names_without_shapes_are_told(tmp_path: Path) -> None:
     [
         ({"input_names": ["x"], "input_shapes": [[1], [2]]}, "input_names has 1 entries; input_shapes has 2"),
         ({"input_types": ["float13"], "input_shapes": [[1]]}, "'float13' is no numpy type"),
+        ({"input_types": ["str"], "input_shapes": [[1]]}, "'str' is no numpy type of numbers"),
+        ({"input_names": ["x", "x"], "input_shapes": [[1], [1]]}, "['x', 'x']: expected each once"),
         ({"input_shapes": [[-1, 3]]}, "[-1, 3] is no shape; say sizes of at least 1"),
         ({"func_kwargs": {"metric_func": {}}}, "'metric_func' is no function of this metric; known: dataloader_func"),
         ({"run_kwargs": {"top_k": 5}}, "'top_k' is not supported; use generative or max_new_tokens"),
@@ -163,6 +165,29 @@ def test_a_script_of_which_nothing_is_called_is_told(tmp_path: Path) -> None:
         "func_kwargs has no effect: no function of user_script is called",
         "user_script has no effect: no function of user_script is called",
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            {"method": "generate", "output": "scores", "length_normalized": True, "stop": ["."]},
+            "length_normalized output",
+        ),
+        ({"method": "choice", "output": "scores", "length_normalized": True, "stop": ["."]}, "output stop"),
+        ({"method": "classify", "output": "scores", "stop": ["."], "ignore_case": False}, "ignore_case stop"),
+        ({"method": "classify", "output": "scores", "post_processing_func": "made"}, "output"),
+        ({"post_processing_func": "made", "output": "scores", "max_new_tokens": 8}, "max_new_tokens output"),
+        ({"output": "scores", "max_new_tokens": 8, "length_normalized": True}, ""),
+    ],
+)
+def test_what_a_way_of_answering_does_not_look_at_is_told(tmp_path: Path, keys: dict[str, Any], told: str) -> None:
+    (tmp_path / "mine.py").write_text("def made(outputs): ...\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n')
+    config = {**keys, **({"user_script": "mine.py"} if "post_processing_func" in keys else {})}
+    judge = {"metrics": [{"name": "m", "type": "accuracy", "data_config": {"data_files": "rows.jsonl"}, **config}]}
+    notices = [notice.found for notice in examined(tmp_path, judge).notices]
+    assert " ".join(sorted(text.split(" has no effect: ")[0] for text in notices)) == told
 
 
 def test_the_command_shows_it(tmp_path: Path) -> None:
