@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,9 @@ from drupe.plugins.metrics.config import DataMetricConfig
 from drupe.plugins.metrics.differences import Differences, differences, unpadded
 from drupe.plugins.metrics.outputs import looked_at
 from drupe.plugins.metrics.references import compared_batches, reference_outputs
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Discrepancy"]
 
@@ -46,7 +49,7 @@ class Discrepancy(Metric):
     """
 
     Config = DiscrepancyConfig
-    version = 1
+    version = 2
     needs_reference = True
     sub_types: ClassVar[Mapping[str, SubType]] = {
         "max_error": SubType("", "lower"),
@@ -73,11 +76,12 @@ class Discrepancy(Metric):
             reference = looked_at(reference_outputs("discrepancy", batch, context), config, context, count=count)
             names = _compared(outputs, reference, config)
             mask = batch.inputs.get("attention_mask")
-            for key, position, _ in spread(batch, len(array(outputs[names[0]])) if batch.whole else len(batch.ids)):
+            many = next((len(value) for value in (array(outputs[name]) for name in names) if value.ndim), 1)
+            for key, position, _ in spread(batch, many if batch.whole else count):
                 total = Differences()
                 for name in names:
-                    ours = unpadded(array(outputs[name]), position, mask)
-                    theirs = unpadded(array(reference[name]), position, mask)
+                    ours = _of_sample(array(outputs[name]), position, mask)
+                    theirs = _of_sample(array(reference[name]), position, mask)
                     if ours.shape != theirs.shape:
                         raise EvaluationError(
                             f"output {name!r} of sample {key} has shape {ours.shape}; the reference has {theirs.shape}"
@@ -102,6 +106,13 @@ class Discrepancy(Metric):
                 return float(each.mean())
             case _:
                 return float(table[:, 6].sum() / table[:, 7].sum())
+
+
+def _of_sample(output: np.ndarray, position: int, mask: np.ndarray | None) -> np.ndarray:
+    """Return what an output says of a sample: its row, or all of an output that has none for each, such as a scale."""
+    if output.ndim and position < len(output):
+        return unpadded(output, position, mask)
+    return output.reshape(-1)
 
 
 def _compared(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: DiscrepancyConfig) -> list[str]:

@@ -59,7 +59,7 @@ class EmbeddingSimilarity(Metric):
     """
 
     Config = EmbeddingSimilarityConfig
-    version = 1
+    version = 2
     needs_reference = True
     sub_types: ClassVar[Mapping[str, SubType]] = {
         "cosine": SubType("", "higher"),

@@ -49,6 +49,15 @@ def test_padding_does_not_count(tmp_path: Path) -> None:
     assert values["max_error"] == 0.0
 
 
+def test_what_is_one_number_for_all_samples_is_compared_as_well(tmp_path: Path) -> None:
+    def scaled(scale: float) -> Any:
+        return lambda b: {"scale": np.float32(scale), "y": b["x"], "scales": np.float32([scale])}
+
+    values = run(scaled(2.0), scaled(2.5), SAMPLES, tmp_path, batch_size=2)
+    assert values["max_error"] == 0.5
+    assert run(scaled(2.0), scaled(2.0), SAMPLES, tmp_path)["max_error"] == 0.0
+
+
 def test_a_stored_reference_is_preferred(tmp_path: Path) -> None:
     sample = Sample("a", {"x": np.array([3.0, 4.0])}, extras={"reference": {"y": np.array([3.0, 6.0])}})
     values = run(lambda b: {"y": b["x"]}, None, [sample], tmp_path)
