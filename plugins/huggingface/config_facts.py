@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["label_numbers", "places"]
+__all__ = ["label_numbers", "places", "text_config"]
 
 _OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "xlm-roberta-xl", "roberta-prelayernorm")
 """Model types whose positions begin after that of padding."""
@@ -26,3 +26,9 @@ def places(config: Mapping[str, Any]) -> int | None:
     if not isinstance(size, int) or size < 1:
         return None
     return size - (int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET else 0)
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a config.json that tells of the decoder."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config

@@ -17,7 +17,22 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.script_files import script_files
 
-__all__ = ["OTHER_FORMS", "copy_file", "copy_script", "copy_tree", "plain_files", "weight_names", "weight_types"]
+__all__ = [
+    "HEADER_TYPES",
+    "OTHER_FORMS",
+    "copy_file",
+    "copy_script",
+    "copy_tree",
+    "plain_files",
+    "weight_names",
+    "weight_types",
+]
+
+HEADER_TYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types of numbers with a fraction in headers of safetensors files; smaller ones are only stored beside those."""
+_LARGEST_HEADER = 100_000_000
+"""Bytes; safetensors takes no larger ones."""
+
 
 OTHER_FORMS = ("onnx", "openvino", "coreml", "original", "flax", "tf", "runs")
 """Folders in which hub repositories keep a model once more, for other frameworks."""
@@ -76,8 +91,12 @@ def weight_names(folder: Path) -> Iterator[str]:
 
 def weight_types(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield names and types (F32, BF16, …) in the headers of a folder's safetensors files; their layout is public and
-    light to read."""
+    light to read. A file that has no such header (a pointer of Git LFS) tells nothing; who loads it says so."""
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as handle:
-            header: Mapping[str, Any] = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+            size = int.from_bytes(handle.read(8), "little")
+            try:
+                header: Mapping[str, Any] = json.loads(handle.read(size)) if size <= _LARGEST_HEADER else {}
+            except ValueError:
+                continue
         yield from ((name, str(entry["dtype"])) for name, entry in header.items() if name != "__metadata__")

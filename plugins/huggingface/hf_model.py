@@ -15,10 +15,18 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
 from drupe.plugins.huggingface.components import ComponentConfig, check_components
-from drupe.plugins.huggingface.files import OTHER_FORMS, copy_file, copy_script, copy_tree
+from drupe.plugins.huggingface.config_facts import text_config
+from drupe.plugins.huggingface.files import HEADER_TYPES, OTHER_FORMS, copy_file, copy_script, copy_tree, weight_types
 from drupe.plugins.huggingface.gguf import dequantize_gguf, is_gguf
 from drupe.plugins.huggingface.io_config import checked_io_config
-from drupe.plugins.huggingface.loading import auto_class_name, infer_task, known_task, load_model, read_config
+from drupe.plugins.huggingface.loading import (
+    auto_class,
+    auto_class_name,
+    infer_task,
+    known_task,
+    load_model,
+    read_config,
+)
 from drupe.plugins.huggingface.mlflow import MlflowModel, read_mlflow
 from drupe.plugins.huggingface.scrub import scrub_folder
 
@@ -279,29 +287,16 @@ def _facts(folder: Path, config: HfConfig) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _sizes(data: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(data: dict[str, Any]) -> dict[str, Any]:
     """Return what passes that cut layers ask of a decoder before work; the model that is loaded has its config.json."""
-    inner = data.get("text_config")
-    told = inner if isinstance(inner, Mapping) else data
+    told = text_config(data)
     found = {name: told[name] for name in _SIZES if isinstance(told.get(name), int)}
     return {"sizes": found} if found else {}
 
 
 def _stored_dtype(folder: Path) -> str | None:
-    """Return the dtype of the first floating tensor in a safetensors file's header; its layout is public and light."""
-    import json
-
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as handle:
-            size = int.from_bytes(handle.read(8), "little")
-            if size > 100_000_000:
-                return None
-            header = json.loads(handle.read(size))
-        for name, tensor in header.items():
-            if name != "__metadata__" and tensor.get("dtype") in names:
-                return names[tensor["dtype"]]
-    return None
+    """Return the dtype of the first floating tensor in the headers of a folder's weights."""
+    return next((HEADER_TYPES[kind] for _, kind in weight_types(folder) if kind in HEADER_TYPES), None)
 
 
 def _check_own_code(source: Path, config: HfConfig) -> None:
@@ -352,8 +347,7 @@ def _randomize(out: Path, config: HfConfig, context: JobContext) -> None:
     shape = transformers.AutoConfig.from_pretrained(
         out, trust_remote_code=config.remote_code, local_files_only=True, **(config.test_model_config or {})
     )
-    architecture = (shape.architectures or [None])[0]
-    auto = getattr(transformers, auto_class_name(config.task or infer_task(architecture), architecture))
+    auto = auto_class(config.task, (shape.architectures or [None])[0])
     for path in (*out.glob("*.safetensors"), *out.glob("*.safetensors.index.json")):
         path.unlink()
     torch.manual_seed(context.seed)

@@ -18,6 +18,7 @@ from drupe.core.model import Model
 
 __all__ = [
     "adapter_folder",
+    "auto_class",
     "auto_class_name",
     "infer_task",
     "known_task",
@@ -113,6 +114,13 @@ def auto_class_name(task: str, architecture: str | None = None) -> str:
     return next((auto for end, auto in own.items() if architecture and architecture.endswith(end)), _AUTO_CLASSES[task])
 
 
+def auto_class(task: str | None, architecture: str | None) -> Any:
+    """Return the transformers Auto class that loads a model; where no task is told, its architecture tells it."""
+    import transformers
+
+    return getattr(transformers, auto_class_name(task or infer_task(architecture), architecture))
+
+
 def known_task(task: str | None) -> str | None:
     """Return a Config's task as it is. Raises ValueError for one that no Auto class is known for."""
     if task is not None:
@@ -167,11 +175,8 @@ def adapter_folder(model: Model) -> Path | None:
 
 def model_class(model: Model) -> Any:
     """Return the transformers Auto class that loads a model for its task."""
-    import transformers
-
     architecture = (read_config(model.folder).get("architectures") or [None])[0]
-    task = model.attributes.get("task") or infer_task(architecture)
-    return getattr(transformers, auto_class_name(task, architecture))
+    return auto_class(model.attributes.get("task"), architecture)
 
 
 def load_config(model: Model) -> Any:

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from drupe.core.model import Model
-from drupe.plugins.huggingface.files import weight_types
+from drupe.plugins.huggingface.files import HEADER_TYPES, weight_types
 from drupe.plugins.huggingface.loading import load_model, read_config, torch_dtype
 
 __all__ = ["stored_dtype"]
-
-_HEADERS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of numbers with a fraction in headers of safetensors files; smaller ones are only stored beside those."""
 
 
 def stored_dtype(model: Model) -> Any:
@@ -24,9 +21,9 @@ def stored_dtype(model: Model) -> Any:
     for name in (model.attributes.get("load_kwargs", {}).get("dtype"), *_of_config(read_config(model.folder))):
         if name not in (None, "auto"):
             return torch_dtype(str(name))
-    kinds = (kind for _, kind in weight_types(model.folder) if kind in _HEADERS)
+    kinds = (kind for _, kind in weight_types(model.folder) if kind in HEADER_TYPES)
     if (found := next(kinds, None)) is not None:
-        return torch_dtype(_HEADERS[found])
+        return torch_dtype(HEADER_TYPES[found])
     return load_model(model, with_adapter=False).dtype
 
 

@@ -13,6 +13,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.plugins.huggingface.config_facts import text_config
 from drupe.plugins.huggingface.parallel.layout import FILE, Layout, rank_file
 
 __all__ = ["MergeTensorParallel"]
@@ -42,8 +43,7 @@ class MergeTensorParallel(Pass):
         layout, out = Layout.read(model.folder), context.output_dir
         data = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
         if layout.copies is not None:
-            inner = data["text_config"] if isinstance(data.get("text_config"), dict) else data
-            inner["num_key_value_heads"] //= layout.copies.count
+            text_config(data)["num_key_value_heads"] //= layout.copies.count
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         whole = empty_model(out, model.attributes.get("task"))

@@ -27,11 +27,10 @@ def empty_model(folder: Path, task: str | None, **options: Any) -> Any:
     import transformers
     from accelerate import init_empty_weights
 
-    from drupe.plugins.huggingface.loading import auto_class_name, infer_task
+    from drupe.plugins.huggingface.loading import auto_class
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    architecture = (config.architectures or [None])[0]
-    auto = getattr(transformers, auto_class_name(task or infer_task(architecture), architecture))
+    auto = auto_class(task, (config.architectures or [None])[0])
     with init_empty_weights(include_buffers=False):
         model = auto.from_config(config, **options)
     return model.eval()

@@ -10,15 +10,9 @@ from typing import Any
 from drupe.core.errors import ConfigError
 from drupe.core.introspect import module_source
 
-__all__ = ["base_plan", "check_plan", "check_sizes", "copies_of_heads", "text_config"]
+__all__ = ["base_plan", "check_plan", "check_sizes", "copies_of_heads"]
 
 _ROOTS = ("PreTrainedConfig", "PretrainedConfig")
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a config.json that tells of the decoder."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
 
 
 def base_plan(model_type: str) -> Mapping[str, str] | None:

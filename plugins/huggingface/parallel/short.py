@@ -37,15 +37,14 @@ def short_model(model: Model, folder: Path, seed: int) -> Model:
     import torch
     import transformers
 
-    from drupe.plugins.huggingface.loading import auto_class_name, infer_task
+    from drupe.plugins.huggingface.loading import auto_class
 
     data = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(short_config(data)), encoding="utf-8")
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    architecture = (config.architectures or [None])[0]
-    task = model.attributes.get("task") or infer_task(architecture)
-    made = getattr(transformers, auto_class_name(task, architecture)).from_config(config, dtype=torch.float32)
+    auto = auto_class(model.attributes.get("task"), (config.architectures or [None])[0])
+    made = auto.from_config(config, dtype=torch.float32)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in made.parameters():

@@ -18,8 +18,9 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, EvaluationError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
+from drupe.plugins.huggingface.config_facts import text_config
 from drupe.plugins.huggingface.parallel.layout import PATTERN, WEIGHTS, Copies, Layout, Split, rank_file
-from drupe.plugins.huggingface.parallel.plans import base_plan, check_plan, check_sizes, copies_of_heads, text_config
+from drupe.plugins.huggingface.parallel.plans import base_plan, check_plan, check_sizes, copies_of_heads
 from drupe.plugins.huggingface.parallel.ranks import Ranks
 from drupe.plugins.huggingface.parallel.short import LAYERS, short_model
 from drupe.plugins.huggingface.parallel.user_plan import UserPlan, user_plan
@@ -195,7 +196,7 @@ class PyTorchTensorParallel(Pass):
         sizes = dict(text_config(data))
         check_sizes(self.spec.name, sizes, plan, ranks)
         count = copies_of_heads(sizes, plan, ranks)
-        inner = data["text_config"] if isinstance(data.get("text_config"), dict) else data
+        inner = text_config(data)
         if count > 1:
             inner["num_key_value_heads"] = ranks
         if apart:

@@ -48,6 +48,12 @@ def test_weights_are_not_read_for_it(tmp_path: Path) -> None:
         load_model(model)
 
 
+def test_a_file_without_a_header_tells_nothing(tmp_path: Path) -> None:
+    # As a checkout without Git LFS has it: the first eight bytes are no length.
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert list(weight_types(tmp_path)) == []
+
+
 def test_pickled_weights_tell_nothing_and_are_loaded(tmp_path: Path) -> None:
     model = stored(tmp_path / "m", torch.bfloat16)
     torch.save(load_model(model).state_dict(), model.folder / "pytorch_model.bin")
