@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,22 +144,20 @@ def _external_files(graph: Path) -> list[str]:
     from onnx.external_data_helper import uses_external_data
 
     proto = onnx.load(graph, load_external_data=False)
-    places: set[str] = set()
-    graphs = [proto.graph]
-    nodes = [node for function in proto.functions for node in function.node]
-    while graphs or nodes:
-        tensors: list[Any] = []
-        if graphs:
-            part = graphs.pop()
-            tensors += part.initializer
-            tensors += (tensor for sparse in part.sparse_initializer for tensor in (sparse.values, sparse.indices))
-            nodes += part.node
-        for node in nodes:
-            for attribute in node.attribute:
-                tensors += [attribute.t, *attribute.tensors]
-                graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-        nodes = []
-        for tensor in tensors:
-            if uses_external_data(tensor):
-                places.update(entry.value for entry in tensor.external_data if entry.key == "location")
-    return sorted(places)
+    tensors = [*_of_graph(proto.graph), *_of_nodes(node for function in proto.functions for node in function.node)]
+    external = [tensor for tensor in tensors if uses_external_data(tensor)]
+    return sorted({entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"})
+
+
+def _of_graph(graph: Any) -> Iterator[Any]:
+    """Yield the tensors of a graph and of those inside it."""
+    yield from graph.initializer
+    yield from (tensor for sparse in graph.sparse_initializer for tensor in (sparse.values, sparse.indices))
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _of_graph(inner)
