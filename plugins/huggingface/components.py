@@ -19,6 +19,7 @@ from drupe.core.context import JobContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
 from drupe.core.user_scripts import user_function
+from drupe.plugins.huggingface.io_config import checked_io_config
 from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.huggingface.told_inputs import told_inputs
 
@@ -50,7 +51,7 @@ class ComponentConfig(PluginConfig):
     def _names(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and not value.get("input_names"):
             raise ValueError("io_config names no input_names")
-        return value
+        return checked_io_config(value)
 
 
 def check_components(parts: Sequence[ComponentConfig], model_script: str | None) -> None:

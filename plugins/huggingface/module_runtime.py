@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +13,16 @@ from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 from drupe.core.model import Model
 from drupe.core.runtimes import Result, Runtime, Session
+from drupe.plugins.huggingface.io_config import told_shapes
 from drupe.plugins.huggingface.loading import ready_device
-from drupe.plugins.huggingface.pytorch_model import PytorchConfig, io_config, load_pytorch, takes_names
+from drupe.plugins.huggingface.pytorch_model import (
+    forward_names,
+    io_config,
+    load_pytorch,
+    needed_consents,
+    takes_names,
+)
+from drupe.plugins.huggingface.runtime import as_array
 
 __all__ = ["ModuleRuntime", "ModuleSession"]
 
@@ -34,12 +41,7 @@ class ModuleRuntime(Runtime):
 
     def consents(self, model: Model) -> Sequence[str]:
         """See Runtime.consents: the module is built by the user's code, or was pickled whole."""
-        told = {name: value for name, value in model.attributes.items() if name in PytorchConfig.model_fields}
-        if model.attributes.get("model_file_format") == "PyTorch.ExportedProgram":
-            return ("pickle",)
-        wanted = ["user-scripts"] if told.get("model_script") else []
-        whole = told.get("model_loader") is None and told.get("model_file_format") != "PyTorch.TorchScript"
-        return [*wanted, *(["pickle"] if whole else [])]
+        return needed_consents(model.attributes)
 
     def open(self, model: Model, accelerator: Accelerator, options: Mapping[str, Any]) -> Session:
         """See Runtime.open."""
@@ -64,9 +66,7 @@ class ModuleSession(Session):
 
     def __init__(self, module: Any, told: Mapping[str, Any], device: str) -> None:
         self._module, self._told, self._device = module, told, device
-        parameters = inspect.signature(module.forward).parameters.values()
-        places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self._names = [str(name) for name in told.get("input_names") or places]
+        self._names = [str(name) for name in told.get("input_names") or forward_names(module)[0]]
         self._by_name = takes_names(module, self._names)
 
     def forward(self, batch: Mapping[str, np.ndarray]) -> Result:
@@ -84,10 +84,13 @@ class ModuleSession(Session):
         inputs = {}
         for name in self._names:
             if name in batch:
-                array = np.ascontiguousarray(batch[name], dtype=types.get(name))
+                array = np.asarray(batch[name], dtype=types.get(name), order="C")
                 if array.dtype == np.float64:
                     array = array.astype(np.float32)
                 inputs[name] = torch.from_numpy(array).to(self._device)
+        if not self._by_name and list(inputs) != self._names[: len(inputs)]:
+            lacking = next(name for name in self._names if name not in inputs)
+            raise EvaluationError(f"the module takes its inputs by place, and {lacking!r} is not there")
         with torch.inference_mode():
             given = self._module(**inputs) if self._by_name else self._module(*inputs.values())
         return Result(self._named(given))
@@ -109,25 +112,11 @@ class ModuleSession(Session):
             found = dict(zip(names, tensors, strict=False))
         if not found:
             raise EvaluationError(f"the module gave {type(given).__name__}; expected a tensor, or several")
-        return {name: _array(value) for name, value in found.items()}
+        return {name: as_array(value) for name, value in found.items()}
 
     def input_shapes(self) -> Mapping[str, tuple[tuple[int | str, ...], str]]:
         """See Session.input_shapes. Raises NotImplementedError where io_config tells no shapes."""
-        shapes = self._told.get("input_shapes")
-        if not shapes or len(shapes) != len(self._names):
+        found = told_shapes({**self._told, "input_names": self._names})
+        if not found:
             raise NotImplementedError
-        types = self._told.get("input_types") or ["float32"] * len(shapes)
-        axes = self._told.get("dynamic_axes") or {}
-        found = {}
-        for name, shape, kind in zip(self._names, shapes, types, strict=True):
-            named = {int(axis): str(label) for axis, label in (axes.get(name) or {}).items()}
-            found[name] = (tuple(named.get(axis, size) for axis, size in enumerate(shape)), str(kind))
         return found
-
-
-def _array(value: Any) -> np.ndarray:
-    import torch
-
-    value = value.detach().cpu()
-    found: np.ndarray = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()
-    return found

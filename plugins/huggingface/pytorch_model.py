@@ -22,7 +22,16 @@ from drupe.plugins.huggingface.files import copy_file, copy_script, copy_tree
 from drupe.plugins.huggingface.io_config import checked_io_config
 from drupe.plugins.huggingface.told_inputs import told_inputs
 
-__all__ = ["PytorchConfig", "PytorchKind", "dummy_inputs", "io_config", "load_pytorch", "takes_names"]
+__all__ = [
+    "PytorchConfig",
+    "PytorchKind",
+    "dummy_inputs",
+    "forward_names",
+    "io_config",
+    "load_pytorch",
+    "needed_consents",
+    "takes_names",
+]
 
 
 _STATE = "PyTorch.StateDict"
@@ -86,8 +95,7 @@ class PytorchKind(ModelKind):
 
     def consents(self, config: PytorchConfig) -> Sequence[str]:
         """See ModelKind.consents: a module that was saved whole is a pickle."""
-        whole = config.model_loader is None and config.model_file_format != "PyTorch.TorchScript"
-        return [*(["user-scripts"] if config.model_script else []), *(["pickle"] if whole else [])]
+        return needed_consents(config.model_dump())
 
     def info(self, config: PytorchConfig, workflow_dir: Path) -> ModelInfo:
         """See ModelKind.info."""
@@ -116,6 +124,12 @@ class PytorchKind(ModelKind):
         if not any(path.is_file() for path in out.rglob("*")):
             raise ConfigError("the PyTorchModel has neither a script nor files")
         return Model.from_dir("pytorch", out, attributes)
+
+
+def needed_consents(told: Mapping[str, Any]) -> list[str]:
+    """Return what has to be allowed to load a module, by its Config's values or its attributes."""
+    whole = told.get("model_loader") is None and told.get("model_file_format") != "PyTorch.TorchScript"
+    return [*(["user-scripts"] if told.get("model_script") else []), *(["pickle"] if whole else [])]
 
 
 def load_pytorch(model: Model, context: JobContext) -> Any:
@@ -223,8 +237,18 @@ def dummy_inputs(model: Model, module: Any, context: JobContext) -> Any:
 
 def takes_names(module: Any, names: Iterable[str]) -> bool:
     """Whether a module's forward can be called with these names."""
-    parameters = inspect.signature(module.forward).parameters
-    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or all(name in parameters for name in names)
+    own, any_name = forward_names(module)
+    return any_name or all(name in own for name in names)
+
+
+def forward_names(module: Any) -> tuple[list[str], bool]:
+    """Return the names of what a module's forward takes, and whether it takes any others by name."""
+    schema = getattr(module.forward, "schema", None)
+    if schema is not None:  # TorchScript: no Python signature is left
+        return [argument.name for argument in schema.arguments if argument.name != "self"], False
+    parameters = inspect.signature(module.forward).parameters.values()
+    own = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return own, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _called(model: Model, name: str, context: JobContext, argument: Any) -> Any:

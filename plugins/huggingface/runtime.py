@@ -14,9 +14,10 @@ from drupe.core.errors import ConfigError, DrupeError, EvaluationError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.runtimes import GenerateOptions, Result, Runtime, Session
 from drupe.core.scoring import Sequences, right_padded, scored_places
+from drupe.plugins.huggingface.io_config import told_shapes
 from drupe.plugins.huggingface.loading import infer_task, load_model, load_tokenizer, ready_device, torch_dtype
 
-__all__ = ["TransformersRuntime", "TransformersSession", "has_tokenizer"]
+__all__ = ["TransformersRuntime", "TransformersSession", "as_array", "has_tokenizer"]
 
 _READERS: Mapping[str, str] = {"compressed-tensors": "compressed-tensors>=0.19", "torchao": "torchao>=0.18"}
 """Quantization method → what transformers opens such models with, of those that Drupe's passes make."""
@@ -97,7 +98,7 @@ class TransformersSession(Session):
             inputs["use_cache"] = False
         with torch.inference_mode():
             outputs = self._loaded(**inputs, return_dict=True)
-        arrays = {name: _array(value) for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+        arrays = {name: as_array(value) for name, value in outputs.items() if isinstance(value, torch.Tensor)}
         return Result(arrays)
 
     def generate(self, prompt: str | np.ndarray, options: GenerateOptions) -> Result:
@@ -180,9 +181,9 @@ class TransformersSession(Session):
 
     def input_shapes(self) -> Mapping[str, tuple[tuple[int | str, ...], str]]:
         """See Session.input_shapes: as io_config says, else what the tokenizer gives and the model takes."""
-        told = _told_shapes(self._model.attributes.get("io_config"))
-        if told:
-            return told
+        told = self._model.attributes.get("io_config")
+        if isinstance(told, Mapping) and (shapes := told_shapes(told)):
+            return shapes
         if self._tokenizer is not None:
             names = [name for name in self._tokenizer.model_input_names if name in self._parameters]
             return dict.fromkeys(names, (("batch", "sequence"), "int64"))
@@ -217,6 +218,7 @@ def _unscored(length: int) -> dict[str, np.ndarray]:
 
 
 def has_tokenizer(model: Model) -> bool:
+    """Whether a tokenizer lies beside the model."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
     return any((model.folder / name).is_file() for name in names)
 
@@ -230,7 +232,8 @@ def _cache(past: Any) -> Any:
     return cache
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
+    """Return a tensor's numbers; those of less than four bytes with a fraction as float32."""
     if value.is_floating_point() and value.element_size() < 4:
         value = value.float()
     array: np.ndarray = value.detach().cpu().numpy()
@@ -262,16 +265,3 @@ def _pick(logits: Any, options: GenerateOptions, random: Any) -> int:
         beyond = torch.cumsum(ordered, dim=-1) - ordered > options.top_p
         chances[order[beyond]] = 0.0
     return int(torch.multinomial(chances, 1, generator=random))
-
-
-def _told_shapes(io_config: Any) -> dict[str, tuple[tuple[int | str, ...], str]]:
-    if not isinstance(io_config, Mapping) or not io_config.get("input_names") or not io_config.get("input_shapes"):
-        return {}
-    names, shapes = io_config["input_names"], io_config["input_shapes"]
-    types = io_config.get("input_types") or ["float32"] * len(names)
-    axes = io_config.get("dynamic_axes") or {}
-    found: dict[str, tuple[tuple[int | str, ...], str]] = {}
-    for name, shape, kind in zip(names, shapes, types, strict=True):
-        named = {int(axis): str(label) for axis, label in (axes.get(name) or {}).items()}
-        found[name] = (tuple(named.get(axis, size) for axis, size in enumerate(shape)), str(kind))
-    return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
+from drupe.plugins.huggingface.io_config import named_axes
 
 __all__ = ["example_inputs"]
 
@@ -144,11 +145,7 @@ def _told_example(told: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, di
     if not shapes or len(shapes) != len(names):
         raise ConfigError(f"io_config.input_shapes has {len(shapes or ())} shapes for {len(names)} input_names")
     types = told.get("input_types") or ["int64" if "ids" in n or "mask" in n else "float32" for n in names]
-    axes = {
-        name: {int(axis): str(label) for axis, label in found.items()}
-        for name, found in (told.get("dynamic_axes") or {}).items()
-        if name in names
-    }
+    axes = {name: found for name, found in named_axes(told).items() if name in names}
     generator = torch.Generator().manual_seed(0)
     inputs = {}
     for name, shape, kind in zip(names, shapes, types, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError
 from drupe.core.model import Model
+from drupe.plugins.huggingface.io_config import named_axes
 from drupe.plugins.onnx.exporter_errors import exporter_failed
 from drupe.plugins.onnx.graphs import name_axes, name_nodes
 from drupe.plugins.onnx.other_sizes import check_other_sizes
@@ -97,7 +98,8 @@ def export_call(
         found = wrapped(*tensors.values())
     outputs = _output_names(told, len(found))
     numbers = {str(label) for label in told.get("string_to_int_dim_params") or ()}
-    axes = _axes(told, [*tensors, *outputs]) if dynamic else {}
+    there = {*tensors, *outputs}
+    axes = {name: found for name, found in named_axes(told).items() if name in there} if dynamic else {}
     open_axes = {
         name: {axis: label for axis, label in found.items() if label not in numbers} for name, found in axes.items()
     }
@@ -186,22 +188,6 @@ def _output_names(told: Mapping[str, Any], count: int) -> list[str]:
     if not names and count == 1:
         return ["output"]
     return [*names, *(f"output_{i}" for i in range(len(names), count))]
-
-
-def _axes(told: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[int, str]]:
-    """Return input or output → axis → its name: of dynamic_axes, and of dynamic_shapes, where null is a fixed axis."""
-    found: dict[str, dict[int, str]] = {}
-    for key in ("dynamic_axes", "dynamic_shapes"):
-        for name, axes in (told.get(key) or {}).items():
-            if name not in names or not axes:
-                continue
-            places = axes.items() if isinstance(axes, Mapping) else enumerate(axes)
-            for axis, label in places:
-                # A name with its bounds, [name, least, most]: the exporter finds bounds by itself.
-                label = label[0] if isinstance(label, (list, tuple)) and label else label
-                if label is not None:
-                    found.setdefault(str(name), {})[int(axis)] = str(label)
-    return found
 
 
 def by_export(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
+from drupe.plugins.huggingface.io_config import named_axes
 from drupe.plugins.onnx.decoding import PAST, PRESENT
 
 __all__ = ["PastCall", "PastNames", "check_steps", "past_call", "past_names", "stepwise"]
@@ -90,9 +91,9 @@ def _from_names(told: Mapping[str, Any], named: Sequence[re.Match[str]]) -> Past
     if absent:
         raise ConfigError(f"io_config.input_names has past inputs, and none of them is a {absent[0]}")
     fields: dict[str, Any] = {**found, "layers": len({match[1] for match in named})}
-    axes = told.get("dynamic_axes") or {}
-    if own := next((axes[match.string] for match in named if axes.get(match.string)), None):
-        fields["axes"] = {int(axis): str(label) for axis, label in own.items()}
+    axes = named_axes(told)
+    if own := next((axes[match.string] for match in named if match.string in axes), None):
+        fields["axes"] = own
     return PastNames(**fields)
 
 
@@ -176,15 +177,11 @@ def past_call(loaded: Any, names: PastNames, told: Any, *, dynamic: bool, parame
     ]
     axes: dict[str, Mapping[int, str]] = {}
     if dynamic:
-        own = {
-            str(name): {int(axis): str(label) for axis, label in found.items()}
-            for name, found in (told.get("dynamic_axes") or {}).items()
-        }
         steps = {0: _BATCH, 1: _LENGTH}
         axes = {name: {0: _BATCH, 1: _WHOLE} if name == "attention_mask" else steps for name in plain}
         axes |= {name: names.axes for pair in pairs for name in pair}
         axes |= dict.fromkeys(sources, steps) | dict.fromkeys(presents, names.present_axes)
-        axes |= {name: found for name, found in own.items() if name in axes}
+        axes |= {name: found for name, found in named_axes(told).items() if name in axes}
     return PastCall(inputs, pairs, [*sources, *presents], sources, axes)
 
 

@@ -13,6 +13,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.sources import ModelConfig, ModelKind
 from drupe.plugins.huggingface.files import copy_tree
+from drupe.plugins.huggingface.io_config import checked_io_config
 from drupe.plugins.huggingface.loading import infer_task, known_task, read_config
 from drupe.plugins.huggingface.parallel.layout import PATTERN, Layout
 
@@ -31,7 +32,9 @@ class DistributedHfConfig(ModelConfig):
         None, description="What the model is for; by default, its architecture tells."
     )
     load_kwargs: dict[str, Any] = Field(default_factory=dict, description="How to load it: dtype, attn_implementation.")
-    io_config: dict[str, Any] | None = Field(None, description="Names, shapes, types and axes of the inputs.")
+    io_config: Annotated[dict[str, Any] | None, AfterValidator(checked_io_config)] = Field(
+        None, description="Names, shapes, types and axes of the inputs."
+    )
     model_attributes: dict[str, Any] = Field(default_factory=dict, description="Facts for passes to use.")
 
     @field_validator("load_kwargs")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from drupe.core.accelerators import Accelerator
 from drupe.core.errors import ConfigError, EvaluationError
@@ -53,6 +54,8 @@ def test_a_module_answers_under_the_names_of_its_graph(tmp_path: Path) -> None:
     assert found["scaled"].tolist() == [[6.0, 12.0]] and found["total"] == 3.0
     with pytest.raises(EvaluationError, match="takes no input 'y'; it takes: x, scale"):
         session.forward({"y": np.zeros(2)})
+    with pytest.raises(EvaluationError, match="takes its inputs by place, and 'x' is not there"):
+        session.forward({"scale": np.array([2.0])})
 
 
 def test_without_an_io_config_the_module_s_own_names_hold(tmp_path: Path) -> None:
@@ -61,6 +64,38 @@ def test_without_an_io_config_the_module_s_own_names_hold(tmp_path: Path) -> Non
     assert list(found) == ["output", "output_1"]
     with pytest.raises(NotImplementedError):
         session.input_shapes()
+
+
+def test_dynamic_shapes_name_axes_as_well(tmp_path: Path) -> None:
+    shapes = {"pixels": ["batch", None], "scale": None}
+    told = {"input_names": ["pixels", "scale"], "input_shapes": [[1, 2], [1]], "dynamic_shapes": shapes}
+    session = (
+        get_registry().create("drupe_runtimes", "torch").open(imported(tmp_path, io_config=told), Accelerator(), {})
+    )
+    assert session.input_shapes()["pixels"] == (("batch", 2), "float32")
+
+
+@pytest.mark.parametrize("form", ["PyTorch.TorchScript", "PyTorch.ExportedProgram"])
+def test_modules_that_were_saved_without_their_class_are_measured(tmp_path: Path, form: str) -> None:
+    net = torch.nn.Linear(2, 1)
+    path = tmp_path / "net.pt"
+    if form.endswith("TorchScript"):
+        torch.jit.save(torch.jit.script(net), path)
+    else:
+        torch.export.save(torch.export.export(net, (torch.ones(1, 2),)), path)
+    (tmp_path / "s.py").write_text("def told(path):\n    return {'input_names': ['x'], 'output_names': ['y']}\n")
+    values = {"model_path": "net.pt", "model_file_format": form, "model_script": "s.py", "io_config": "told"}
+    kind, runtime = (
+        get_registry().create(*one) for one in (("drupe_model_kinds", "pytorch"), ("drupe_runtimes", "torch"))
+    )
+    context = make_context(tmp_path / "import", allow={"user-scripts", "pickle"})
+    config = PytorchConfig.model_validate(values)
+    model = kind.load(config, {"model": path, "script": tmp_path / "s.py"}, context).at(context.output_dir)
+    assert runtime.consents(model) == kind.consents(config)
+    assert "user-scripts" in runtime.consents(model)
+    x = np.array([[1.0, 2.0]], np.float32)
+    found = runtime.open(model, Accelerator(), {}).forward({"x": x}).outputs["y"]
+    np.testing.assert_allclose(found, net(torch.from_numpy(x)).detach().numpy(), rtol=1e-5)
 
 
 def test_an_option_that_it_has_not_is_refused() -> None:

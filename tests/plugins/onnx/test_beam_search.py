@@ -221,6 +221,8 @@ def test_components_need_their_script_and_names() -> None:
     assert "the name 'encoder_decoder_init' occurs twice" in errors(components=twice, model_script="s.py")
     bare = [{"name": "whole", "component_func": "first_part"}]
     assert "whole tells no example inputs: give dummy_inputs_func" in errors(components=bare, model_script="s.py")
+    misspelt = [{"name": "whole", "io_config": {"input_names": ["x"], "input_shapes": [[1]], "dynamic_axis": {}}}]
+    assert "unknown key 'dynamic_axis'" in errors(components=misspelt, model_script="s.py")
 
 
 def test_a_script_runs_with_consent_only_and_what_it_gives_is_checked(weights: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from drupe.core.model import Model
 from drupe.plugins.huggingface.hf_model import HfConfig, HfKind
 from drupe.plugins.huggingface.loading import load_model
 from drupe.plugins.huggingface.plugin import drupe_model_kinds
+from drupe.plugins.onnx.examples import example_inputs
 from drupe.testing import make_context
 from tests.plugins.onnx.graphs import answers, proto_of, run_pass
 
@@ -48,6 +49,13 @@ def texts(rows: int, length: int, **more: Any) -> dict[str, np.ndarray]:
     ids[:, -1] = 2
     ids[1, -4:], mask[1, -4:], ids[1, -5] = 0, 0, 2
     return {"input_ids": ids, "attention_mask": mask, **more}
+
+
+def test_dynamic_shapes_name_axes_of_hugging_face_models_too() -> None:
+    shapes = {"input_ids": {"0": "batch", "1": ["length", 1, 64]}, "attention_mask": None}
+    told = {"input_names": ["input_ids"], "input_shapes": [[1, 8]], "dynamic_shapes": shapes}
+    inputs, axes = example_inputs(Model("hf", {}, {"io_config": told}), None, ["input_ids"])
+    assert axes == {"input_ids": {0: "batch", 1: "length"}} and inputs["input_ids"].shape == (2, 8)
 
 
 DECODED = np.random.default_rng(1).integers(3, 100, (3, 4))

@@ -46,6 +46,7 @@ def test_ranks_generate_and_score_as_their_source_does(tiny: Model, halves: Mode
         warm = GenerateOptions(max_new_tokens=6, temperature=1.0, seed=3)
         assert ranks.generate("abc", warm).outputs["text"] == source.generate("abc", warm).outputs["text"]
         assert ranks.bytes_by_rank == (182528, 182528)
+        assert ranks.framework == source.framework == "PyTorch"
 
 
 def test_a_wrong_input_leaves_the_session_usable(halves: Model) -> None:
@@ -112,3 +113,5 @@ def test_ranks_are_read_as_an_input_model(halves: Model, tmp_path: Path) -> None
         read(tmp_path / "half")
     with pytest.raises(ValidationError, match="'trust_remote_code' has no meaning for a model on ranks"):
         DistributedHfConfig(model_path="m", load_kwargs={"trust_remote_code": True})
+    with pytest.raises(ValidationError, match=r"unknown key 'input_shape'.*did you mean 'input_shapes'"):
+        DistributedHfConfig(model_path="m", io_config={"input_names": ["input_ids"], "input_shape": [[1, 2]]})
