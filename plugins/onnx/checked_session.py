@@ -35,6 +35,9 @@ def checked_session(proto: Any, tensors: Iterable[Any]) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = torch.get_num_threads()
+    # A few runs on small inputs: weights laid out anew for speed would only take memory and time.
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
