@@ -17,7 +17,7 @@ from drupe.core.passes import Pass
 from drupe.plugins.genai.padding import padding_token
 from drupe.plugins.onnx.decoding import PAST
 from drupe.plugins.onnx.graph_pass import check_loads
-from drupe.plugins.onnx.graphs import companions, graph_paths, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import byte_size, companions, graph_paths, save_graph, scrub_graph
 from drupe.plugins.onnx.inputs import graph_inputs
 from drupe.plugins.onnx.llm_pipeline import GROUPS, read_settings, write_pipeline
 
@@ -116,6 +116,8 @@ class StaticLLM(Pass):
             proto = _without_mask(proto)
         lengths = self._lengths(proto.graph)
         batch, sequence = self._axes(proto.graph)
+        # Saving takes out what is written beside the graph.
+        size = byte_size(proto)
         saved = save_graph(proto, context.output_dir, f"transformer{suffix}.onnx", external=True)
         for group, length in (("context", config.context_length), ("iterator", 1)):
             # The file with the weights is named, not read: both graphs use it.
@@ -123,7 +125,7 @@ class StaticLLM(Pass):
             self._fix(fixed.graph, {batch: config.batch_size, sequence: length})
             written = context.output_dir / f"{group}{suffix}.onnx"
             onnx.save(fixed, str(written))
-            check_loads(self.spec.name, written, proto.ByteSize(), {}, context)
+            check_loads(self.spec.name, written, size, {}, context)
         saved.unlink()
         return lengths
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from drupe.core.context import PassContext
 from drupe.core.errors import PassError
 from drupe.plugins.onnx.calibration import reader
-from drupe.plugins.onnx.graphs import replace_name, save_graph
+from drupe.plugins.onnx.graphs import byte_size, replace_name, save_graph
 from drupe.plugins.onnx.opset import opset_of
 from drupe.plugins.onnx.splitting import inputs_of
 
@@ -37,13 +37,14 @@ def activation_ranges(
     import numpy as np
     from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
 
+    large = byte_size(proto) > 2**30
     path = save_graph(proto, scratch / "calibrated", "model.onnx")
     calibrator = create_calibrator(
         path,
         op_types_to_calibrate=list(op_types),
         augmented_model_path=str(scratch / "calibrated" / "augmented.onnx"),
         calibrate_method=CalibrationMethod.MinMax,
-        use_external_data_format=proto.ByteSize() > 2**30,
+        use_external_data_format=large,
     )
     calibrator.collect_data(reader(batches, context))
     found = calibrator.compute_data()

@@ -19,7 +19,7 @@ from drupe.core.errors import ConfigError
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.graph_pass import GraphPassConfig, check_loads
-from drupe.plugins.onnx.graphs import companions, external_files, graph_paths, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import byte_size, companions, external_files, graph_paths, save_graph, scrub_graph
 
 __all__ = ["InsertBeamSearch", "InsertBeamSearchConfig"]
 
@@ -116,6 +116,8 @@ class InsertBeamSearch(Pass):
         )
         scrub_graph(proto)
         external = any(external_files(path) for path in paths)
+        # Saving takes out what is written beside the graph.
+        size = byte_size(proto)
         path = save_graph(
             proto,
             context.output_dir,
@@ -124,7 +126,7 @@ class InsertBeamSearch(Pass):
             threshold=config.size_threshold,
             attributes=config.convert_attribute,
         )
-        check_loads(name, path, proto.ByteSize(), {}, context)
+        check_loads(name, path, size, {}, context)
         companions(model.folder, context.output_dir)
         gone = ("components", "outputs", "io_config")
         kept = {key: value for key, value in model.attributes.items() if key not in gone}

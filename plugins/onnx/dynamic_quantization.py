@@ -14,6 +14,7 @@ from drupe.core.context import PassContext
 from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_node_names
+from drupe.plugins.onnx.graphs import byte_size
 from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.preprocess import preprocess
 from drupe.plugins.onnx.tensor_overrides import refuse_overrides
@@ -144,7 +145,7 @@ def quantize_dynamically(
         weight_type=QuantType.QInt8 if precision == "int8" else QuantType.QUInt8,
         nodes_to_quantize=list(nodes) if nodes else None,
         nodes_to_exclude=[*(excluded or ()), *sorted(left)],
-        use_external_data_format=proto.ByteSize() > 2**30,
+        use_external_data_format=byte_size(proto) > 2**30,
         # Fused operators of other domains carry no shapes; their tensors are float32.
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, **options},
     )

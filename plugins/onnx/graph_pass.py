@@ -19,7 +19,7 @@ from drupe.core.errors import ConfigError, DrupeError, EvaluationError, PassErro
 from drupe.core.model import Model, ModelInfo
 from drupe.core.passes import Pass
 from drupe.plugins.onnx.extensions import register_extensions
-from drupe.plugins.onnx.graphs import external_files, graph_paths, save_graph, scrub_graph, unknown_operators
+from drupe.plugins.onnx.graphs import byte_size, external_files, graph_paths, save_graph, scrub_graph, unknown_operators
 from drupe.plugins.onnx.plain import read_plain
 
 __all__ = ["GraphPass", "GraphPassConfig", "check_loads", "check_node_names"]
@@ -89,6 +89,8 @@ class GraphPass(Pass):
             self._check_operators(read, model, context)
             proto = self._rewritten(read, plain, model, config, context)
             scrub_graph(proto)
+            # Saving takes out what is written beside the graph.
+            size = byte_size(proto)
             written = save_graph(
                 proto,
                 context.output_dir,
@@ -98,7 +100,6 @@ class GraphPass(Pass):
                 threshold=config.size_threshold,
                 attributes=config.convert_attribute,
             )
-            size = proto.ByteSize()
             del proto
             # What a model's own library brings, whichever it is, is left to it.
             if not model.attributes.get("use_ort_extensions"):

@@ -15,6 +15,7 @@ from drupe.core.model import Model
 from drupe.plugins.onnx.llm_pipeline import pipeline_files
 
 __all__ = [
+    "byte_size",
     "companions",
     "context_files",
     "external_files",
@@ -243,6 +244,21 @@ def label_axes(values: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
             value.type.tensor_type.shape.dim[axis].dim_param = label
 
 
+def byte_size(proto: Any) -> int:
+    """Return how many bytes a graph takes, with those of its weights that do not lie beside it; where that is more than
+    protobuf writes, those of the weights alone. Its own count raises an error there, when it has copied 2 GiB."""
+    from google.protobuf.message import EncodeError
+    from onnx.external_data_helper import _get_all_tensors
+
+    weights = sum(len(tensor.raw_data) for tensor in _get_all_tensors(proto))
+    if weights > _LARGEST:
+        return weights
+    try:
+        return int(proto.ByteSize())
+    except EncodeError:
+        return max(weights, _LARGEST + 1)
+
+
 def save_graph(
     proto: Any,
     folder: Path,
@@ -262,7 +278,7 @@ def save_graph(
 
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    if external or proto.ByteSize() > _LARGEST:
+    if external or byte_size(proto) > _LARGEST:
         onnx.save_model(
             proto,
             str(path),

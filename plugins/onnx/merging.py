@@ -12,7 +12,15 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.decoding import PAST, USE_CACHE
 from drupe.plugins.onnx.graph_pass import GraphPass, GraphPassConfig, check_loads
-from drupe.plugins.onnx.graphs import companions, external_files, graph_paths, inner_graphs, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import (
+    byte_size,
+    companions,
+    external_files,
+    graph_paths,
+    inner_graphs,
+    save_graph,
+    scrub_graph,
+)
 from drupe.plugins.onnx.joining import content_of, same_functions, same_opsets
 
 __all__ = ["OptimumMerging", "OptimumMergingConfig", "merged"]
@@ -74,6 +82,8 @@ class OptimumMerging(GraphPass):
         proto = merged(self.spec.name, graphs[first], graphs[with_past])
         scrub_graph(proto)
         external = config.save_as_external_data or any(external_files(path) for path in paths)
+        # Saving takes out what is written beside the graph.
+        size = byte_size(proto)
         written = save_graph(
             proto,
             context.output_dir,
@@ -82,7 +92,6 @@ class OptimumMerging(GraphPass):
             data_name=config.external_data_name,
             threshold=config.size_threshold,
         )
-        size = proto.ByteSize()
         del graphs, proto
         check_loads(self.spec.name, written, size, model.attributes, context)
         companions(model.folder, context.output_dir)

@@ -15,7 +15,15 @@ from drupe.core.passes import Pass
 from drupe.plugins.onnx.distributed import PATTERN
 from drupe.plugins.onnx.experts import find_mixtures, kept_experts
 from drupe.plugins.onnx.graph_pass import GraphPassConfig
-from drupe.plugins.onnx.graphs import companions, external_files, graph_paths, name_all_nodes, save_graph, scrub_graph
+from drupe.plugins.onnx.graphs import (
+    byte_size,
+    companions,
+    external_files,
+    graph_paths,
+    name_all_nodes,
+    save_graph,
+    scrub_graph,
+)
 from drupe.plugins.onnx.ranks import joined_ranks
 from drupe.plugins.onnx.same_answers import largest_difference
 
@@ -74,7 +82,7 @@ class MoEExpertsDistributor(Pass):
             raise PassError(f"{name}: layers have {sorted(counts)} experts; expected one number in all")
         spans = _spans(counts.pop(), config.world_size)
         external = config.save_as_external_data or bool(external_files(path))
-        small = proto.ByteSize() <= _CHECKED
+        small = byte_size(proto) <= _CHECKED
         ranked = []
         for rank, (first, count) in enumerate(spans):
             context.progress(rank, len(spans), f"writing rank {rank}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from drupe.core.errors import ConfigError, PassError
 from drupe.plugins.huggingface.io_config import named_axes
+from drupe.plugins.onnx.checked_session import checked_session
 from drupe.plugins.onnx.decoding import PAST, PRESENT
 
 __all__ = ["PastCall", "PastNames", "check_steps", "past_call", "past_names", "stepwise"]
@@ -26,8 +27,6 @@ _SIZES = ("batch_size", "past_sequence_length")
 _TOLD_BY_MODEL = ("num_hidden_layers", "num_attention_heads", "hidden_size", "dtype")
 _ONLY: Mapping[str, Any] = {"world_size": 1, "shared_kv": False, "sequence_length_idx": 2}
 """Settings of kv_cache that have one value here, and which."""
-_CHECKED = 1 << 30
-"""Graphs up to so many bytes are run as a check."""
 _NEAR = 1e-3
 """How far a graph's outputs may be off, as a share of the largest."""
 _OTHER = "try use_dynamo_exporter the other way, or another target_opset"
@@ -247,28 +246,20 @@ def check_steps(proto: Any, wrapped: Any, call: PastCall) -> None:
     """Raise PassError where a graph gives something else than the model at lengths that the example does not have: a
     first step, from nothing, and a later one. An exporter may have taken a length of the example for a constant.
 
-    Does nothing without onnxruntime, for weights that are not float32, or where axes are fixed.
+    Does nothing where axes are fixed, or the graph can't be run here (see checked_session).
     """
-    import importlib.util
-
     import torch
 
-    first = next(iter(call.inputs.values()))
-    floats = {value.dtype for value in call.inputs.values() if value.is_floating_point()}
     pasts = {name for pair in call.pairs for name in pair}
     free = all({0, 2 if name in pasts else 1} <= set(call.axes.get(name, {})) for name in call.inputs)
-    here = importlib.util.find_spec("onnxruntime") is not None and first.device.type == "cpu"
-    if not free or not here or floats != {torch.float32} or proto.ByteSize() > _CHECKED:
+    if not free:
         return
-    import onnxruntime as ort
-
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    settings.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise PassError(f"OnnxConversion made a graph that ONNX Runtime can't load: {error}") from error
+        session = checked_session(proto, call.inputs.values())
+    except ValueError as error:
+        raise PassError(f"OnnxConversion made a graph that ONNX Runtime can't load: {error}; {_OTHER}") from error
+    if session is None:
+        return
     generator = torch.Generator().manual_seed(1)
     for batch, past, length in ((1, 0, 4), (3, 7, 1)):
         step: dict[str, Any] = {}

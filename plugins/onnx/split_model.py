@@ -23,7 +23,7 @@ from drupe.plugins.onnx.graphs import (
     scrub_graph,
 )
 from drupe.plugins.onnx.llm_pipeline import pipeline_groups, read_settings, write_pipeline
-from drupe.plugins.onnx.plain import read_plain
+from drupe.plugins.onnx.plain import make_plain
 
 __all__ = ["ComposeOnnxModels", "SplitModel"]
 
@@ -75,12 +75,15 @@ class SplitModel(_Written):
 
     def run(self, model: Model, config: Any, context: PassContext) -> Model:
         """Write split_0/model.onnx, split_1/model.onnx, …"""
+        import onnx
+
         from drupe.plugins.onnx.splitting import assign_nodes, pieces
 
         paths = graph_paths(model)
         if len(paths) != 1:
             raise ConfigError(f"{self.spec.name} splits one graph; the model has {len(paths)}")
-        proto, _ = read_plain(paths[0], context.output_dir.parent)
+        proto = onnx.load(str(paths[0]))
+        make_plain(proto)
         external = bool(external_files(paths[0]))
         places = assign_nodes(self.spec.name, proto.graph, model.attributes["split_assignments"])
         outputs = [value.name for value in proto.graph.output]

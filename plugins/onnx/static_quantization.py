@@ -15,6 +15,7 @@ from drupe.core.errors import ConfigError, PassError
 from drupe.core.model import Model, ModelInfo
 from drupe.plugins.onnx.calibration import CalibrationConfig, calibration_batches, reader
 from drupe.plugins.onnx.graph_pass import GraphPass, check_node_names
+from drupe.plugins.onnx.graphs import byte_size
 from drupe.plugins.onnx.idle import absent_operators, tell_idle
 from drupe.plugins.onnx.index_arithmetic import index_arithmetic
 from drupe.plugins.onnx.masking import masking
@@ -217,7 +218,7 @@ def quantize_statically(
             weight_type=_quant_type(QuantType, config.precision),
             nodes_to_quantize=config.nodes_to_quantize,
             nodes_to_exclude=[*(config.nodes_to_exclude or ()), *excluded],
-            use_external_data_format=proto.ByteSize() > 2**30,
+            use_external_data_format=byte_size(proto) > 2**30,
             calibrate_method=CalibrationMethod[config.calibrate_method],
             calibration_providers=config.calibration_providers,
             extra_options=options,

@@ -247,8 +247,9 @@ class OrtTransformersOptimization(GraphPass):
                     f"{self.spec.name}: onnxruntime's fusions lose the inputs {', '.join(lost)}; set only_onnxruntime"
                 )
         kinds = {node.op_type for node in result.graph.node}
+        made = made_of(result)
         for name, kind in GPU_ONLY.items() if cpu else ():
-            if kind in made_of(result):
+            if kind in made:
                 raise PassError(no_kernel(self.spec.name, name, kind, context.accelerator))
         if not only and not heads and "Softmax" in kinds and not any("Attention" in kind for kind in kinds):
             context.log.warning(

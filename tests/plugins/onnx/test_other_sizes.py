@@ -36,6 +36,13 @@ class Plain(torch.nn.Module):
     def forward(self, x):
         return x.cumsum(1) / x.shape[1]
 
+class Drawing(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+def drawing(path):
+    return Drawing()
+
 def recurrent(path):
     return Recurrent()
 
@@ -47,10 +54,10 @@ def plain(path):
 """
 
 
-def traced(folder: Path, loader: str, **config: Any) -> Model:
+def traced(folder: Path, loader: str, shape: tuple[int, ...] = (2, 6, 4), **config: Any) -> Model:
     (folder / "s.py").write_text(SCRIPT)
     context = make_context(folder / "import", accelerator=CPU, allow={"user-scripts"})
-    told = {"input_names": ["x"], "input_shapes": [[2, 6, 4]], "dynamic_axes": {"x": {"0": "batch", "1": "sequence"}}}
+    told = {"input_names": ["x"], "input_shapes": [list(shape)], "dynamic_axes": {"x": {"0": "batch", "1": "sequence"}}}
     read = PytorchConfig.model_validate({"model_script": "s.py", "model_loader": loader, "io_config": told})
     kind = get_registry().create("drupe_model_kinds", "pytorch")
     model = kind.load(read, {"script": folder / "s.py"}, context).at(context.output_dir)
@@ -75,6 +82,17 @@ def test_what_holds_for_all_sizes_is_exported(tmp_path: Path) -> None:
     made = traced(tmp_path, "plain")
     x = np.random.default_rng(0).random((1, 9, 4), np.float32)
     np.testing.assert_allclose(answers(made, {"x": x})[0], x.cumsum(1) / 9, rtol=1e-5)
+
+
+def test_a_module_that_draws_numbers_is_exported(tmp_path: Path) -> None:
+    made = traced(tmp_path, "drawing")
+    x = np.zeros((1, 9, 4), np.float32)
+    assert answers(made, {"x": x})[0].shape == x.shape
+
+
+def test_a_long_example_is_checked_with_a_shorter_input(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match=r"holds for the example's sizes only.*x \[2, 151, 4\]"):
+        traced(tmp_path, "recurrent", shape=(8, 300, 4))
 
 
 @pytest.mark.slow
